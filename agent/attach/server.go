@@ -1,0 +1,176 @@
+// Package attach answers the plugin: it is the gRPC server on the node's attach
+// socket. For each ADD it looks the pod up, decides, has a proxy started, hands
+// the plugin its Spec, and commits when the rules are in place; a stream that
+// breaks before takes the proxy down again.
+//
+// It holds no state of its own: attachments are launch's, decisions decide's.
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/weirmesh/weir/agent/attachpb"
+	"github.com/weirmesh/weir/agent/decide"
+	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/model"
+)
+
+// Pods finds a pod and its namespace.
+type Pods interface {
+	WaitPod(ctx context.Context, namespace, name, uid string) (model.Pod, model.Namespace, error)
+}
+
+// Server implements attachpb.AttachServer.
+type Server struct {
+	attachpb.UnimplementedAttachServer
+
+	Pods    Pods
+	Decide  decide.Options
+	Proxies *launch.Manager
+	Version string
+	// Event tells the pod's owner; it may be nil.
+	Event func(pod model.Pod, eventType, reason, message string)
+	Log   *slog.Logger
+}
+
+// addTimeout bounds one ADD on this side; the plugin has a bound of its own.
+const addTimeout = 30 * time.Second
+
+// Add is one attachment, from Begin to Committed.
+func (s *Server) Add(stream grpc.BidiStreamingServer[attachpb.AddRequest, attachpb.AddReply]) error {
+	ctx, cancel := context.WithTimeout(stream.Context(), addTimeout)
+	defer cancel()
+	msg, err := stream.Recv()
+	if err != nil {
+		return err
+	}
+	begin := msg.GetBegin()
+	if begin == nil {
+		return errors.New("attach: the stream must start with Begin")
+	}
+	log := s.Log.With("pod", begin.GetPodNamespace()+"/"+begin.GetPodName(), "container", begin.GetContainerId())
+
+	pod, dec, err := s.decision(ctx, begin)
+	if err != nil {
+		return s.refuse(stream, log, pod, err)
+	}
+	if !dec.Captured {
+		log.Info("pod not captured", "reason", dec.Reason)
+		return stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Skip{Skip: &attachpb.Skip{Reason: dec.Reason}}})
+	}
+
+	started := time.Now()
+	a, err := s.start(ctx, begin, dec)
+	if err != nil {
+		return s.refuse(stream, log, pod, err)
+	}
+	ready := time.Since(started)
+	applied, err := s.finish(stream, a)
+	if err != nil {
+		s.Proxies.End(begin.GetContainerId(), begin.GetIfname())
+		log.Warn("attachment undone: the plugin did not finish", "error", err)
+		return err
+	}
+	log.Info("pod captured", "reason", dec.Reason, "addresses", begin.GetAddresses(), "proxy_uid", a.ProxyUID,
+		"proxy_ms", ms(ready), "backend", applied.GetBackend(), "rules_ms", float64(applied.GetTookMicros())/1000, "total_ms", ms(time.Since(started)))
+	return nil
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// decision finds the pod and decides. The pod is returned as far as it is known.
+func (s *Server) decision(ctx context.Context, begin *attachpb.Begin) (model.Pod, decide.Decision, error) {
+	pod, ns, err := s.Pods.WaitPod(ctx, begin.GetPodNamespace(), begin.GetPodName(), begin.GetPodUid())
+	if err != nil {
+		return model.Pod{}, decide.Decision{}, err
+	}
+	dec, err := decide.Capture(pod, ns, s.Decide)
+	return pod, dec, err
+}
+
+// start has the pod's proxy started, ready when it returns.
+func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.Decision) (launch.Attachment, error) {
+	req := launch.Request{
+		ContainerID:  begin.GetContainerId(),
+		IfName:       begin.GetIfname(),
+		Netns:        begin.GetNetns(),
+		PodNamespace: begin.GetPodNamespace(),
+		PodName:      begin.GetPodName(),
+		PodUID:       begin.GetPodUid(),
+		Spec:         dec.Spec,
+	}
+	for _, text := range begin.GetAddresses() {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return launch.Attachment{}, attachpb.BadArgs.Fail("address %q of prevResult: %v", text, err)
+		}
+		req.Addresses = append(req.Addresses, addr)
+	}
+	a, err := s.Proxies.Start(ctx, req)
+	var wrong *launch.NamespaceError
+	switch {
+	case errors.As(err, &wrong):
+		return launch.Attachment{}, attachpb.WrongNamespace.Fail("%v", err)
+	case err != nil:
+		return launch.Attachment{}, attachpb.ProxyFailed.Fail("%v", err)
+	}
+	return a, nil
+}
+
+// finish hands the Spec over, waits until it is applied, and commits.
+func (s *Server) finish(stream grpc.BidiStreamingServer[attachpb.AddRequest, attachpb.AddReply], a launch.Attachment) (*attachpb.Applied, error) {
+	err := stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Spec{Spec: attachpb.FromSpec(a.Spec)}})
+	if err != nil {
+		return nil, err
+	}
+	msg, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	if msg.GetApplied() == nil {
+		return nil, errors.New("attach: Applied was due")
+	}
+	if err := s.Proxies.Commit(a.ContainerID); err != nil {
+		return nil, fmt.Errorf("attach: %w", err)
+	}
+	// A plugin that does not get to read this fails its ADD, and the runtime's DEL
+	// ends the attachment.
+	return msg.GetApplied(), stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Committed{Committed: &attachpb.Committed{}}})
+}
+
+// refuse answers with an error that has a code, and tells the pod's owner.
+func (s *Server) refuse(stream grpc.BidiStreamingServer[attachpb.AddRequest, attachpb.AddReply], log *slog.Logger, pod model.Pod, cause error) error {
+	var failure *attachpb.Failure
+	if !errors.As(cause, &failure) {
+		failure = attachpb.ProxyFailed.Fail("%v", cause)
+	}
+	log.Warn("attachment refused", "error", failure)
+	if s.Event != nil && pod.Name != "" {
+		reason := "CaptureFailed"
+		if failure.Code.ID == attachpb.InvalidRequest.ID {
+			reason = "InvalidAnnotation"
+		}
+		s.Event(pod, "Warning", reason, failure.Error())
+	}
+	return stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Refused{
+		Refused: &attachpb.Refused{Code: failure.Code.ID, Message: failure.Error()},
+	}})
+}
+
+// Del ends an attachment.
+func (s *Server) Del(_ context.Context, req *attachpb.DelRequest) (*attachpb.DelReply, error) {
+	s.Proxies.End(req.GetContainerId(), req.GetIfname())
+	return &attachpb.DelReply{}, nil
+}
+
+// Status answers: whoever can ask can ADD.
+func (s *Server) Status(context.Context, *attachpb.StatusRequest) (*attachpb.StatusReply, error) {
+	return &attachpb.StatusReply{Version: s.Version}, nil
+}

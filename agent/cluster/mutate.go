@@ -1,0 +1,197 @@
+package cluster
+
+import (
+	"maps"
+
+	"github.com/weirmesh/weir/agent/model"
+)
+
+// set puts v at k and reports whether that changed anything.
+func set[K comparable, V any](m map[K]V, k K, v V) bool {
+	if old, ok := m[k]; ok && same(old, v) {
+		return false
+	}
+	m[k] = v
+	return true
+}
+
+// drop removes k and reports whether it was there.
+func drop[K comparable, V any](m map[K]V, k K) bool {
+	_, ok := m[k]
+	delete(m, k)
+	return ok
+}
+
+// wake ends the wait of those in WaitPod. The lock must be held.
+func (s *Store) wake() {
+	if s.waiters != nil {
+		close(s.waiters)
+		s.waiters = nil
+	}
+}
+
+func (s *Store) setPod(p model.Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if set(s.view.pods, key{p.Namespace, p.Name}, p) {
+		s.wake()
+		s.signal()
+	}
+}
+
+func (s *Store) dropPod(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if drop(s.view.pods, k) {
+		s.signal()
+	}
+}
+
+func (s *Store) replacePods(pods map[key]model.Pod) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !same(s.view.pods, pods) {
+		s.view.pods = pods
+		s.wake()
+		s.signal()
+	}
+}
+
+func (s *Store) setNamespace(n model.Namespace) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if set(s.view.namespaces, n.Name, n) {
+		s.wake()
+		s.signal()
+	}
+}
+
+func (s *Store) dropNamespace(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if drop(s.view.namespaces, k.name) {
+		s.signal()
+	}
+}
+
+func (s *Store) replaceNamespaces(namespaces map[string]model.Namespace) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !same(s.view.namespaces, namespaces) {
+		s.view.namespaces = namespaces
+		s.wake()
+		s.signal()
+	}
+}
+
+func (s *Store) setService(svc model.Service) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := key{svc.Namespace, svc.Name}
+	if same(s.view.services[k], svc) {
+		return
+	}
+	s.unindexService(k)
+	s.view.services[k] = svc
+	s.indexService(k)
+	s.signal()
+}
+
+func (s *Store) dropService(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unindexService(k)
+	if drop(s.view.services, k) {
+		s.signal()
+	}
+}
+
+func (s *Store) replaceServices(services map[key]model.Service) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if same(s.view.services, services) {
+		return
+	}
+	s.view.services = services
+	clear(s.byClusterIP)
+	for k := range services {
+		s.indexService(k)
+	}
+	s.signal()
+}
+
+func (s *Store) indexService(k key) {
+	for _, ip := range s.view.services[k].ClusterIPs {
+		s.byClusterIP[ip] = k
+	}
+}
+
+// unindexService leaves alone an address that is another Service's by now.
+func (s *Store) unindexService(k key) {
+	for _, ip := range s.view.services[k].ClusterIPs {
+		if s.byClusterIP[ip] == k {
+			delete(s.byClusterIP, ip)
+		}
+	}
+}
+
+func (s *Store) setSlice(slice model.EndpointSlice) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := key{slice.Namespace, slice.Name}
+	if same(s.view.slices[k], slice) {
+		return
+	}
+	s.unindexSlice(k) // its label may name another Service now
+	s.view.slices[k] = slice
+	s.indexSlice(k)
+	s.signal()
+}
+
+func (s *Store) dropSlice(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unindexSlice(k)
+	if drop(s.view.slices, k) {
+		s.signal()
+	}
+}
+
+func (s *Store) replaceSlices(slices map[key]model.EndpointSlice) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if same(s.view.slices, slices) {
+		return
+	}
+	s.view.slices = slices
+	clear(s.byService)
+	for k := range slices {
+		s.indexSlice(k)
+	}
+	s.signal()
+}
+
+func (s *Store) indexSlice(k key) {
+	svc := key{k.namespace, s.view.slices[k].Service}
+	if s.byService[svc] == nil {
+		s.byService[svc] = map[key]struct{}{}
+	}
+	s.byService[svc][k] = struct{}{}
+}
+
+func (s *Store) unindexSlice(k key) {
+	svc := key{k.namespace, s.view.slices[k].Service}
+	delete(s.byService[svc], k)
+	if len(s.byService[svc]) == 0 {
+		delete(s.byService, svc)
+	}
+}
+
+// replace swaps the whole view. Readers of one kind see it before readers of
+// another: none reads two kinds that must agree.
+func (s *Store) replace(v view) {
+	s.replaceServices(maps.Clone(v.services))
+	s.replaceSlices(maps.Clone(v.slices))
+	s.replaceNamespaces(maps.Clone(v.namespaces))
+	s.replacePods(maps.Clone(v.pods))
+}

@@ -1,0 +1,147 @@
+// Package cluster is the agent's view of the cluster: one Store in memory, filled
+// by one source, read by everything that decides.
+//
+// A source is an API server (RunAPI: one watch per kind, pods of this node only)
+// or a directory of the same YAML (RunDir). Either cuts objects down to model
+// values on their way in; Kubernetes' own types do not leave this package, which
+// also writes events back (Recorder). The Store answers what a pod is (WaitPod)
+// and what a destination is (Destination, by way of decide), and says that
+// something changed (Changed), not what: readers look again.
+//
+// The Store holds the last good view for as long as its source is away. It makes
+// no decisions of its own and writes nothing but events to the cluster.
+package cluster
+
+import (
+	"context"
+	"net/netip"
+	"reflect"
+	"sync"
+
+	"github.com/weirmesh/weir/agent/decide"
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// key names a namespaced object.
+type key struct{ namespace, name string }
+
+// view is everything a source knows at one time.
+type view struct {
+	pods       map[key]model.Pod
+	namespaces map[string]model.Namespace
+	services   map[key]model.Service
+	slices     map[key]model.EndpointSlice
+}
+
+func newView() view {
+	return view{
+		pods:       map[key]model.Pod{},
+		namespaces: map[string]model.Namespace{},
+		services:   map[key]model.Service{},
+		slices:     map[key]model.EndpointSlice{},
+	}
+}
+
+// lookupFunc asks past the cache for one pod and its namespace.
+type lookupFunc func(ctx context.Context, namespace, name string) (model.Pod, model.Namespace, error)
+
+// Store is the view of the cluster in memory. Its methods are safe for use by
+// many goroutines; it has one source. Use NewStore.
+type Store struct {
+	changed chan struct{} // see Changed
+	synced  chan struct{} // closed by markSynced
+	once    sync.Once
+
+	mu   sync.RWMutex
+	view view
+	// Indexes of view, kept with it.
+	byClusterIP map[netip.Addr]key                        // → service
+	byService   map[key]map[key]struct{}                  // service → its slices
+	waiters     chan struct{}                             // closed when pods or namespaces change; nil if nobody waits
+	lookup      lookupFunc                                // nil if there is no API server to ask
+	noNamespace func(name string) (model.Namespace, bool) // what a namespace is that has no object
+}
+
+// NewStore makes an empty Store for RunAPI or RunDir to fill.
+func NewStore() *Store {
+	return &Store{
+		changed:     make(chan struct{}, 1),
+		synced:      make(chan struct{}),
+		view:        newView(),
+		byClusterIP: map[netip.Addr]key{},
+		byService:   map[key]map[key]struct{}{},
+		noNamespace: func(string) (model.Namespace, bool) { return model.Namespace{}, false },
+	}
+}
+
+// Changed receives after changes: at least once after the last one, and not once
+// for each. It is for a single consumer.
+func (s *Store) Changed() <-chan struct{} { return s.changed }
+
+// WaitSynced returns once the source has delivered its first full view. Its only
+// error is ctx's.
+func (s *Store) WaitSynced(ctx context.Context) error {
+	select {
+	case <-s.synced:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Synced reports whether WaitSynced would return at once.
+func (s *Store) Synced() bool {
+	select {
+	case <-s.synced:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Store) markSynced() {
+	s.once.Do(func() { close(s.synced) })
+	s.signal()
+}
+
+func (s *Store) signal() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Pods lists the pods of this node (of a directory: all its pods), in no order.
+// Until WaitSynced returns the list is not complete, and a pod that WaitPod got
+// from the API server itself may be in it only later.
+func (s *Store) Pods() []model.Pod {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	pods := make([]model.Pod, 0, len(s.view.pods))
+	for _, p := range s.view.pods {
+		pods = append(pods, p)
+	}
+	return pods
+}
+
+// Destination says what a connection to addr stands for: the ready endpoints of
+// a Service if addr is a TCP port at one of its ClusterIPs, else the zero
+// Destination.
+func (s *Store) Destination(addr netip.AddrPort) route.Destination {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	svc, ok := s.byClusterIP[addr.Addr().Unmap()]
+	if !ok {
+		return route.Destination{}
+	}
+	slices := make([]model.EndpointSlice, 0, len(s.byService[svc]))
+	for k := range s.byService[svc] {
+		slices = append(slices, s.view.slices[k])
+	}
+	return decide.Destination(s.view.services[svc], slices, addr)
+}
+
+// same reports whether an update changes nothing: most of those to pods are to
+// fields the model leaves out.
+func same[T any](a, b T) bool { return reflect.DeepEqual(a, b) }

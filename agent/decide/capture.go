@@ -1,0 +1,119 @@
+// Package decide turns what the agent knows of the cluster into what it tells
+// plugins and proxies: whether a pod is captured and which of its traffic, and
+// what a destination address stands for.
+//
+// Everything here is a pure function of model values and Options: no clock, no
+// network, no cache, and nothing that depends on whether the model came from an
+// API server or from a directory. It does not say how traffic is captured (that
+// is plugin/capture) nor picks an endpoint (proxy/balance).
+package decide
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/weirmesh/weir/agent/attachpb"
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/plugin/capture"
+)
+
+// CaptureLabel, on a pod or else on its namespace, says whether the pod is
+// captured: Enabled or Disabled.
+const (
+	CaptureLabel = model.Prefix + "capture"
+	Enabled      = "enabled"
+	Disabled     = "disabled"
+)
+
+// Decision says whether a pod is captured, and why.
+type Decision struct {
+	Captured bool
+	Reason   string // one clause, for logs and events
+	// Warning is set when the pod asks for what it does not get although nothing
+	// fails: worth an event on the pod.
+	Warning string
+	// Spec has only the traffic fields set; the proxy's ports and the bypass are
+	// the node's to fill in. The zero Spec captures all TCP.
+	Spec capture.Spec
+}
+
+// Capture decides on one pod. In order of weight: an exempt namespace, the host's
+// network and, if so configured, a static pod are never captured; then the pod's
+// label counts, then the namespace's; without a label a pod is not captured.
+//
+// Errors are *attachpb.Failure: InvalidRequest for a label or annotation that
+// means nothing, Unsupported for a runtime class that cannot be captured. The
+// annotations of a pod that is not captured are not looked at.
+func Capture(pod model.Pod, ns model.Namespace, opts Options) (Decision, error) {
+	if reason, exempt := exemption(pod, opts); exempt {
+		return Decision{Reason: reason, Warning: ignored(pod, ns, reason)}, nil
+	}
+	enabled, reason, err := wanted(pod, ns)
+	if err != nil {
+		return Decision{}, err
+	}
+	if !enabled {
+		return Decision{Reason: reason}, nil
+	}
+	if pod.RuntimeClass != "" && !slices.Contains(opts.AllowRuntimeClasses, pod.RuntimeClass) {
+		return Decision{}, attachpb.Unsupported.Fail(
+			"pod %s has runtimeClassName %q, whose traffic may never meet the capture rules; allowRuntimeClasses lists those that are fine",
+			pod.ID(), pod.RuntimeClass)
+	}
+	spec, err := traffic(pod, opts)
+	if err != nil {
+		return Decision{}, err
+	}
+	return Decision{Captured: true, Reason: reason, Spec: spec}, nil
+}
+
+// exemption says why no label can have this pod captured.
+func exemption(pod model.Pod, opts Options) (string, bool) {
+	switch {
+	case slices.Contains(opts.ExemptNamespaces, pod.Namespace):
+		return fmt.Sprintf("namespace %s is exempt", pod.Namespace), true
+	case pod.HostNetwork:
+		return "the pod is on the host's network", true
+	case pod.Static() && opts.ExemptStaticPods:
+		return "static pods are exempt", true
+	}
+	return "", false
+}
+
+// ignored is the warning for a label that an exemption overrules. A namespace's
+// label says nothing about its pods that are on the host's network or static.
+func ignored(pod model.Pod, ns model.Namespace, reason string) string {
+	if v, ok := pod.Labels[CaptureLabel]; ok && v != Disabled {
+		return fmt.Sprintf("label %s=%s on the pod has no effect: %s", CaptureLabel, v, reason)
+	}
+	if pod.HostNetwork || pod.Static() {
+		return ""
+	}
+	if v, ok := ns.Labels[CaptureLabel]; ok && v != Disabled {
+		return fmt.Sprintf("label %s=%s on namespace %s has no effect: %s", CaptureLabel, v, pod.Namespace, reason)
+	}
+	return ""
+}
+
+// wanted reads the label that counts: the pod's if it has one, else the
+// namespace's.
+func wanted(pod model.Pod, ns model.Namespace) (bool, string, error) {
+	value, ok := pod.Labels[CaptureLabel]
+	where := "pod " + pod.ID()
+	if !ok {
+		value, ok = ns.Labels[CaptureLabel]
+		where = "namespace " + pod.Namespace
+	}
+	if !ok {
+		return false, fmt.Sprintf("neither pod nor namespace has the label %s", CaptureLabel), nil
+	}
+	reason := fmt.Sprintf("label %s=%s on %s", CaptureLabel, value, where)
+	switch value {
+	case Enabled:
+		return true, reason, nil
+	case Disabled:
+		return false, reason, nil
+	}
+	return false, "", attachpb.InvalidRequest.Fail("label %s on %s is %q, which is neither %q nor %q",
+		CaptureLabel, where, value, Enabled, Disabled)
+}

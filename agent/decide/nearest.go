@@ -1,0 +1,48 @@
+package decide
+
+// maxTypos is how far a known annotation may be from what was written to be
+// worth suggesting.
+const maxTypos = 3
+
+// nearest finds the known annotation closest to name, or "" if none is close.
+// Names are without prefix.
+func nearest(name string) string {
+	best, bestDistance := "", maxTypos+1
+	consider := func(known string) {
+		if d := distance(name, known); d < bestDistance {
+			best, bestDistance = known, d
+		}
+	}
+	for _, a := range annotations {
+		consider(a.name)
+	}
+	for _, known := range unsupported {
+		// A short name is near to everything that is short.
+		if len(known) > 2*maxTypos {
+			consider(known)
+		}
+	}
+	return best
+}
+
+// distance counts the bytes to insert, drop or replace to get from a to b
+// (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strings"
+)
+
+// flags are the agent's command line.
+type flags struct {
+	manifests    string
+	kubeconfig   string
+	nodeName     string
+	runDir       string
+	netnsDir     string
+	cgroupRoot   string
+	cgroupParent string
+	cgroupNS     string
+	proxy        string
+	proxyDir     string
+	plugin       string
+	meshRanges   prefixes
+	exempt       names
+	exemptStatic bool
+	runtimes     names
+	uidBase      uint
+	accessLog    string
+	version      bool
+}
+
+func parseFlags(args []string, stderr io.Writer) (flags, error) {
+	f := flags{
+		meshRanges: prefixes{ // private and shared address space: RFC 1918, 6598, 4193
+			netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+			netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
+		},
+		exempt: names{"kube-system", "weir-system"},
+	}
+	fs := flag.NewFlagSet("weir-agent", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.Usage = func() {
+		fmt.Fprint(stderr, "weir-agent decides which pods of this node are captured, and ships and supervises their proxies.\n\n"+
+			"  weir-agent [flags]              serve\n  weir-agent ready [--run-dir D]  exit 0 if the agent serves\n\n")
+		fs.PrintDefaults()
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = ""
+	}
+	fs.StringVar(&f.manifests, "manifests", "", "`folder` of Kubernetes YAML to read instead of an API server (standalone mode)")
+	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` to reach the API server with; empty: the pod's service account")
+	fs.StringVar(&f.nodeName, "node-name", host, "this node's `name` in the cluster")
+	fs.StringVar(&f.runDir, "run-dir", "/run/weir", "`folder` of sockets and state, on a tmpfs of the host")
+	fs.StringVar(&f.netnsDir, "netns-dir", "/run/netns", "`folder` where the host's /run/netns is seen")
+	fs.StringVar(&f.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "`folder` where the host's /sys/fs/cgroup is seen")
+	fs.StringVar(&f.cgroupParent, "cgroup-parent", "weir", "`cgroup` of all proxies of this node, relative to the root of each hierarchy")
+	fs.StringVar(&f.cgroupNS, "host-cgroup-ns", "/proc/1/ns/cgroup", "cgroup namespace the container runtime runs in, a `file`")
+	fs.StringVar(&f.proxy, "proxy", "/weir-proxy", "weir-proxy, a `file`")
+	fs.StringVar(&f.proxyDir, "proxy-dir", "/opt/weir/bin", "`folder` of the host to run weir-proxy from; empty: run it where it is")
+	fs.StringVar(&f.plugin, "plugin", "/weir-cni", "weir-cni, a `file`: puts rules into namespaces for the test at start")
+	fs.Var(&f.meshRanges, "mesh-ranges", "`CIDRs` of Services and pods, separated by commas: a proxy asks the agent for an address in them before it connects")
+	fs.Var(&f.exempt, "exempt-namespaces", "`namespaces` never captured, separated by commas")
+	fs.BoolVar(&f.exemptStatic, "exempt-static-pods", false, "never capture static pods")
+	fs.Var(&f.runtimes, "allow-runtime-classes", "runtimeClassName `values` whose pods keep their traffic in the namespace's own stack, separated by commas; others are refused")
+	fs.UintVar(&f.uidBase, "uid-base", 1879048192, "proxies run as this `uid` and those above")
+	fs.StringVar(&f.accessLog, "access-log", "-", "`file` for access log lines; -: standard output")
+	fs.BoolVar(&f.version, "version", false, "print the version and exit")
+	if err := fs.Parse(args); err != nil {
+		return flags{}, err
+	}
+	switch {
+	case fs.NArg() > 0:
+		return flags{}, fmt.Errorf("unexpected argument %q; weir-agent -h lists what there is", fs.Arg(0))
+	case f.nodeName == "" && f.manifests == "":
+		return flags{}, errors.New("--node-name is needed: the node's name in the cluster")
+	case f.cgroupParent == "" || strings.HasPrefix(f.cgroupParent, "/") || strings.Contains(f.cgroupParent, ".."):
+		return flags{}, fmt.Errorf("--cgroup-parent %q must be relative, like \"weir\"", f.cgroupParent)
+	case f.uidBase < 100000 || f.uidBase > 1<<32-1<<20:
+		return flags{}, fmt.Errorf("--uid-base %d must be between 100000 and %d, out of the way of other users", f.uidBase, uint(1<<32-1<<20))
+	}
+	return f, nil
+}
+
+// names is a comma-separated list flag.
+type names []string
+
+func (n *names) String() string { return strings.Join(*n, ",") }
+
+func (n *names) Set(s string) error {
+	*n = nil
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			*n = append(*n, item)
+		}
+	}
+	return nil
+}
+
+// prefixes is a comma-separated list flag of CIDRs.
+type prefixes []netip.Prefix
+
+func (p *prefixes) String() string {
+	var out []string
+	for _, prefix := range *p {
+		out = append(out, prefix.String())
+	}
+	return strings.Join(out, ",")
+}
+
+func (p *prefixes) Set(s string) error {
+	var list names
+	if err := list.Set(s); err != nil {
+		return err
+	}
+	*p = nil
+	for _, item := range list {
+		prefix, err := netip.ParsePrefix(item)
+		if err != nil {
+			return err
+		}
+		*p = append(*p, prefix.Masked())
+	}
+	return nil
+}

@@ -1,0 +1,200 @@
+package launch
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/plugin/capture"
+)
+
+// DialCommand is the subcommand of weir-agent that TestBypass starts in the
+// proxies' cgroup: it dials once and exits.
+const DialCommand = "bypass-dial"
+
+// probeAddr is where the test dials: an address of TEST-NET-1 (RFC 5737) behind
+// an interface of the scratch namespace, where nobody answers and nobody has to.
+var probeAddr = netip.MustParseAddrPort("192.0.2.2:9")
+
+// TestBypass shows that on this node the rules tell a proxy's connections from
+// an application's: in a scratch network namespace with the rules in it, a dial
+// from the proxies' cgroup must be let by and one from outside turned aside. A
+// bypass that does not match is a storm (the proxy calls itself), and its rules
+// look no different. hostCgroupNS is the cgroup namespace that container
+// runtimes run plugins in (/proc/1/ns/cgroup); plugin is weir-cni.
+func (m *Manager) TestBypass(ctx context.Context, plugin, hostCgroupNS string) error {
+	bypass, err := m.Bypass()
+	if err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the namespace ends with the thread
+		done <- m.testBypass(ctx, plugin, hostCgroupNS, capture.Spec{
+			OutboundPort: capture.DefaultOutboundPort,
+			InboundPort:  capture.DefaultInboundPort,
+			Bypass:       bypass,
+		})
+	}()
+	if err := <-done; err != nil {
+		return fmt.Errorf("bypass: %w", err)
+	}
+	return nil
+}
+
+func (m *Manager) testBypass(ctx context.Context, plugin, hostCgroupNS string, spec capture.Spec) error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("scratch network namespace: %w", err)
+	}
+	if err := probeInterface(); err != nil {
+		return fmt.Errorf("scratch network namespace: %w", err)
+	}
+	if err := enterCgroupNS(hostCgroupNS); err != nil {
+		return err
+	}
+	here := fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+	stdin, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	if _, err := output(ctx, stdin, plugin, "apply", "--netns", here); err != nil {
+		return err
+	}
+
+	if err := Dial(probeAddr); err != nil {
+		return err
+	}
+	name := fmt.Sprintf("bypass-test-%d", os.Getpid())
+	if err := m.dialInCgroup(ctx, name); err != nil {
+		return err
+	}
+
+	shown, err := output(ctx, nil, plugin, "show", "--netns", here, "--json")
+	if err != nil {
+		return err
+	}
+	var report struct {
+		Counters map[string]struct{ Packets uint64 }
+	}
+	if err := json.Unmarshal(shown, &report); err != nil {
+		return fmt.Errorf("%s show: %w", plugin, err)
+	}
+	turned, own := report.Counters["out_turned"].Packets, report.Counters["out_own"].Packets
+	switch {
+	case turned == 0:
+		return errors.New("a connection from outside the proxies' cgroup was not turned aside; this node's kernel lacks what the rules need")
+	case turned > 1 || own == 0:
+		return fmt.Errorf("the rules do not recognise connections from cgroup %q (inode %d): the agent must see the host's cgroups, and the rules be loaded from the host's cgroup namespace", spec.Bypass.Path, spec.Bypass.ID)
+	}
+	return nil
+}
+
+// probeInterface gives the thread's new namespace an interface with a route to
+// probeAddr.
+func probeInterface() error {
+	la := netlink.NewLinkAttrs()
+	la.Name = "weir0"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "weir1"}); err != nil {
+		return err
+	}
+	for _, name := range []string{"weir0", "weir1"} {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if name == "weir0" {
+			addr := &netlink.Addr{IPNet: &net.IPNet{IP: probeAddr.Addr().Prev().AsSlice(), Mask: net.CIDRMask(24, 32)}}
+			if err := netlink.AddrAdd(link, addr); err != nil {
+				return err
+			}
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enterCgroupNS moves this thread to the cgroup namespace at path, where it is
+// another one. Kernels before 6.11 and their stable trees look cgroups up from
+// the root, later ones from the namespace of whoever loads the rules.
+func enterCgroupNS(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		// Not to be read here; whether that matters, the test itself will tell.
+		return nil
+	}
+	defer f.Close()
+	theirs, err := os.Stat(path)
+	if err != nil {
+		return nil
+	}
+	if ours, err := os.Stat("/proc/self/ns/cgroup"); err == nil && os.SameFile(ours, theirs) {
+		return nil
+	}
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWCGROUP); err != nil {
+		return fmt.Errorf("enter the host's cgroup namespace: %w", err)
+	}
+	return nil
+}
+
+// dialInCgroup dials probeAddr from a process that was started in a cgroup below
+// the proxies' parent.
+func (m *Manager) dialInCgroup(ctx context.Context, name string) error {
+	if _, err := m.cgroups.make(name, m.opts.MemoryLimit); err != nil {
+		return err
+	}
+	defer func() { _ = m.cgroups.remove(name) }()
+	dir, err := os.Open(filepath.Join(m.cgroups.v2, m.cgroups.parent, name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", DialCommand, probeAddr.String())
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("dial from the proxies' cgroup: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// Dial starts a TCP connection and does not wait for it: what is looked for is
+// its first packet.
+func Dial(addr netip.AddrPort) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	err = unix.Connect(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()})
+	if err != nil && !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("dial %s: %w", addr, err)
+	}
+	return nil
+}
+
+// output runs a command on this very thread's namespaces and returns its output;
+// the error carries what it said.
+func output(ctx context.Context, stdin []byte, name string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin = bytes.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.Bytes(), nil
+}

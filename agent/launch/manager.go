@@ -1,0 +1,403 @@
+// Package launch ships a proxy into a pod's network namespace and looks after
+// it: it starts one weir-proxy per captured sandbox, starts it again on the same
+// listeners when it dies, takes over those that run when the agent itself starts
+// again, and ends them with the sandbox.
+//
+// The way of an attachment: Start (state file, cgroup, process, first config
+// acknowledged) → Commit (rules are in place) → End. Whatever happens in
+// between, the state file is there before anything else of it and goes last, so
+// Recover always finds what an agent left behind.
+//
+// It knows no Kubernetes and no rules, and it does not speak to the proxies: the
+// Session function it is given does, once for every proxy started or adopted.
+package launch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weirmesh/weir/plugin/capture"
+)
+
+// Options is what a Manager is told of its node.
+type Options struct {
+	RunDir       string // /run/weir: sockets and state, on a tmpfs
+	NetnsDir     string // where the host's /run/netns is seen
+	CgroupRoot   string // where the host's /sys/fs/cgroup is seen
+	CgroupParent string // cgroup of all proxies, relative to each hierarchy's root
+	Proxy        string // weir-proxy, on a file system of the host that may execute
+	UIDBase      uint32 // proxies run as UIDBase, UIDBase+1, …
+	MaxProcs     int    // GOMAXPROCS of a proxy
+	MemoryLimit  int64  // bytes a proxy's cgroup may use
+
+	Log *slog.Logger
+	// Session speaks to one proxy until ctx is done. It calls
+	// Instance.Acknowledged once the proxy took its first config.
+	Session func(ctx context.Context, i *Instance)
+	// Restarted is told when a proxy died and another took its place.
+	Restarted func(a Attachment)
+}
+
+// Request asks for a proxy in a sandbox's network namespace.
+type Request struct {
+	ContainerID, IfName           string
+	Netns                         string // path in the host's mount namespace
+	PodNamespace, PodName, PodUID string
+	Addresses                     []netip.Addr
+	Spec                          capture.Spec // without ports and bypass: Start fills them in
+}
+
+// Instance is one running proxy: one generation of an attachment.
+type Instance struct {
+	Attachment Attachment
+	Socket     string // its control API
+
+	once  sync.Once
+	acked chan struct{}
+}
+
+// NewInstance names a proxy that serves its control API on socket.
+func NewInstance(a Attachment, socket string) *Instance {
+	return &Instance{Attachment: a, Socket: socket, acked: make(chan struct{})}
+}
+
+// Acknowledged says that the proxy took its first config.
+func (i *Instance) Acknowledged() { i.once.Do(func() { close(i.acked) }) }
+
+// Acked is closed once the proxy took its first config.
+func (i *Instance) Acked() <-chan struct{} { return i.acked }
+
+// Manager holds the node's attachments.
+type Manager struct {
+	opts    Options
+	cgroups *cgroups
+	store   store
+	host    uint64 // inode of the host's network namespace
+
+	ctx    context.Context // of the supervisors
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	mu          sync.Mutex
+	attachments map[string]*attachment
+}
+
+// attachment is an Attachment and what runs of it.
+type attachment struct {
+	life   sync.Mutex         // held by Start and End, from their beginning to their end
+	ended  bool               // guarded by life
+	cancel context.CancelFunc // ends supervisor and session; guarded by life
+	done   chan struct{}      // closed when the supervisor has returned; guarded by life
+
+	mu        sync.Mutex // held for moments: guards what the supervisor changes too
+	state     Attachment
+	listeners []listener
+	process   *process
+}
+
+// change changes a's state and writes it down.
+func (m *Manager) change(a *attachment, f func(*Attachment)) (Attachment, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f(&a.state)
+	return a.state, m.store.save(a.state)
+}
+
+func (a *attachment) snapshot() Attachment {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state
+}
+
+// NamespaceError says that a network namespace is gone, or not the pod's.
+type NamespaceError struct{ Err error }
+
+func (e *NamespaceError) Error() string { return e.Err.Error() }
+func (e *NamespaceError) Unwrap() error { return e.Err }
+
+// Open prepares the node: folders and the parent cgroup. Nothing is started.
+func Open(opts Options) (*Manager, error) {
+	for _, dir := range []string{opts.RunDir, filepath.Join(opts.RunDir, "p")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("launch: %w", err)
+		}
+	}
+	s, err := openStore(filepath.Join(opts.RunDir, "attachments"))
+	if err != nil {
+		return nil, fmt.Errorf("launch: %w", err)
+	}
+	c, err := openCgroups(opts.CgroupRoot, opts.CgroupParent)
+	if err != nil {
+		return nil, fmt.Errorf("launch: %w", err)
+	}
+	host, err := hostInode()
+	if err != nil {
+		return nil, fmt.Errorf("launch: %w", err)
+	}
+	m := &Manager{opts: opts, cgroups: c, store: s, host: host, attachments: map[string]*attachment{}}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	return m, nil
+}
+
+// Bypass is what rules need to recognise the proxies' own connections.
+func (m *Manager) Bypass() (capture.Bypass, error) { return m.cgroups.bypass() }
+
+// Start makes sure that a proxy serves in the sandbox and has its first config,
+// and returns the attachment, its Spec complete. A second Start of one container
+// finds the first one's proxy. On error nothing is left of it.
+func (m *Manager) Start(ctx context.Context, req Request) (Attachment, error) {
+	if err := ValidID(req.ContainerID); err != nil {
+		return Attachment{}, err
+	}
+	bypass, err := m.cgroups.bypass()
+	if err != nil {
+		return Attachment{}, err
+	}
+	ns, err := m.checkNamespace(req)
+	if err != nil {
+		return Attachment{}, &NamespaceError{err}
+	}
+	defer ns.Close()
+
+	a, err := m.claim(req, ns.inode, bypass)
+	if err != nil {
+		return Attachment{}, err
+	}
+	a.life.Lock()
+	defer a.life.Unlock()
+	if a.ended {
+		return Attachment{}, errDeleted
+	}
+	if a.done != nil { // a further interface of the same sandbox, or a repeated ADD
+		return m.change(a, func(st *Attachment) {
+			if !slices.Contains(st.IfNames, req.IfName) {
+				st.IfNames = append(slices.Clone(st.IfNames), req.IfName)
+			}
+		})
+	}
+	i, err := m.start(a, ns)
+	if err == nil {
+		select {
+		case <-i.acked:
+			return i.Attachment, nil
+		case <-ctx.Done():
+			err = fmt.Errorf("the proxy did not acknowledge its first config: %w", context.Cause(ctx))
+		}
+	}
+	m.end(a)
+	return Attachment{}, err
+}
+
+// errDeleted: DEL overtook ADD.
+var errDeleted = errors.New("the sandbox was deleted meanwhile")
+
+// checkNamespace opens the sandbox's namespace and makes sure that it is the
+// pod's own: not the host's, and holding the addresses the primary plugin gave.
+func (m *Manager) checkNamespace(req Request) (namespace, error) {
+	ns, err := openNamespace(hostNetnsPath(m.opts.NetnsDir, req.Netns))
+	if err != nil {
+		return namespace{}, err
+	}
+	if ns.inode == m.host {
+		ns.Close()
+		return namespace{}, fmt.Errorf("%s is the host's network namespace", req.Netns)
+	}
+	missing, err := ns.missing(req.Addresses)
+	if err == nil && len(missing) > 0 {
+		err = fmt.Errorf("%s does not hold %v, which the primary plugin reported", req.Netns, missing)
+	}
+	if err != nil {
+		ns.Close()
+		return namespace{}, err
+	}
+	return ns, nil
+}
+
+// claim finds or makes the attachment of req, and refuses a namespace that
+// belongs to another container.
+func (m *Manager) claim(req Request, inode uint64, bypass capture.Bypass) (*attachment, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	uids := map[uint32]bool{}
+	for id, other := range m.attachments {
+		st := other.snapshot()
+		if (id == req.ContainerID) != (st.NetnsInode == inode) {
+			return nil, &NamespaceError{fmt.Errorf("container %s is attached to %s already", id, st.Netns)}
+		}
+		uids[st.ProxyUID] = true
+	}
+	if a := m.attachments[req.ContainerID]; a != nil {
+		return a, nil
+	}
+	uid := m.opts.UIDBase
+	for uids[uid] {
+		uid++
+	}
+	spec := req.Spec
+	spec.OutboundPort, spec.InboundPort, spec.Bypass = capture.DefaultOutboundPort, capture.DefaultInboundPort, bypass
+	a := &attachment{state: Attachment{
+		ContainerID:  req.ContainerID,
+		IfNames:      []string{req.IfName},
+		Netns:        hostNetnsPath(m.opts.NetnsDir, req.Netns),
+		NetnsInode:   inode,
+		PodNamespace: req.PodNamespace,
+		PodName:      req.PodName,
+		PodUID:       req.PodUID,
+		Addresses:    req.Addresses,
+		Spec:         spec,
+		ProxyUID:     uid,
+	}}
+	m.attachments[req.ContainerID] = a
+	return a, nil
+}
+
+// start brings a's next generation up, on the listeners it has or on new ones,
+// and has it looked after. The caller holds a.life.
+func (m *Manager) start(a *attachment, ns namespace) (*Instance, error) {
+	i, err := m.generation(a, ns)
+	if err != nil {
+		return nil, err
+	}
+	m.supervise(a, i)
+	return i, nil
+}
+
+// generation starts one more proxy for a.
+func (m *Manager) generation(a *attachment, ns namespace) (*Instance, error) {
+	st, err := m.change(a, func(st *Attachment) { st.Generation++ })
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	kept := a.listeners
+	a.mu.Unlock()
+	p, listeners, err := m.spawn(ns, st, kept)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.process, a.listeners = p, listeners
+	return m.instance(st), nil
+}
+
+func (m *Manager) instance(st Attachment) *Instance {
+	return NewInstance(st, m.socketPath(st.ContainerID, st.Generation))
+}
+
+// Commit marks the attachment as captured: an agent that starts again keeps it.
+func (m *Manager) Commit(id string) error {
+	a := m.find(id)
+	if a == nil {
+		return errDeleted
+	}
+	a.life.Lock()
+	defer a.life.Unlock()
+	if a.ended {
+		return errDeleted
+	}
+	_, err := m.change(a, func(st *Attachment) { st.Committed = true })
+	return err
+}
+
+// End detaches one interface; with the last (or an empty name: with all) the
+// proxy ends, and nothing of the attachment is left. Unknown ones are no error.
+func (m *Manager) End(id, ifname string) {
+	a := m.find(id)
+	if a == nil {
+		return
+	}
+	a.life.Lock()
+	defer a.life.Unlock()
+	if a.ended {
+		return
+	}
+	st, err := m.change(a, func(st *Attachment) {
+		st.IfNames = slices.DeleteFunc(slices.Clone(st.IfNames), func(n string) bool { return ifname == "" || n == ifname })
+	})
+	if err != nil {
+		m.opts.Log.Error("attachment not written", "container", id, "error", err)
+	}
+	if len(st.IfNames) == 0 {
+		m.end(a)
+	}
+}
+
+func (m *Manager) find(id string) *attachment {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.attachments[id]
+}
+
+// List returns the attachments there are.
+func (m *Manager) List() []Attachment {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]Attachment, 0, len(m.attachments))
+	for _, a := range m.attachments {
+		out = append(out, a.snapshot())
+	}
+	return out
+}
+
+// end takes everything of a down. The caller holds a.life.
+func (m *Manager) end(a *attachment) {
+	a.ended = true
+	if a.done != nil {
+		a.cancel()
+		<-a.done
+	}
+	// The supervisor has returned: nothing changes any more.
+	st := a.snapshot()
+	if a.process != nil {
+		a.process.kill()
+	}
+	closeListeners(a.listeners)
+	err := m.cgroups.remove(st.ContainerID)
+	sockets, globErr := filepath.Glob(m.socketGlob(st.ContainerID))
+	err = errors.Join(err, globErr)
+	for _, path := range sockets {
+		err = errors.Join(err, os.Remove(path))
+	}
+	if err == nil {
+		err = m.store.remove(st.ContainerID)
+	}
+	if err != nil {
+		// The state file stays: the next Recover tries again.
+		m.opts.Log.Error("attachment not wholly removed", "container", st.ContainerID, "error", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.attachments, st.ContainerID)
+}
+
+// Close stops looking after the proxies; they go on without an agent.
+func (m *Manager) Close() {
+	m.cancel()
+	m.work.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.attachments {
+		closeListeners(a.listeners)
+		if a.process != nil {
+			a.process.release()
+		}
+	}
+}
+
+// restartDelay is how long a proxy that keeps dying is left down: nothing for
+// the first time, then doubling. Its callers wait in the listeners' queues.
+func restartDelay(failures int) time.Duration {
+	if failures == 0 {
+		return 0
+	}
+	return min(10*time.Millisecond<<min(failures, 10), time.Second)
+}

@@ -1,0 +1,119 @@
+package launch
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// Recover takes up what an earlier agent of this boot left: proxies that run are
+// adopted with their listeners, those that died meanwhile are started again, and
+// attachments that were never committed, or whose sandbox is gone, are ended.
+func (m *Manager) Recover() error {
+	states, bad, err := m.store.load()
+	if err != nil {
+		return fmt.Errorf("launch: %w", err)
+	}
+	for _, path := range bad {
+		m.opts.Log.Error("corrupt attachment set aside", "file", path+".bad")
+	}
+	for _, st := range states {
+		a := &attachment{state: st}
+		m.mu.Lock()
+		m.attachments[st.ContainerID] = a
+		m.mu.Unlock()
+		m.resume(a)
+	}
+	return nil
+}
+
+// resume takes up one attachment.
+func (m *Manager) resume(a *attachment) {
+	a.life.Lock()
+	defer a.life.Unlock()
+	st := a.state
+	log := m.opts.Log.With("pod", st.PodNamespace+"/"+st.PodName, "container", st.ContainerID)
+	ns, err := openNamespace(st.Netns)
+	if err == nil {
+		defer ns.Close()
+		if ns.inode != st.NetnsInode {
+			err = fmt.Errorf("%s is another namespace now", st.Netns)
+		}
+	}
+	switch {
+	case err != nil:
+		log.Info("sandbox is gone, its proxy ends", "cause", err)
+		m.end(a)
+		return
+	case !st.Committed:
+		log.Info("attachment was never finished, its proxy ends")
+		m.end(a)
+		return
+	}
+	pids := m.cgroups.pids(st.ContainerID)
+	if len(pids) == 1 {
+		p, listeners, err := m.adopt(st, pids[0])
+		if err == nil {
+			a.process, a.listeners = p, listeners
+			m.supervise(a, m.instance(st))
+			log.Info("proxy adopted", "pid", pids[0], "generation", st.Generation)
+			return
+		}
+		log.Warn("proxy not adopted, another takes its place", "error", err)
+	}
+	if err := m.cgroups.remove(st.ContainerID); err != nil {
+		log.Error("proxy not ended", "error", err)
+	}
+	if _, err := m.start(a, ns); err != nil {
+		// Its rules are there and its ports closed: nothing leaves it uncaptured.
+		log.Error("proxy not restarted", "error", err)
+		m.retryLater(a)
+	}
+}
+
+// retryLater has a proxy that could not be resumed started in the background.
+func (m *Manager) retryLater(a *attachment) {
+	ctx, cancel := context.WithCancel(m.ctx)
+	a.cancel, a.done = cancel, make(chan struct{})
+	m.work.Add(1)
+	go m.runFromNothing(ctx, a)
+}
+
+// runFromNothing is run for an attachment without a process.
+func (m *Manager) runFromNothing(ctx context.Context, a *attachment) {
+	failures := 1
+	i := m.replace(ctx, a, &failures)
+	if i == nil {
+		defer m.work.Done()
+		close(a.done)
+		return
+	}
+	m.run(ctx, a, i)
+}
+
+// reapInterval is how often sandboxes are looked for that went without a DEL.
+const reapInterval = 5 * time.Second
+
+// Reap ends attachments whose namespace the runtime has removed without a DEL,
+// until ctx is done: the proxy in it would keep the namespace and its
+// interfaces, and the dead pod's address could answer.
+func (m *Manager) Reap(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(reapInterval):
+		}
+		for _, st := range m.List() {
+			ns, err := openNamespace(st.Netns)
+			if err == nil {
+				ns.Close()
+				if ns.inode == st.NetnsInode {
+					continue
+				}
+			}
+			m.opts.Log.Info("sandbox went without a DEL, its proxy ends", "pod", st.PodNamespace+"/"+st.PodName, "container", st.ContainerID)
+			m.End(st.ContainerID, "")
+		}
+	}
+}

@@ -1,0 +1,222 @@
+// weir-agent is the node's part of Weir: it answers the CNI plugin, decides what
+// is captured, ships and supervises one proxy per captured pod, tells the
+// proxies what they need to know, and writes down what they report.
+//
+// Data flows: cluster (or a folder of manifests) → decide → attach → launch for
+// a pod's birth; cluster → push → proxies for their config; proxies → push →
+// telemetry for what they saw. This file only wires.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/weirmesh/weir/agent/attach"
+	"github.com/weirmesh/weir/agent/attachpb"
+	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/push"
+	"github.com/weirmesh/weir/agent/telemetry"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// Limits of one proxy.
+const (
+	proxyMaxProcs    = 2
+	proxyMemoryLimit = 128 << 20 // bytes
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var err error
+	switch {
+	case len(args) > 0 && args[0] == "ready":
+		err = ready(ctx, args[1:], stderr)
+	case len(args) == 2 && args[0] == launch.DialCommand:
+		var addr netip.AddrPort
+		if addr, err = netip.ParseAddrPort(args[1]); err == nil {
+			err = launch.Dial(addr)
+		}
+	default:
+		err = serve(ctx, args, stdout, stderr)
+	}
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return 0
+	default:
+		fmt.Fprintln(stderr, "weir-agent:", err)
+		return 1
+	}
+}
+
+// ready asks the agent of this node whether it serves.
+func ready(ctx context.Context, args []string, stderr io.Writer) error {
+	fs := flag.NewFlagSet("weir-agent ready", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	runDir := fs.String("run-dir", "/run/weir", "the agent's --run-dir, a `folder`")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if _, err := os.Stat(markerPath(*runDir)); err != nil {
+		return fmt.Errorf("not ready since this boot: %w", err)
+	}
+	conn, err := grpc.NewClient("unix:"+socketPath(*runDir), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_, err = attachpb.NewAttachClient(conn).Status(ctx, &attachpb.StatusRequest{})
+	return err
+}
+
+func socketPath(runDir string) string { return filepath.Join(runDir, "attach.sock") }
+
+// markerPath is the file that says: the agent was ready in this boot. The folder
+// is a tmpfs, so it is gone after a reboot.
+func markerPath(runDir string) string { return filepath.Join(runDir, "ready") }
+
+// serve runs the agent until ctx is done. Proxies go on when it returns.
+func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	f, err := parseFlags(args, stderr)
+	if err != nil {
+		return err
+	}
+	if f.version {
+		fmt.Fprintln(stdout, "weir-agent", version)
+		return nil
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("must run as root: it enters pods' namespaces")
+	}
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+
+	accessLog := stdout
+	if f.accessLog != "-" {
+		file, err := os.OpenFile(f.accessLog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return fmt.Errorf("--access-log: %w", err)
+		}
+		defer file.Close()
+		accessLog = file
+	}
+	proxy := f.proxy
+	if f.proxyDir != "" {
+		if proxy, err = launch.PlaceProxy(f.proxy, f.proxyDir); err != nil {
+			return err
+		}
+	}
+
+	view, err := openView(f, log)
+	if err != nil {
+		return err
+	}
+	pusher := &push.Pusher{
+		View:       view.store,
+		Synced:     view.store.Synced(),
+		MeshRanges: f.meshRanges,
+		AccessLog:  telemetry.NewAccessLog(accessLog).Write,
+		Log:        log,
+	}
+	proxies, err := launch.Open(launch.Options{
+		RunDir:       f.runDir,
+		NetnsDir:     f.netnsDir,
+		CgroupRoot:   f.cgroupRoot,
+		CgroupParent: f.cgroupParent,
+		Proxy:        proxy,
+		UIDBase:      uint32(f.uidBase),
+		MaxProcs:     proxyMaxProcs,
+		MemoryLimit:  proxyMemoryLimit,
+		Log:          log,
+		Session:      pusher.Session,
+		Restarted:    view.restarted,
+	})
+	if err != nil {
+		return err
+	}
+	defer proxies.Close()
+	if err := proxies.TestBypass(ctx, f.plugin, f.cgroupNS); err != nil {
+		return err
+	}
+	listener, err := attach.Listen(socketPath(f.runDir), log)
+	if err != nil {
+		return err
+	}
+	if err := proxies.Recover(); err != nil {
+		return err
+	}
+	server := &attach.Server{
+		Pods:    view.store,
+		Decide:  view.options,
+		Proxies: proxies,
+		Version: version,
+		Event:   view.event,
+		Log:     log,
+	}
+	return runAll(ctx, f, log, view, pusher, proxies, listener, server)
+}
+
+// runAll runs the agent's parts until ctx is done or one of them fails.
+func runAll(ctx context.Context, f flags, log *slog.Logger, view *view, pusher *push.Pusher, proxies *launch.Manager, listener net.Listener, server *attach.Server) error {
+	grpcServer := grpc.NewServer()
+	attachpb.RegisterAttachServer(grpcServer, server)
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return view.run(ctx) })
+	group.Go(func() error { return grpcServer.Serve(listener) })
+	group.Go(func() error {
+		<-ctx.Done()
+		grpcServer.Stop() // ADDs under way fail and are retried
+		return nil
+	})
+	group.Go(func() error {
+		proxies.Reap(ctx)
+		return nil
+	})
+	group.Go(func() error {
+		select {
+		case <-view.store.Synced():
+		case <-ctx.Done():
+			return nil
+		}
+		log.Info("ready", "node", f.nodeName, "version", version, "socket", socketPath(f.runDir))
+		return os.WriteFile(markerPath(f.runDir), nil, 0o600)
+	})
+	group.Go(func() error {
+		for {
+			select {
+			case <-view.store.Changed():
+				pusher.Changed()
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+	err := group.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,65 @@
+// Package model holds the nouns the agent decides on: pods, namespaces, Services
+// and their endpoints, each cut down to the fields that a decision looks at.
+//
+// cluster fills these structs, from an API server or from a directory; decide
+// reads them. They are plain values with no reference to where they came from,
+// so that a decision cannot depend on it. Nothing here validates or decides, and
+// nothing here is a wire format.
+package model
+
+import "net/netip"
+
+// Prefix starts every label and annotation that is Weir's. No others are kept.
+const Prefix = "weirmesh.io/"
+
+// Namespace is a Kubernetes namespace.
+type Namespace struct {
+	Name   string
+	Labels map[string]string // those with Prefix; nil if there are none
+}
+
+// Phase is where a pod is in its life, as its status says.
+type Phase string
+
+// Phases of a pod. The empty phase, of a pod from a manifest, counts as pending.
+const (
+	PodPending   Phase = "Pending"
+	PodRunning   Phase = "Running"
+	PodSucceeded Phase = "Succeeded"
+	PodFailed    Phase = "Failed"
+	PodUnknown   Phase = "Unknown"
+)
+
+// Finished reports whether all containers have ended for good.
+func (p Phase) Finished() bool { return p == PodSucceeded || p == PodFailed }
+
+// Pod is a Kubernetes pod.
+type Pod struct {
+	UID, Namespace, Name string
+	ServiceAccount       string
+	Node                 string
+	RuntimeClass         string // spec.runtimeClassName; empty: the runtime's default
+
+	// MirrorHash is the annotation kubernetes.io/config.mirror: this pod stands
+	// for a static pod of its node, whose UID the runtime knows is this hash, not
+	// UID. Empty on every other pod.
+	MirrorHash string
+
+	HostNetwork bool
+	Phase       Phase
+
+	Labels, Annotations map[string]string // those with Prefix; nil if there are none
+	Addresses           []netip.Addr      // status.podIPs, none before the sandbox is up
+}
+
+// ID is "namespace/name".
+func (p Pod) ID() string { return p.Namespace + "/" + p.Name }
+
+// Static reports whether the pod was made by its node, from a file.
+func (p Pod) Static() bool { return p.MirrorHash != "" }
+
+// HasUID reports whether the pod is the one a container runtime calls uid.
+// Runtimes that name no UID and pods of manifests that have none match anything.
+func (p Pod) HasUID(uid string) bool {
+	return uid == "" || p.UID == "" || p.UID == uid || (p.Static() && p.MirrorHash == uid)
+}

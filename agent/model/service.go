@@ -1,0 +1,57 @@
+package model
+
+import "net/netip"
+
+// Protocol is the transport protocol of a port.
+type Protocol string
+
+// Protocols of a port.
+const (
+	TCP  Protocol = "TCP"
+	UDP  Protocol = "UDP"
+	SCTP Protocol = "SCTP"
+)
+
+// Service is a Kubernetes Service.
+type Service struct {
+	Namespace, Name string
+	ClusterIPs      []netip.Addr // at most one of each family; none: headless or ExternalName
+	Ports           []ServicePort
+}
+
+// ID is "namespace/name".
+func (s Service) ID() string { return s.Namespace + "/" + s.Name }
+
+// ServicePort is one port of a Service. EndpointSlices refer to it by Name.
+type ServicePort struct {
+	Name     string // empty on a Service with a single port
+	Port     uint16
+	Protocol Protocol
+}
+
+// EndpointSlice is some of the endpoints behind a Service, all of one family.
+type EndpointSlice struct {
+	Namespace, Name string
+	Service         string // name of the Service, in the same namespace
+	Ports           []EndpointPort
+	Endpoints       []Endpoint
+}
+
+// EndpointPort is where the endpoints of a slice serve the Service's port of
+// that name: the target port, resolved.
+type EndpointPort struct {
+	Name     string
+	Port     uint16
+	Protocol Protocol
+}
+
+// Endpoint is one address of a slice. A slice may list several for an endpoint,
+// but discovery.k8s.io/v1 gives no meaning to those after the first.
+type Endpoint struct {
+	Address netip.Addr
+	Ready   bool
+	// Draining endpoints are terminating but still serve: of use only while no
+	// endpoint of the Service is ready.
+	Draining bool
+	Pod      string // "namespace/name"; empty if it is not a pod
+}

@@ -1,0 +1,168 @@
+// Package push tells the node's proxies what they need to know, and hears from
+// them. For each proxy there is one session on its control socket: resources go
+// down, versioned and only those it subscribed to; acknowledgements and access
+// log records come up.
+//
+// A change of the cluster wakes every session; each computes its own resources
+// again and sends those whose version differs. Changes that come while an update
+// is on its way are sent together after it: coalesced, never delayed.
+//
+// What a destination is, is decided elsewhere (agent/decide, through View).
+package push
+
+import (
+	"context"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// View is what of the cluster the proxies are told.
+type View interface {
+	// Destination says what an original destination stands for.
+	Destination(addr netip.AddrPort) route.Destination
+}
+
+// Pusher holds the sessions of all proxies of the node.
+type Pusher struct {
+	View       View
+	Synced     <-chan struct{} // closed when View is complete; nothing is sent before
+	MeshRanges []netip.Prefix  // addresses in here must be asked for, they may be Services
+	AccessLog  func(*launch.Instance, *proxypb.AccessLog)
+	Log        *slog.Logger
+
+	mu       sync.Mutex
+	sessions map[*session]struct{}
+}
+
+// Changed wakes all sessions: the View is another.
+func (p *Pusher) Changed() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range p.sessions {
+		s.wake()
+	}
+}
+
+// Session speaks to one proxy until ctx is done, and again whenever the stream
+// breaks.
+func (p *Pusher) Session(ctx context.Context, i *launch.Instance) {
+	conn, err := grpc.NewClient("unix:"+i.Socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // the path says who it is, folder 0700
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10),
+		grpc.WithDisableServiceConfig(),
+	)
+	if err != nil {
+		p.Log.Error("no session", "socket", i.Socket, "error", err)
+		return
+	}
+	defer conn.Close()
+	for ctx.Err() == nil {
+		err := p.stream(ctx, i, proxypb.NewControlClient(conn))
+		if ctx.Err() == nil {
+			p.Log.Warn("session broke", "pod", i.Attachment.PodNamespace+"/"+i.Attachment.PodName, "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// stream is one stream of a session, from its beginning to its end.
+func (p *Pusher) stream(ctx context.Context, i *launch.Instance, client proxypb.ControlClient) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := client.Session(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return err
+	}
+	s := &session{
+		pusher:   p,
+		instance: i,
+		stream:   stream,
+		woken:    make(chan struct{}, 1),
+		held:     map[string]string{},
+		refused:  map[string]string{},
+	}
+	p.add(s)
+	defer p.remove(s)
+
+	received := make(chan error, 1)
+	go func() {
+		received <- s.receive()
+		cancel()
+	}()
+	err = s.send(ctx)
+	cancel()
+	if rerr := <-received; err == nil || ctx.Err() != nil {
+		err = rerr
+	}
+	return err
+}
+
+func (p *Pusher) add(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sessions == nil {
+		p.sessions = map[*session]struct{}{}
+	}
+	p.sessions[s] = struct{}{}
+}
+
+func (p *Pusher) remove(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.sessions, s)
+}
+
+// resource computes one resource as it is now. An unknown name gives nil.
+func (p *Pusher) resource(i *launch.Instance, name string) *proxypb.Resource {
+	r := &proxypb.Resource{Name: name}
+	if name == proxypb.ProxyResource {
+		config := &proxypb.ProxyConfig{}
+		for _, a := range i.Attachment.Addresses {
+			config.OwnAddresses = append(config.OwnAddresses, a.String())
+		}
+		for _, m := range p.MeshRanges {
+			config.MeshRanges = append(config.MeshRanges, m.String())
+		}
+		r.Body = &proxypb.Resource_Proxy{Proxy: config}
+	} else {
+		addr, err := proxypb.ParseDestinationName(name)
+		if err != nil {
+			return nil
+		}
+		r.Body = &proxypb.Resource_Destination{Destination: proxypb.FromDestination(p.View.Destination(addr))}
+	}
+	r.Version = version(r)
+	return r
+}
+
+// version is a digest of a resource's content.
+func version(r *proxypb.Resource) string {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(r)
+	if err != nil {
+		panic(fmt.Sprintf("a resource of our own making does not marshal: %v", err))
+	}
+	h := fnv.New64a()
+	_, _ = h.Write(b)
+	return strconv.FormatUint(h.Sum64(), 36)
+}

@@ -1,0 +1,317 @@
+package push
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+
+	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	service  = netip.MustParseAddrPort("10.96.0.1:80")
+	endpoint = netip.MustParseAddrPort("10.244.0.7:8080")
+)
+
+// fakeView is a cluster of one Service at a time.
+type fakeView struct {
+	mu   sync.Mutex
+	dest map[netip.AddrPort]route.Destination
+}
+
+func (v *fakeView) Destination(addr netip.AddrPort) route.Destination {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.dest[addr]
+}
+
+func (v *fakeView) set(addr netip.AddrPort, d route.Destination) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.dest[addr] = d
+}
+
+// fakeProxy serves the control API and leaves the talking to the test.
+type fakeProxy struct {
+	proxypb.UnimplementedControlServer
+	streams chan grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]
+	end     chan struct{}
+}
+
+func (p *fakeProxy) Session(stream grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]) error {
+	p.streams <- stream
+	select {
+	case <-stream.Context().Done():
+	case <-p.end:
+	}
+	return nil
+}
+
+// setup is a pusher with one session to a fake proxy.
+type setup struct {
+	*testing.T
+	pusher   *Pusher
+	view     *fakeView
+	proxy    *fakeProxy
+	synced   chan struct{}
+	instance *launch.Instance
+	logs     chan *proxypb.AccessLog
+}
+
+func start(t *testing.T) *setup {
+	s := &setup{
+		T:      t,
+		view:   &fakeView{dest: map[netip.AddrPort]route.Destination{}},
+		proxy:  &fakeProxy{streams: make(chan grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]), end: make(chan struct{})},
+		synced: make(chan struct{}),
+		logs:   make(chan *proxypb.AccessLog, 10),
+	}
+	path := filepath.Join(t.TempDir(), "p.sock")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	proxypb.RegisterControlServer(server, s.proxy)
+	go func() { _ = server.Serve(listener) }()
+	s.instance = launch.NewInstance(launch.Attachment{
+		PodNamespace: "shop", PodName: "front", Addresses: []netip.Addr{netip.MustParseAddr("10.244.0.5")},
+	}, path)
+	s.pusher = &Pusher{
+		View:       s.view,
+		Synced:     s.synced,
+		MeshRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
+		AccessLog:  func(_ *launch.Instance, r *proxypb.AccessLog) { s.logs <- r },
+		Log:        slog.New(slog.DiscardHandler),
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.pusher.Session(ctx, s.instance)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		server.Stop()
+	})
+	return s
+}
+
+func (s *setup) stream() *peer {
+	select {
+	case stream := <-s.proxy.streams:
+		p := &peer{setup: s, stream: stream, updates: make(chan *proxypb.Update)}
+		go p.read()
+		return p
+	case <-time.After(5 * time.Second):
+		s.Fatal("no session")
+		return nil
+	}
+}
+
+// peer is one stream as the fake proxy sees it.
+type peer struct {
+	*setup
+	stream  grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]
+	updates chan *proxypb.Update
+}
+
+func (p *peer) read() {
+	for {
+		msg, err := p.stream.Recv()
+		if err != nil {
+			return
+		}
+		select {
+		case p.updates <- msg.GetUpdate():
+		case <-p.stream.Context().Done():
+			return
+		}
+	}
+}
+
+func (p *peer) say(msg *proxypb.FromProxy) {
+	if err := p.stream.Send(msg); err != nil {
+		p.Fatal(err)
+	}
+}
+
+func (p *peer) subscribe(versions map[string]string) {
+	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_Subscribe{Subscribe: &proxypb.Subscribe{Versions: versions}}})
+}
+
+func (p *peer) ack(u *proxypb.Update) {
+	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_Ack{Ack: &proxypb.Ack{Nonce: u.GetNonce()}}})
+}
+
+func (p *peer) nack(u *proxypb.Update) {
+	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_Nack{Nack: &proxypb.Nack{Nonce: u.GetNonce(), Error: "no"}}})
+}
+
+func (p *peer) update() *proxypb.Update {
+	select {
+	case u := <-p.updates:
+		return u
+	case <-time.After(5 * time.Second):
+		p.Fatal("no update")
+		return nil
+	}
+}
+
+// silent says that no update comes.
+func (p *peer) silent(why string) {
+	select {
+	case u := <-p.updates:
+		p.Fatalf("%s: got %v", why, u)
+	case <-time.After(50 * time.Millisecond):
+	}
+}
+
+func names(u *proxypb.Update) []string {
+	var out []string
+	for _, r := range u.GetResources() {
+		out = append(out, r.GetName())
+	}
+	return out
+}
+
+func TestNothingIsSentBeforeTheViewIsComplete(t *testing.T) {
+	s := start(t)
+	p := s.stream()
+	p.subscribe(map[string]string{proxypb.ProxyResource: ""})
+	p.silent("the view is not synced")
+	close(s.synced)
+	if diff := cmp.Diff([]string{"proxy"}, names(p.update())); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAProxyIsReadyWhenItAcknowledgedItsFirstConfig(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	p.subscribe(map[string]string{proxypb.ProxyResource: ""})
+	u := p.update()
+	select {
+	case <-s.instance.Acked():
+		t.Fatal("ready before the acknowledgement")
+	default:
+	}
+	config := u.GetResources()[0].GetProxy()
+	if diff := cmp.Diff([]string{"10.244.0.5"}, config.GetOwnAddresses()); diff != "" {
+		t.Error(diff)
+	}
+	p.ack(u)
+	select {
+	case <-s.instance.Acked():
+	case <-time.After(5 * time.Second):
+		t.Fatal("not ready after the acknowledgement")
+	}
+}
+
+func TestADestinationIsSentWhenSubscribedAndAgainOnlyWhenItChanged(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	name := proxypb.DestinationName(service)
+	s.view.set(service, route.Destination{Service: "shop/back"})
+	p.subscribe(map[string]string{name: ""})
+	u := p.update()
+	if got := u.GetResources()[0].GetDestination().GetService(); got != "shop/back" {
+		t.Errorf("service %q", got)
+	}
+	p.ack(u)
+	s.pusher.Changed()
+	p.silent("nothing changed")
+
+	s.view.set(service, route.Destination{Service: "shop/back", Endpoints: []route.Endpoint{{Addr: endpoint}}})
+	s.pusher.Changed()
+	u = p.update()
+	if got := u.GetResources()[0].GetDestination().GetEndpoints()[0].GetAddress(); got != endpoint.String() {
+		t.Errorf("endpoint %q", got)
+	}
+}
+
+func TestChangesDuringAnUpdateAreSentTogetherAfterIt(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	other := netip.MustParseAddrPort("10.96.0.2:80")
+	p.subscribe(map[string]string{proxypb.DestinationName(service): "", proxypb.DestinationName(other): ""})
+	first := p.update()
+	for i := range 5 {
+		s.view.set(service, route.Destination{Service: "shop/back", Endpoints: make([]route.Endpoint, i)})
+		s.view.set(other, route.Destination{Service: "shop/other"})
+		s.pusher.Changed()
+	}
+	p.silent("an update is on its way")
+	p.ack(first)
+	if got := len(p.update().GetResources()); got != 2 {
+		t.Errorf("%d resources in one update, want 2", got)
+	}
+}
+
+func TestWhatAProxyRefusedIsNotSentAgainUntilItChanges(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	p.subscribe(map[string]string{proxypb.DestinationName(service): ""})
+	p.nack(p.update())
+	s.pusher.Changed()
+	p.silent("it was refused")
+	s.view.set(service, route.Destination{Service: "shop/back"})
+	s.pusher.Changed()
+	p.ack(p.update())
+}
+
+func TestAResumedProxyIsSentOnlyWhatDiffers(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	name := proxypb.DestinationName(service)
+	p.subscribe(map[string]string{proxypb.ProxyResource: "", name: ""})
+	u := p.update()
+	held := map[string]string{}
+	for _, r := range u.GetResources() {
+		held[r.GetName()] = r.GetVersion()
+	}
+	p.ack(u)
+	s.proxy.end <- struct{}{} // the stream breaks; the pusher comes again
+
+	p = s.stream()
+	p.subscribe(held)
+	p.silent("the proxy holds everything")
+	select {
+	case <-s.instance.Acked():
+	case <-time.After(5 * time.Second):
+		t.Fatal("a proxy that holds its config is ready")
+	}
+}
+
+func TestAccessLogRecordsReachTheirWriter(t *testing.T) {
+	s := start(t)
+	p := s.stream()
+	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLog{AccessLog: &proxypb.AccessLog{Service: "shop/back"}}})
+	select {
+	case r := <-s.logs:
+		if r.GetService() != "shop/back" {
+			t.Errorf("got %v", r)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("no record")
+	}
+}

@@ -1,0 +1,184 @@
+package push
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/proxypb"
+)
+
+var errSilent = errors.New("the proxy does not answer an update")
+
+// ackTimeout is how long a proxy may take to answer an update before the session
+// is begun anew.
+const ackTimeout = 10 * time.Second
+
+// session is one stream with one proxy.
+type session struct {
+	pusher   *Pusher
+	instance *launch.Instance
+	stream   grpc.BidiStreamingClient[proxypb.ToProxy, proxypb.FromProxy]
+	woken    chan struct{} // buffered: something may differ
+
+	mu      sync.Mutex
+	held    map[string]string // subscribed name → version the proxy holds, "" for none
+	refused map[string]string // name → version the proxy refused; not sent again
+	pending *proxypb.Update   // sent, not answered
+	nonce   uint64
+}
+
+func (s *session) wake() {
+	select {
+	case s.woken <- struct{}{}:
+	default:
+	}
+}
+
+// send writes updates until ctx is done or the proxy stays silent.
+func (s *session) send(ctx context.Context) error {
+	select {
+	case <-s.pusher.Synced:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	silent := time.NewTimer(0)
+	defer silent.Stop()
+	<-silent.C
+	for {
+		if update := s.next(); update != nil {
+			if err := s.stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_Update{Update: update}}); err != nil {
+				return err
+			}
+			silent.Reset(ackTimeout)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.woken:
+		case <-silent.C:
+			if s.waiting() {
+				return errSilent
+			}
+		}
+	}
+}
+
+// next returns what the proxy lacks, or nil: nothing, or an update is on its way.
+func (s *session) next() *proxypb.Update {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending != nil {
+		return nil
+	}
+	update := &proxypb.Update{}
+	for name, held := range s.held {
+		r := s.pusher.resource(s.instance, name)
+		switch {
+		case r == nil:
+			update.Removed = append(update.Removed, name)
+		case r.GetVersion() != held && r.GetVersion() != s.refused[name]:
+			update.Resources = append(update.Resources, r)
+		}
+	}
+	if len(update.GetResources())+len(update.GetRemoved()) == 0 {
+		return nil
+	}
+	slices.Sort(update.GetRemoved())
+	s.nonce++
+	update.Nonce = s.nonce
+	s.pending = update
+	return update
+}
+
+func (s *session) waiting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pending != nil
+}
+
+// receive reads what the proxy says until the stream ends.
+func (s *session) receive() error {
+	for {
+		msg, err := s.stream.Recv()
+		if err != nil {
+			return err
+		}
+		switch m := msg.GetMessage().(type) {
+		case *proxypb.FromProxy_AccessLog:
+			s.pusher.AccessLog(s.instance, m.AccessLog)
+			continue
+		case *proxypb.FromProxy_Subscribe:
+			s.subscribe(m.Subscribe)
+		case *proxypb.FromProxy_Unsubscribe:
+			s.unsubscribe(m.Unsubscribe)
+		case *proxypb.FromProxy_Ack:
+			s.answered(m.Ack.GetNonce(), "")
+		case *proxypb.FromProxy_Nack:
+			s.answered(m.Nack.GetNonce(), m.Nack.GetError())
+		}
+		s.wake()
+	}
+}
+
+func (s *session) subscribe(m *proxypb.Subscribe) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, version := range m.GetVersions() {
+		s.held[name] = version
+	}
+	if v := m.GetVersions()[proxypb.ProxyResource]; v != "" {
+		// An adopted proxy: it took its first config from an agent before us.
+		s.instance.Acknowledged()
+	}
+}
+
+func (s *session) unsubscribe(m *proxypb.Unsubscribe) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range m.GetNames() {
+		delete(s.held, name)
+		delete(s.refused, name)
+	}
+}
+
+// answered takes the proxy's Ack, or its Nack when cause is not empty. After a
+// Nack the proxy keeps what it had; what it refused is not sent again until it
+// changes.
+func (s *session) answered(nonce uint64, cause string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending == nil || s.pending.GetNonce() != nonce {
+		return
+	}
+	update := s.pending
+	s.pending = nil
+	if cause != "" {
+		s.pusher.Log.Error("proxy refused its config", "pod", s.instance.Attachment.PodNamespace+"/"+s.instance.Attachment.PodName,
+			"resources", len(update.GetResources()), "error", cause)
+	}
+	for _, r := range update.GetResources() {
+		name := r.GetName()
+		if cause != "" {
+			s.refused[name] = r.GetVersion()
+			continue
+		}
+		delete(s.refused, name)
+		if _, subscribed := s.held[name]; subscribed {
+			s.held[name] = r.GetVersion()
+		}
+		if name == proxypb.ProxyResource {
+			s.instance.Acknowledged()
+		}
+	}
+	if cause == "" {
+		for _, name := range update.GetRemoved() {
+			delete(s.held, name)
+		}
+	}
+}

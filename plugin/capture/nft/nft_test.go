@@ -1,0 +1,324 @@
+package nft
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/mdlayher/netlink"
+	"github.com/weirmesh/weir/plugin/capture"
+	"github.com/weirmesh/weir/plugin/capture/nstest"
+	"golang.org/x/sys/unix"
+)
+
+func spec(b capture.Bypass) capture.Spec {
+	return capture.Spec{OutboundPort: capture.DefaultOutboundPort, InboundPort: capture.DefaultInboundPort, Bypass: b}
+}
+
+func ports(t testing.TB, s string) []capture.PortRange {
+	t.Helper()
+	p, err := capture.ParsePorts(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// specs are Specs that use every kind of rule.
+func specs(t testing.TB, b capture.Bypass) map[string]capture.Spec {
+	excludes, includes, cidrs, ends := spec(b), spec(b), spec(b), spec(b)
+	excludes.ExcludeInboundPorts = ports(t, "22,8000-8010")
+	excludes.ExcludeOutboundPorts = ports(t, "5432")
+	includes.IncludeInboundPorts = ports(t, "80,443")
+	includes.IncludeOutboundPorts = ports(t, "80,8080-8090,8092")
+	cidrs.ExcludeOutboundCIDRs = []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("10.0.0.0/8")}
+	cidrs.IncludeOutboundCIDRs = []netip.Prefix{netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.128.0.0/12")}
+	ends.ExcludeInboundPorts = ports(t, "60000-65535")
+	ends.IncludeOutboundPorts = ports(t, "1-65535")
+	ends.IncludeOutboundCIDRs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+	ends.ExcludeOutboundCIDRs = []netip.Prefix{netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("ff00::/8")}
+	return map[string]capture.Spec{"default": spec(b), "excludes": excludes, "includes": includes, "cidrs": cidrs, "ends": ends}
+}
+
+// TestKernelHoldsWhatTheTextSays loads the text with nft into one namespace and
+// applies the value to another: nft must list both alike.
+func TestKernelHoldsWhatTheTextSays(t *testing.T) {
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("no nft binary to compare with")
+	}
+	cg := nstest.NewCgroup(t)
+	for name, s := range specs(t, cg.Bypass) {
+		t.Run(name, func(t *testing.T) {
+			rules := capture.Rules(s)
+			byText, byValue := nstest.New(t), nstest.New(t)
+			file := filepath.Join(t.TempDir(), "rules.nft")
+			if err := os.WriteFile(file, []byte(rules.String()), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			// nft looks for cgroups in /sys/fs/cgroup only.
+			const load = `mount --make-rprivate / && mount --bind "$1" /sys/fs/cgroup && nft -f "$2"`
+			byText.Run(t, "unshare", "-m", "sh", "-ec", load, "sh", filepath.Dir(cg.Dir), file)
+			if changed, err := (Backend{NS: byValue.FD(t)}).Apply(rules); err != nil || !changed {
+				t.Fatalf("changed %v, error %v", changed, err)
+			}
+			want := byText.Run(t, "nft", "list", "ruleset")
+			// nft makes a comparison of a set of one.
+			single := regexp.MustCompile(`\{ ([^, ]+) \}`)
+			got := byValue.Run(t, "nft", "list", "ruleset")
+			if diff := cmp.Diff(single.ReplaceAllString(want, "$1"), single.ReplaceAllString(got, "$1")); diff != "" {
+				t.Errorf("nft lists (-text +value):\n%s", diff)
+			}
+			if !strings.Contains(got, "redirect to :15006") {
+				t.Errorf("no rules in the listing:\n%s", got)
+			}
+			if single.MatchString(got) {
+				return
+			}
+			// What nft loaded is read back as the value, too.
+			if changed, err := (Backend{NS: byText.FD(t)}).Apply(rules); err != nil || changed {
+				t.Errorf("what nft loaded is not equal: changed %v, error %v", changed, err)
+			}
+		})
+	}
+}
+
+// generation is the number of transactions that the namespace has seen.
+func generation(t *testing.T, ns int) uint32 {
+	t.Helper()
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: ns})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	replies, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+		Data:   make([]byte, nfgenmsgLen),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ad, err := netlink.NewAttributeDecoder(replies[0].Data[nfgenmsgLen:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ad.ByteOrder = binary.BigEndian
+	for ad.Next() {
+		if ad.Type() == unix.NFTA_GEN_ID {
+			return ad.Uint32()
+		}
+	}
+	t.Fatal("no generation")
+	return 0
+}
+
+func TestApplyTwiceSendsNothing(t *testing.T) {
+	cg := nstest.NewCgroup(t)
+	for name, s := range specs(t, cg.Bypass) {
+		t.Run(name, func(t *testing.T) {
+			fd := nstest.New(t).FD(t)
+			b, rules := Backend{NS: fd}, capture.Rules(s)
+			if changed, err := b.Apply(rules); err != nil || !changed {
+				t.Fatalf("first: changed %v, error %v", changed, err)
+			}
+			before := generation(t, fd)
+			if changed, err := b.Apply(rules); err != nil || changed {
+				t.Errorf("second: changed %v, error %v", changed, err)
+			}
+			if after := generation(t, fd); after != before {
+				t.Errorf("generation %d became %d", before, after)
+			}
+			other := s
+			other.OutboundPort++
+			if changed, err := b.Apply(capture.Rules(other)); err != nil || !changed {
+				t.Errorf("another spec: changed %v, error %v", changed, err)
+			}
+			if after := generation(t, fd); after != before+1 {
+				t.Errorf("a replacement is %d transactions", after-before)
+			}
+			st, err := b.Read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(capture.Rules(other).String(), st.Text); diff != "" {
+				t.Errorf("read back (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestDriftIsSeen: whatever is changed by hand, an apply puts it right.
+func TestDriftIsSeen(t *testing.T) {
+	cg := nstest.NewCgroup(t)
+	for name, script := range map[string]string{
+		"a rule gone":         "nft flush chain inet weir out",
+		"bypass gone":         `nft delete rule inet weir out handle $(nft -a list chain inet weir out | sed -n 's/.*cgroupv2.*handle //p')`,
+		"a rule more":         "nft add rule inet weir in accept",
+		"a rule in front":     "nft insert rule inet weir in tcp dport 22 return",
+		"a chain more":        "nft add chain inet weir extra",
+		"a chain gone":        "nft flush chain inet weir guard; nft delete chain inet weir guard",
+		"another port":        `nft replace rule inet weir out handle $(nft -a list chain inet weir out | sed -n 's/.*redirect.*handle //p') tcp flags '& (fin|syn|rst|ack) == syn' counter name out_turned redirect to :15002`,
+		"a counter less":      `nft replace rule inet weir out handle $(nft -a list chain inet weir out | sed -n 's/.*redirect.*handle //p') tcp flags '& (fin|syn|rst|ack) == syn' redirect to :15001`,
+		"dropped":             "nft insert rule inet weir guard drop",
+		"everything gone":     "nft flush ruleset",
+		"another flags match": `nft replace rule inet weir out handle $(nft -a list chain inet weir out | sed -n 's/.*redirect.*handle //p') tcp flags '& (fin|syn|rst) == syn' counter name out_turned redirect to :15001`,
+		"policy stays, no lo": `nft delete rule inet weir out handle $(nft -a list chain inet weir out | sed -n 's/.*oif.*handle //p')`,
+		"policy is drop":      `nft chain inet weir guard '{ policy drop; }'`,
+		"table is dormant":    `nft add table inet weir '{ flags dormant; }'`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns := nstest.New(t)
+			b, rules := Backend{NS: ns.FD(t)}, capture.Rules(spec(cg.Bypass))
+			if _, err := b.Apply(rules); err != nil {
+				t.Fatal(err)
+			}
+			want := ns.Run(t, "nft", "list", "ruleset")
+			ns.Run(t, "sh", "-ec", script)
+			if st, err := b.Read(); err != nil {
+				t.Errorf("read: %v", err)
+			} else {
+				t.Logf("%s", st.Text)
+			}
+			if changed, err := b.Apply(rules); err != nil || !changed {
+				t.Errorf("changed %v, error %v", changed, err)
+			}
+			if diff := cmp.Diff(want, ns.Run(t, "nft", "list", "ruleset")); diff != "" {
+				t.Errorf("after the repair (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestBypassMadeAnewIsDrift(t *testing.T) {
+	one, two := nstest.NewCgroup(t), nstest.NewCgroup(t)
+	b := Backend{NS: nstest.New(t).FD(t)}
+	if _, err := b.Apply(capture.Rules(spec(one.Bypass))); err != nil {
+		t.Fatal(err)
+	}
+	again := one.Bypass
+	again.ID = two.Bypass.ID
+	if changed, err := b.Apply(capture.Rules(spec(again))); err != nil || !changed {
+		t.Errorf("the same path with another inode: changed %v, error %v", changed, err)
+	}
+}
+
+// TestFailedApplyLeavesWhatWas: the kernel takes no level above 255.
+func TestFailedApplyLeavesWhatWas(t *testing.T) {
+	cg := nstest.NewCgroup(t)
+	ns := nstest.New(t)
+	b := Backend{NS: ns.FD(t)}
+	bad := cg.Bypass
+	bad.Level = 300
+
+	if _, err := b.Apply(capture.Rules(spec(bad))); err == nil {
+		t.Fatal("level 300 was accepted")
+	} else if !IsUnsupported(err) {
+		t.Errorf("not told to be unsupported: %v", err)
+	}
+	if out := ns.Run(t, "nft", "list", "ruleset"); out != "" {
+		t.Errorf("left behind in an empty namespace:\n%s", out)
+	}
+
+	if _, err := b.Apply(capture.Rules(spec(cg.Bypass))); err != nil {
+		t.Fatal(err)
+	}
+	want := ns.Run(t, "nft", "list", "ruleset")
+	if _, err := b.Apply(capture.Rules(spec(bad))); err == nil {
+		t.Fatal("level 300 was accepted")
+	}
+	if diff := cmp.Diff(want, ns.Run(t, "nft", "list", "ruleset")); diff != "" {
+		t.Errorf("(-before +after):\n%s", diff)
+	}
+}
+
+func TestForeignTablesSurvive(t *testing.T) {
+	cg := nstest.NewCgroup(t)
+	ns := nstest.New(t)
+	b := Backend{NS: ns.FD(t)}
+	ns.Run(t, "sh", "-ec", `nft add table inet theirs; nft add chain inet theirs in '{ type nat hook prerouting priority -100; }'
+		nft add rule inet theirs in tcp dport 81 redirect to :8081; nft add table ip weir; nft add chain ip weir in`)
+	want := ns.Run(t, "nft", "list", "ruleset")
+	for range 2 {
+		if _, err := b.Apply(capture.Rules(spec(cg.Bypass))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := ns.Run(t, "nft", "list", "ruleset"); !strings.Contains(got, "table inet weir") {
+		t.Errorf("no rules:\n%s", got)
+	}
+	if err := b.Delete(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, ns.Run(t, "nft", "list", "ruleset")); diff != "" {
+		t.Errorf("(-before +after):\n%s", diff)
+	}
+}
+
+func TestDeleteAndReadWithoutRules(t *testing.T) {
+	b := Backend{NS: nstest.New(t).FD(t)}
+	if err := b.Delete(); err != nil {
+		t.Error(err)
+	}
+	st, err := b.Read()
+	if err != nil || st.Text != "" {
+		t.Errorf("%q, %v", st.Text, err)
+	}
+}
+
+func TestCallingThreadsNamespace(t *testing.T) {
+	cg := nstest.NewCgroup(t)
+	ns := nstest.New(t)
+	var err error
+	ns.Do(func() { _, err = Backend{}.Apply(capture.Rules(spec(cg.Bypass))) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := ns.Run(t, "nft", "list", "ruleset"); !strings.Contains(out, "table inet weir") {
+		t.Errorf("not there:\n%s", out)
+	}
+}
+
+func TestIsUnsupported(t *testing.T) {
+	for err, want := range map[error]bool{
+		unix.EOPNOTSUPP: true, unix.EPROTONOSUPPORT: true, unix.EAFNOSUPPORT: true, unix.ENOENT: true,
+		unix.EPERM: false, unix.EEXIST: false, unix.EINVAL: false, unix.ENOBUFS: false,
+	} {
+		if got := IsUnsupported(&netlink.OpError{Op: "receive", Err: err}); got != want {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+}
+
+// BenchmarkApply is a first apply in a fresh namespace.
+func BenchmarkApply(b *testing.B) {
+	cg := nstest.NewCgroup(b)
+	rules := capture.Rules(spec(cg.Bypass))
+	for b.Loop() {
+		b.StopTimer()
+		fd := nstest.New(b).FD(b)
+		b.StartTimer()
+		if _, err := (Backend{NS: fd}).Apply(rules); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkApplyEqual is an apply of what is there.
+func BenchmarkApplyEqual(b *testing.B) {
+	cg := nstest.NewCgroup(b)
+	rules := capture.Rules(spec(cg.Bypass))
+	be := Backend{NS: nstest.New(b).FD(b)}
+	if _, err := be.Apply(rules); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if changed, err := be.Apply(rules); err != nil || changed {
+			b.Fatal(changed, err)
+		}
+	}
+}
