@@ -135,7 +135,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	pusher := &push.Pusher{
 		View:       view.store,
-		Synced:     view.store.Synced(),
+		WaitSynced: view.store.WaitSynced,
 		MeshRanges: f.meshRanges,
 		AccessLog:  telemetry.NewAccessLog(accessLog).Write,
 		Log:        log,
@@ -196,10 +196,8 @@ func runAll(ctx context.Context, f flags, log *slog.Logger, view *view, pusher *
 		return nil
 	})
 	group.Go(func() error {
-		select {
-		case <-view.store.Synced():
-		case <-ctx.Done():
-			return nil
+		if err := view.store.WaitSynced(ctx); err != nil {
+			return nil // stopped before it was ready
 		}
 		log.Info("ready", "node", f.nodeName, "version", version, "socket", socketPath(f.runDir))
 		return os.WriteFile(markerPath(f.runDir), nil, 0o600)

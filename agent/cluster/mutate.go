@@ -1,7 +1,7 @@
 package cluster
 
 import (
-	"maps"
+	"net/netip"
 
 	"github.com/weirmesh/weir/agent/model"
 )
@@ -30,10 +30,10 @@ func (s *Store) wake() {
 	}
 }
 
-func (s *Store) setPod(p model.Pod) {
+func (s *Store) setPod(p compactPod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if set(s.view.pods, key{p.Namespace, p.Name}, p) {
+	if set(s.view.pods, podKey(p), p) {
 		s.wake()
 		s.signal()
 	}
@@ -47,7 +47,7 @@ func (s *Store) dropPod(k key) {
 	}
 }
 
-func (s *Store) replacePods(pods map[key]model.Pod) {
+func (s *Store) replacePods(pods map[key]compactPod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !same(s.view.pods, pods) {
@@ -113,11 +113,15 @@ func (s *Store) replaceServices(services map[key]model.Service) {
 		return
 	}
 	s.view.services = services
-	clear(s.byClusterIP)
-	for k := range services {
+	s.reindexServices()
+	s.signal()
+}
+
+func (s *Store) reindexServices() {
+	s.byClusterIP = map[netip.Addr]key{}
+	for k := range s.view.services {
 		s.indexService(k)
 	}
-	s.signal()
 }
 
 func (s *Store) indexService(k key) {
@@ -164,11 +168,15 @@ func (s *Store) replaceSlices(slices map[key]model.EndpointSlice) {
 		return
 	}
 	s.view.slices = slices
-	clear(s.byService)
-	for k := range slices {
+	s.reindexSlices()
+	s.signal()
+}
+
+func (s *Store) reindexSlices() {
+	s.byService = map[key]map[key]struct{}{}
+	for k := range s.view.slices {
 		s.indexSlice(k)
 	}
-	s.signal()
 }
 
 func (s *Store) indexSlice(k key) {
@@ -187,11 +195,16 @@ func (s *Store) unindexSlice(k key) {
 	}
 }
 
-// replace swaps the whole view. Readers of one kind see it before readers of
-// another: none reads two kinds that must agree.
+// replace swaps the whole view at once.
 func (s *Store) replace(v view) {
-	s.replaceServices(maps.Clone(v.services))
-	s.replaceSlices(maps.Clone(v.slices))
-	s.replaceNamespaces(maps.Clone(v.namespaces))
-	s.replacePods(maps.Clone(v.pods))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if same(s.view, v) {
+		return
+	}
+	s.view = v
+	s.reindexServices()
+	s.reindexSlices()
+	s.wake()
+	s.signal()
 }

@@ -28,7 +28,7 @@ type key struct{ namespace, name string }
 
 // view is everything a source knows at one time.
 type view struct {
-	pods       map[key]model.Pod
+	pods       map[key]compactPod
 	namespaces map[string]model.Namespace
 	services   map[key]model.Service
 	slices     map[key]model.EndpointSlice
@@ -36,7 +36,7 @@ type view struct {
 
 func newView() view {
 	return view{
-		pods:       map[key]model.Pod{},
+		pods:       map[key]compactPod{},
 		namespaces: map[string]model.Namespace{},
 		services:   map[key]model.Service{},
 		slices:     map[key]model.EndpointSlice{},
@@ -56,11 +56,13 @@ type Store struct {
 	mu   sync.RWMutex
 	view view
 	// Indexes of view, kept with it.
-	byClusterIP map[netip.Addr]key                        // → service
-	byService   map[key]map[key]struct{}                  // service → its slices
-	waiters     chan struct{}                             // closed when pods or namespaces change; nil if nobody waits
-	lookup      lookupFunc                                // nil if there is no API server to ask
-	noNamespace func(name string) (model.Namespace, bool) // what a namespace is that has no object
+	byClusterIP map[netip.Addr]key       // → service
+	byService   map[key]map[key]struct{} // service → its slices
+	waiters     chan struct{}            // closed when pods or namespaces change; nil if nobody waits
+
+	lookup lookupFunc // nil if there is no API server to ask
+	// impliedNamespaces: a namespace without an object exists and has no labels.
+	impliedNamespaces bool
 }
 
 // NewStore makes an empty Store for RunAPI or RunDir to fill.
@@ -71,7 +73,6 @@ func NewStore() *Store {
 		view:        newView(),
 		byClusterIP: map[netip.Addr]key{},
 		byService:   map[key]map[key]struct{}{},
-		noNamespace: func(string) (model.Namespace, bool) { return model.Namespace{}, false },
 	}
 }
 
@@ -87,16 +88,6 @@ func (s *Store) WaitSynced(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	}
-}
-
-// Synced reports whether WaitSynced would return at once.
-func (s *Store) Synced() bool {
-	select {
-	case <-s.synced:
-		return true
-	default:
-		return false
 	}
 }
 
@@ -120,7 +111,7 @@ func (s *Store) Pods() []model.Pod {
 	defer s.mu.RUnlock()
 	pods := make([]model.Pod, 0, len(s.view.pods))
 	for _, p := range s.view.pods {
-		pods = append(pods, p)
+		pods = append(pods, p.expand())
 	}
 	return pods
 }

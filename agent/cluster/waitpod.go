@@ -47,13 +47,14 @@ func (s *Store) WaitPod(ctx context.Context, namespace, name, uid string) (model
 func (s *Store) find(namespace, name, uid string) (model.Pod, model.Namespace, string, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	pod, ok := s.view.pods[key{namespace, name}]
+	known, ok := s.view.pods[key{namespace, name}]
+	pod := known.expand()
 	missing := mismatch(pod, ok, namespace, name, uid)
 	ns, ok := s.view.namespaces[namespace]
 	if !ok {
-		ns, ok = s.noNamespace(namespace)
+		ns.Name = namespace
 	}
-	if missing == "" && !ok {
+	if missing == "" && !ok && !s.impliedNamespaces {
 		missing = fmt.Sprintf("namespace %s of pod %s is not known", namespace, name)
 	}
 	if missing == "" {

@@ -9,6 +9,9 @@ const maxTypos = 3
 func nearest(name string) string {
 	best, bestDistance := "", maxTypos+1
 	consider := func(known string) {
+		if len(name) > len(known)+maxTypos {
+			return // also keeps the work small: a name may be of any length
+		}
 		if d := distance(name, known); d < bestDistance {
 			best, bestDistance = known, d
 		}

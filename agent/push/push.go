@@ -39,8 +39,8 @@ type View interface {
 // Pusher holds the sessions of all proxies of the node.
 type Pusher struct {
 	View       View
-	Synced     <-chan struct{} // closed when View is complete; nothing is sent before
-	MeshRanges []netip.Prefix  // addresses in here must be asked for, they may be Services
+	WaitSynced func(context.Context) error // returns when View is complete; nothing is sent before
+	MeshRanges []netip.Prefix              // addresses in here must be asked for, they may be Services
 	AccessLog  func(*launch.Instance, *proxypb.AccessLog)
 	Log        *slog.Logger
 

@@ -91,8 +91,15 @@ func start(t *testing.T) *setup {
 		PodNamespace: "shop", PodName: "front", Addresses: []netip.Addr{netip.MustParseAddr("10.244.0.5")},
 	}, path)
 	s.pusher = &Pusher{
-		View:       s.view,
-		Synced:     s.synced,
+		View: s.view,
+		WaitSynced: func(ctx context.Context) error {
+			select {
+			case <-s.synced:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		},
 		MeshRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
 		AccessLog:  func(_ *launch.Instance, r *proxypb.AccessLog) { s.logs <- r },
 		Log:        slog.New(slog.DiscardHandler),

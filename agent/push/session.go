@@ -42,10 +42,8 @@ func (s *session) wake() {
 
 // send writes updates until ctx is done or the proxy stays silent.
 func (s *session) send(ctx context.Context) error {
-	select {
-	case <-s.pusher.Synced:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := s.pusher.WaitSynced(ctx); err != nil {
+		return err
 	}
 	silent := time.NewTimer(0)
 	defer silent.Stop()

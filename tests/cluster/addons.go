@@ -8,27 +8,31 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 const corednsImage = "weir.test/coredns:" + corednsVersion
 
 // corefile answers for the cluster and says of every other name that it does
-// not exist: a pod's search domains must come to an end.
-const corefile = `.:53 {
+// not exist: a pod's search domains must come to an end. That takes a block of
+// its own, as the template plugin is asked before the kubernetes plugin.
+const corefile = `cluster.local:53 in-addr.arpa:53 ip6.arpa:53 {
     errors
     health
     ready
     kubernetes cluster.local in-addr.arpa ip6.arpa {
         pods insecure
-        fallthrough in-addr.arpa ip6.arpa
         ttl 5
-    }
-    template ANY ANY {
-        rcode NXDOMAIN
     }
     cache 5
     loadbalance
     reload 5s
+}
+.:53 {
+    errors
+    template ANY ANY {
+        rcode NXDOMAIN
+    }
 }
 `
 
@@ -158,6 +162,9 @@ func (c *Cluster) waitDNS(ctx context.Context) error {
 			return node.DialContext(ctx, network, server)
 		}}
 		err := poll(ctx, "DNS on "+node.Name, func(ctx context.Context) error {
+			// A query from before the service was there is lost.
+			ctx, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
 			_, err := resolver.LookupHost(ctx, "kubernetes.default.svc.cluster.local.")
 			return err
 		})

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -73,9 +74,18 @@ type note struct {
 	Options
 	Link     netip.Prefix
 	Binaries Binaries
+	Complete bool // Up has come to its end
 }
 
 const noteFile = "cluster.json"
+
+func (n note) write() error {
+	content, err := json.MarshalIndent(n, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(n.StateDir, noteFile), content, 0o600)
+}
 
 var validName = regexp.MustCompile(`^[a-z][a-z0-9]{0,7}$`)
 
@@ -153,7 +163,7 @@ func Up(ctx context.Context, options Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkHost(); err != nil {
+	if err := CheckHost(); err != nil {
 		return nil, err
 	}
 	binaries, err := FindBinaries(options.CacheDir)
@@ -171,11 +181,7 @@ func Up(ctx context.Context, options Options) (*Cluster, error) {
 	defer lock.Close()
 
 	n := note{Options: options, Link: link, Binaries: binaries}
-	content, err := json.MarshalIndent(n, "", "  ")
-	if err != nil {
-		return nil, err
-	}
-	if err := writeFile(filepath.Join(options.StateDir, noteFile), content, 0o600); err != nil {
+	if err := n.write(); err != nil {
 		return nil, err
 	}
 	c := newCluster(n)
@@ -185,7 +191,14 @@ func Up(ctx context.Context, options Options) (*Cluster, error) {
 		downCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		downErr := remove(downCtx, n.Options)
+		if downErr == nil {
+			downErr = c.waitEnded(downCtx)
+		}
 		return nil, fmt.Errorf("%w (logs: %s)", errors.Join(err, copyErr, downErr), logs)
+	}
+	n.Complete = true
+	if err := n.write(); err != nil {
+		return nil, err
 	}
 	return c, nil
 }
@@ -208,7 +221,7 @@ func claim(options Options) (*os.File, error) {
 		dir.Close()
 		return nil, fmt.Errorf("cluster %s is already up, or was left half-way: run `weir-cluster down -name %s` first (state folder %s)", options.Name, options.Name, options.StateDir)
 	}
-	if err != nil && len(entries) == 0 && !errors.Is(err, io.EOF) {
+	if err != nil && !errors.Is(err, io.EOF) {
 		dir.Close()
 		return nil, err
 	}
@@ -350,6 +363,9 @@ func Attach(stateDir string) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !n.Complete {
+		return nil, fmt.Errorf("%w: it is starting, or was left half-way: run `weir-cluster down -name %s`", errNotRunning, n.Name)
+	}
 	c := newCluster(n)
 	for _, machine := range c.machines() {
 		if err := machine.attach(); err != nil {
@@ -388,14 +404,28 @@ func readNote(stateDir string) (note, error) {
 
 // Down ends the cluster: processes, namespaces, mounts, cgroups, links, files.
 func (c *Cluster) Down(ctx context.Context) error {
-	err := Down(ctx, c.options)
-	for _, machine := range c.machines() {
-		machine.init.alive() // reaps our own children
-		for _, p := range machine.processes {
-			p.alive()
-		}
+	if err := Down(ctx, c.options); err != nil {
+		return err
 	}
-	return err
+	return c.waitEnded(ctx)
+}
+
+// waitEnded waits for killed machines to end: a PID namespace does when the
+// last process in it is reaped, and those that this process has started are its
+// own to reap.
+func (c *Cluster) waitEnded(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return poll(ctx, "the machines to end", func(context.Context) error {
+		for _, machine := range c.machines() {
+			for _, p := range append(slices.Collect(maps.Values(machine.processes)), machine.init) {
+				if p.alive() {
+					return fmt.Errorf("%s on %s is still running", p.Name, machine.Name)
+				}
+			}
+		}
+		return nil
+	})
 }
 
 // Down ends the cluster of options' Name and StateDir, whatever state it is in:

@@ -29,8 +29,9 @@ func checkRoot() error {
 	return nil
 }
 
-// checkHost says what is missing on this host, all at once.
-func checkHost() error {
+// CheckHost says what this host lacks to run a cluster: root, programs (with the
+// apt-get command that brings them) or cgroup v2. Tests skip on its error.
+func CheckHost() error {
 	if err := checkRoot(); err != nil {
 		return err
 	}

@@ -216,13 +216,14 @@ func (m *Machine) Log(process string) string { return m.process(process).log }
 
 // Stop ends one of the machine's processes ("kubelet", "containerd",
 // "kube-proxy"; on the fabric "etcd", "kube-apiserver",
-// "kube-controller-manager", "kube-scheduler"): SIGTERM, after 10 s SIGKILL.
+// "kube-controller-manager", "kube-scheduler"): SIGTERM, after 3 s SIGKILL, which
+// the API server comes to when clients watch.
 func (m *Machine) Stop(ctx context.Context, process string) error {
 	p, ok := m.processes[process]
 	if !ok {
 		return fmt.Errorf("machine %s has no process %q", m.Name, process)
 	}
-	return p.stop(ctx, 10*time.Second)
+	return p.stop(ctx, 3*time.Second)
 }
 
 // Start starts a stopped process again, as it was, and does not wait for it to

@@ -29,8 +29,8 @@ type Node struct {
 	dir   string // on the host: the node's own folders and configuration
 }
 
-// ownFolders maps folders of the node to where they are in the node's part of
-// the state folder. /etc and /opt are laid over the host's, the others hide it.
+// A node has folders of its own, kept in its part of the state folder: some are
+// laid over the host's (what is not in them is the host's), others hide it.
 var (
 	laidOver = []string{"/etc", "/opt"}
 	hiding   = []string{"/var/lib", "/var/log"}
@@ -40,9 +40,8 @@ func (n *Node) own(folder string) string {
 	return filepath.Join(n.dir, strings.ReplaceAll(folder[1:], "/", "-"))
 }
 
-// Path is where a file of the node's /etc, /opt, /var/lib or /var/log is on
-// the host, for tests to read and write. Writing below /etc and /opt this way
-// is for before a program looks; inotify sees what is written by Command only.
+// Path is where a file of the node can be read and written from the host, while
+// the node runs.
 func (n *Node) Path(path string) string {
 	return fmt.Sprintf("/proc/%d/root%s", n.PID(), path)
 }

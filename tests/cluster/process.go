@@ -55,9 +55,16 @@ func (p *process) alive() bool {
 	if p.PID == 0 {
 		return false
 	}
-	_, _ = unix.Wait4(p.PID, nil, unix.WNOHANG, nil)
 	start, state, err := processStat(p.PID)
-	return err == nil && start == p.Start && state != "Z"
+	if err != nil || start != p.Start {
+		return false
+	}
+	if state != "Z" {
+		return true
+	}
+	// Zero says that the child's other threads are still ending.
+	pid, err := unix.Wait4(p.PID, nil, unix.WNOHANG, nil)
+	return err == nil && pid == 0
 }
 
 // stop ends the process: SIGTERM, then SIGKILL after grace.

@@ -2,7 +2,9 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -19,8 +21,8 @@ func poll(ctx context.Context, what string, ready func(context.Context) error) e
 		if err == nil {
 			return nil
 		}
-		if p, ok := err.(permanent); ok {
-			return fmt.Errorf("wait for %s: %w", what, p.error)
+		if errors.As(err, &permanent{}) {
+			return fmt.Errorf("wait for %s: %w", what, err)
 		}
 		if sleepErr := sleep(ctx, pollInterval); sleepErr != nil {
 			return fmt.Errorf("wait for %s: %w (%w)", what, err, sleepErr)
@@ -30,6 +32,8 @@ func poll(ctx context.Context, what string, ready func(context.Context) error) e
 
 // permanent marks an error that waiting does not mend.
 type permanent struct{ error }
+
+func (p permanent) Unwrap() error { return p.error }
 
 func sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
@@ -51,7 +55,7 @@ func tail(path string) string {
 	defer file.Close()
 	const most = 4096 // bytes
 	if info, err := file.Stat(); err == nil && info.Size() > most {
-		if _, err := file.Seek(-most, 2); err != nil {
+		if _, err := file.Seek(-most, io.SeekEnd); err != nil {
 			return ""
 		}
 	}

@@ -1,6 +1,6 @@
-// Package nstest makes network namespaces for tests, which go by themselves: a
-// namespace lives as long as the thread that is in it, has no name anywhere, and
-// ends with the test process, however that ends.
+// Package nstest makes network namespaces and cgroups for tests, with what every
+// suite needs to work in them. A namespace has no name anywhere: an open file
+// holds it, so it is gone when the test process is, however that ends.
 package nstest
 
 import (
@@ -15,10 +15,7 @@ import (
 )
 
 // NS is a fresh network namespace.
-type NS struct {
-	path string
-	work chan func()
-}
+type NS struct{ file *os.File }
 
 // New makes a namespace that lives until the end of the test. Tests without root
 // are skipped.
@@ -27,48 +24,46 @@ func New(t testing.TB) *NS {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	n := &NS{work: make(chan func())}
-	started := make(chan error)
-	done := make(chan struct{})
-	go n.serve(started, done)
-	if err := <-started; err != nil {
+	n := new(NS)
+	var err error
+	onThread(func() {
+		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
+			n.file, err = os.Open("/proc/thread-self/ns/net")
+		}
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		close(n.work)
-		<-done
-	})
+	t.Cleanup(func() { n.file.Close() })
 	return n
 }
 
-// serve runs work on a thread of its own, which is never unlocked: it ends with
-// the goroutine, as it is not fit for any other.
-func (n *NS) serve(started chan<- error, done chan<- struct{}) {
-	defer close(done)
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		started <- fmt.Errorf("unshare: %w", err)
-		return
-	}
-	n.path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
-	started <- nil
-	for f := range n.work {
+// onThread runs f on a thread that ends with it, and is fit for nothing else.
+func onThread(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
 		f()
-	}
+	}()
+	<-done
 }
 
 // Path names the namespace to this and other processes.
-func (n *NS) Path() string { return n.path }
+func (n *NS) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.FD()) }
+
+// FD is a file descriptor of the namespace.
+func (n *NS) FD() int { return int(n.file.Fd()) }
 
 // Do runs f on a thread in the namespace: sockets it opens and processes it
-// starts are there. It must not call Do, nor t.FailNow.
+// starts are there. It must not call t.FailNow.
 func (n *NS) Do(f func()) {
-	done := make(chan struct{})
-	n.work <- func() {
-		defer close(done)
+	onThread(func() {
+		if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
+			panic(err) // or f would do to the host what is meant for the namespace
+		}
 		f()
-	}
-	<-done
+	})
 }
 
 // Run runs a command in the namespace and returns what it wrote. Its failure is
@@ -91,15 +86,4 @@ func (n *NS) Try(name string, args ...string) (string, error) {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
 	}
 	return string(out), nil
-}
-
-// FD opens the namespace for the rest of the test.
-func (n *NS) FD(t testing.TB) int {
-	t.Helper()
-	f, err := os.Open(n.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return int(f.Fd())
 }

@@ -86,6 +86,9 @@ func build(ctx context.Context, options cluster.Options, stdout io.Writer) error
 }
 
 func up(ctx context.Context, options cluster.Options, stdout io.Writer) error {
+	if err := cluster.CheckHost(); err != nil {
+		return err
+	}
 	if _, err := cluster.Build(ctx, options.CacheDir, options.Progress); err != nil {
 		return err
 	}

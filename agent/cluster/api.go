@@ -1,0 +1,116 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/weirmesh/weir/agent/model"
+)
+
+// API is a cluster's API server as seen from one node. Use NewAPI.
+//
+// It needs, cluster-wide: list and watch on pods, namespaces, services and
+// endpointslices.discovery.k8s.io; get on pods and namespaces; create and patch on
+// events.
+type API struct {
+	client kubernetes.Interface
+	node   string
+	log    *slog.Logger
+}
+
+// Client-side limits, in requests a second. The server has its own fairness; these
+// only keep a node whose watches lag while many pods start from flooding it.
+const (
+	clientQPS   = 50
+	clientBurst = 100
+)
+
+// NewAPI prepares to talk to the API server that the kubeconfig file names, or
+// with an empty path to the one whose pod this is. It does not connect. node is
+// this node's name in the cluster.
+func NewAPI(kubeconfig, node string, log *slog.Logger) (*API, error) {
+	var config *rest.Config
+	var err error
+	if kubeconfig == "" {
+		config, err = rest.InClusterConfig()
+	} else {
+		config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	config.UserAgent = "weir-agent"
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	config.QPS, config.Burst = clientQPS, clientBurst
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	return &API{client: client, node: node, log: log}, nil
+}
+
+// RunAPI keeps the Store up to date from an API server until ctx is done. While
+// the server is away, from the start or later, it retries (after 0.8 s, then up
+// to 30 s) and says so; the Store keeps what it had.
+func RunAPI(ctx context.Context, s *Store, api *API) error {
+	s.mu.Lock()
+	s.lookup = api.lookup
+	s.mu.Unlock()
+
+	core, discovery := api.client.CoreV1(), api.client.DiscoveryV1()
+	everywhere := metav1.NamespaceAll
+	onThisNode := fields.OneTermEqualSelector("spec.nodeName", api.node).String()
+	watches := []func(ctx context.Context, synced func()){
+		watchKind(api, "pods", &corev1.Pod{}, onThisNode, core.Pods(everywhere), stripPod, podSink(s)),
+		watchKind(api, "namespaces", &corev1.Namespace{}, "", core.Namespaces(), stripNamespace, namespaceSink(s)),
+		watchKind(api, "services", &corev1.Service{}, "", core.Services(everywhere), stripService, serviceSink(s)),
+		watchKind(api, "endpointslices", &discoveryv1.EndpointSlice{}, "", discovery.EndpointSlices(everywhere), stripSlice, sliceSink(s)),
+	}
+	var pending atomic.Int32
+	pending.Store(int32(len(watches)))
+	var group sync.WaitGroup
+	for _, run := range watches {
+		first := sync.OnceFunc(func() {
+			if pending.Add(-1) == 0 {
+				s.markSynced()
+			}
+		})
+		group.Go(func() { run(ctx, first) })
+	}
+	group.Wait()
+	return nil
+}
+
+// lookup asks for one pod and its namespace.
+func (a *API) lookup(ctx context.Context, namespace, name string) (model.Pod, model.Namespace, error) {
+	p, err := a.client.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return model.Pod{}, model.Namespace{}, err
+	}
+	if p.Spec.NodeName != a.node {
+		return model.Pod{}, model.Namespace{}, fmt.Errorf("the pod is bound to node %q, this is %q", p.Spec.NodeName, a.node)
+	}
+	n, err := a.client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+	if err != nil {
+		return model.Pod{}, model.Namespace{}, err
+	}
+	pod, err := toPod(p)
+	if err != nil {
+		return model.Pod{}, model.Namespace{}, err
+	}
+	ns, err := toNamespace(n)
+	return pod, ns, err
+}

@@ -1,0 +1,174 @@
+package cluster
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"unique"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	"github.com/weirmesh/weir/agent/model"
+)
+
+// Errors of the conversions name the field. An API server has validated what it
+// sends; a directory's files have been read by nobody.
+
+// shared returns one copy for all equal strings: thousands of pods have the same
+// namespace, node and service account.
+func shared(s string) string { return unique.Make(s).Value() }
+
+// ours keeps the labels or annotations that are Weir's.
+func ours(m map[string]string) map[string]string {
+	var out map[string]string
+	for k, v := range m {
+		if strings.HasPrefix(k, model.Prefix) {
+			if out == nil {
+				out = map[string]string{}
+			}
+			out[shared(k)] = shared(v)
+		}
+	}
+	return out
+}
+
+func toNamespace(n *corev1.Namespace) (model.Namespace, error) {
+	return model.Namespace{Name: shared(n.Name), Labels: ours(n.Labels)}, nil
+}
+
+func toPod(p *corev1.Pod) (model.Pod, error) {
+	out := model.Pod{
+		UID:            string(p.UID),
+		Namespace:      shared(p.Namespace),
+		Name:           p.Name,
+		ServiceAccount: shared(p.Spec.ServiceAccountName),
+		Node:           shared(p.Spec.NodeName),
+		MirrorHash:     p.Annotations[corev1.MirrorPodAnnotationKey],
+		HostNetwork:    p.Spec.HostNetwork,
+		Phase:          model.Phase(shared(string(p.Status.Phase))),
+		Labels:         ours(p.Labels),
+		Annotations:    ours(p.Annotations),
+	}
+	if p.Spec.RuntimeClassName != nil {
+		out.RuntimeClass = shared(*p.Spec.RuntimeClassName)
+	}
+	if n := len(p.Status.PodIPs); n > 0 {
+		out.Addresses = make([]netip.Addr, 0, n)
+	}
+	for i, ip := range p.Status.PodIPs {
+		addr, err := netip.ParseAddr(ip.IP)
+		if err != nil {
+			return model.Pod{}, fmt.Errorf("status.podIPs[%d].ip: %w", i, err)
+		}
+		out.Addresses = append(out.Addresses, addr.Unmap())
+	}
+	return out, nil
+}
+
+func toCompactPod(p *corev1.Pod) (compactPod, error) {
+	pod, err := toPod(p)
+	return compact(pod), err
+}
+
+func toService(s *corev1.Service) (model.Service, error) {
+	out := model.Service{Namespace: shared(s.Namespace), Name: shared(s.Name)}
+	ips := s.Spec.ClusterIPs
+	if len(ips) == 0 && s.Spec.ClusterIP != "" {
+		ips = []string{s.Spec.ClusterIP}
+	}
+	for i, ip := range ips {
+		if ip == corev1.ClusterIPNone || s.Spec.Type == corev1.ServiceTypeExternalName {
+			continue
+		}
+		addr, err := netip.ParseAddr(ip)
+		if err != nil {
+			return model.Service{}, fmt.Errorf("spec.clusterIPs[%d]: %w", i, err)
+		}
+		out.ClusterIPs = append(out.ClusterIPs, addr.Unmap())
+	}
+	for i, p := range s.Spec.Ports {
+		port, err := toPort(p.Port)
+		if err != nil {
+			return model.Service{}, fmt.Errorf("spec.ports[%d].port: %w", i, err)
+		}
+		out.Ports = append(out.Ports, model.ServicePort{Name: shared(p.Name), Port: port, Protocol: toProtocol(p.Protocol)})
+	}
+	return out, nil
+}
+
+func toSlice(s *discoveryv1.EndpointSlice) (model.EndpointSlice, error) {
+	out := model.EndpointSlice{
+		Namespace: shared(s.Namespace),
+		Name:      s.Name,
+		Service:   shared(s.Labels[discoveryv1.LabelServiceName]),
+	}
+	if s.AddressType == discoveryv1.AddressTypeFQDN {
+		return out, nil // names, not addresses; kube-proxy ignores them too
+	}
+	for i, p := range s.Ports {
+		if p.Port == nil {
+			continue // "all ports", of no use to a Service
+		}
+		port, err := toPort(*p.Port)
+		if err != nil {
+			return model.EndpointSlice{}, fmt.Errorf("ports[%d].port: %w", i, err)
+		}
+		out.Ports = append(out.Ports, model.EndpointPort{
+			Name: shared(value(p.Name, "")), Port: port, Protocol: toProtocol(value(p.Protocol, corev1.ProtocolTCP)),
+		})
+	}
+	out.Endpoints = make([]model.Endpoint, 0, len(s.Endpoints))
+	for i, e := range s.Endpoints {
+		endpoint, err := toEndpoint(s.Namespace, e)
+		if err != nil {
+			return model.EndpointSlice{}, fmt.Errorf("endpoints[%d].%w", i, err)
+		}
+		out.Endpoints = append(out.Endpoints, endpoint)
+	}
+	return out, nil
+}
+
+// toEndpoint reads conditions as discovery.k8s.io/v1 defines them: ready unless
+// it says otherwise, serving if it says so or else if ready.
+func toEndpoint(namespace string, e discoveryv1.Endpoint) (model.Endpoint, error) {
+	if len(e.Addresses) == 0 {
+		return model.Endpoint{}, fmt.Errorf("addresses: there is none")
+	}
+	addr, err := netip.ParseAddr(e.Addresses[0])
+	if err != nil {
+		return model.Endpoint{}, fmt.Errorf("addresses[0]: %w", err)
+	}
+	out := model.Endpoint{Address: addr.Unmap(), Ready: value(e.Conditions.Ready, true)}
+	out.Draining = value(e.Conditions.Terminating, false) && value(e.Conditions.Serving, out.Ready)
+	if ref := e.TargetRef; ref != nil && ref.Kind == "Pod" {
+		if ref.Namespace != "" {
+			namespace = ref.Namespace
+		}
+		out.Pod = shared(namespace + "/" + ref.Name) // one for both families
+	}
+	return out, nil
+}
+
+func toPort(n int32) (uint16, error) {
+	if n < 1 || n > 65535 {
+		return 0, fmt.Errorf("%d is not between 1 and 65535", n)
+	}
+	return uint16(n), nil
+}
+
+// toProtocol fills in the default that an API server would have set.
+func toProtocol(p corev1.Protocol) model.Protocol {
+	if p == "" {
+		return model.TCP
+	}
+	return model.Protocol(shared(string(p)))
+}
+
+// value is what p points to, or else the default.
+func value[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
+	}
+	return *p
+}

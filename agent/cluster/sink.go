@@ -1,0 +1,99 @@
+package cluster
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weirmesh/weir/agent/model"
+)
+
+// sink puts one kind of Kubernetes objects into a Store.
+type sink[O any] struct {
+	set     func(O) error
+	drop    func(key)
+	replace func(objects []O, skip func(O, error))
+}
+
+// newSink makes a sink of a conversion and what the Store does with its result.
+func newSink[O any, K comparable, M any](
+	convert func(O) (M, error), keyOf func(M) K, set func(M), drop func(key), replace func(map[K]M),
+) sink[O] {
+	return sink[O]{
+		set: func(o O) error {
+			m, err := convert(o)
+			if err != nil {
+				return err
+			}
+			set(m)
+			return nil
+		},
+		drop: drop,
+		replace: func(objects []O, skip func(O, error)) {
+			all := make(map[K]M, len(objects))
+			for _, o := range objects {
+				m, err := convert(o)
+				if err != nil {
+					skip(o, err)
+					continue
+				}
+				all[keyOf(m)] = m
+			}
+			replace(all)
+		},
+	}
+}
+
+func podSink(s *Store) sink[*corev1.Pod] {
+	return newSink(toCompactPod, podKey, s.setPod, s.dropPod, s.replacePods)
+}
+
+func namespaceSink(s *Store) sink[*corev1.Namespace] {
+	return newSink(toNamespace, namespaceKey, s.setNamespace, s.dropNamespace, s.replaceNamespaces)
+}
+
+func serviceSink(s *Store) sink[*corev1.Service] {
+	return newSink(toService, serviceKey, s.setService, s.dropService, s.replaceServices)
+}
+
+func sliceSink(s *Store) sink[*discoveryv1.EndpointSlice] {
+	return newSink(toSlice, sliceKey, s.setSlice, s.dropSlice, s.replaceSlices)
+}
+
+func podKey(p compactPod) key               { return key{p.pod.Namespace, p.pod.Name} }
+func namespaceKey(n model.Namespace) string { return n.Name }
+func serviceKey(s model.Service) key        { return key{s.Namespace, s.Name} }
+func sliceKey(s model.EndpointSlice) key    { return key{s.Namespace, s.Name} }
+
+// The strip functions drop from an object what its conversion does not read.
+
+func stripMeta(m *metav1.ObjectMeta) {
+	m.ManagedFields, m.OwnerReferences, m.Finalizers = nil, nil, nil
+}
+
+func stripPod(p *corev1.Pod) {
+	stripMeta(&p.ObjectMeta)
+	p.Spec = corev1.PodSpec{
+		ServiceAccountName: p.Spec.ServiceAccountName,
+		NodeName:           p.Spec.NodeName,
+		RuntimeClassName:   p.Spec.RuntimeClassName,
+		HostNetwork:        p.Spec.HostNetwork,
+	}
+	p.Status = corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs}
+}
+
+func stripNamespace(n *corev1.Namespace) {
+	stripMeta(&n.ObjectMeta)
+	n.Annotations = nil
+}
+
+func stripService(s *corev1.Service) {
+	stripMeta(&s.ObjectMeta)
+	s.Annotations = nil
+	s.Status = corev1.ServiceStatus{}
+}
+
+func stripSlice(s *discoveryv1.EndpointSlice) {
+	stripMeta(&s.ObjectMeta)
+	s.Annotations = nil
+}

@@ -1,0 +1,167 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/go-logr/logr"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+)
+
+// object is a pointer to one of Kubernetes' types.
+type object interface {
+	metav1.Object
+	runtime.Object
+}
+
+// resource is the part of a typed client that a watch needs; L is a list type.
+type resource[L runtime.Object] interface {
+	List(ctx context.Context, opts metav1.ListOptions) (L, error)
+	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
+}
+
+// watchKind makes the watch of one kind. It is client-go's reflector, which is the
+// lower half of an informer: it lists, watches and starts over by itself. The
+// upper half, a cache of Kubernetes objects, is left out: the Store is the cache.
+func watchKind[O object, L runtime.Object](
+	api *API, name string, example O, selector string, client resource[L], strip func(O), to sink[O],
+) func(ctx context.Context, synced func()) {
+	return func(ctx context.Context, synced func()) {
+		state := &reachability{kind: name, log: api.log}
+		lw := &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+				opts.FieldSelector = selector
+				list, err := client.List(ctx, opts)
+				state.note(ctx, err)
+				return list, err
+			},
+			WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+				opts.FieldSelector = selector
+				w, err := client.Watch(ctx, opts)
+				state.note(ctx, err)
+				return w, err
+			},
+		}
+		feed := &feed[O]{sink: to, strip: strip, synced: synced, log: api.log.With("kind", name)}
+		logger := logr.FromSlogHandler(demoted{api.log.Handler()})
+		reflector := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, api.client), example, feed,
+			cache.ReflectorOptions{Name: name, Logger: &logger})
+		reflector.RunWithContext(klog.NewContext(ctx, logger))
+	}
+}
+
+// feed is the store a reflector writes to. It passes on to a sink.
+type feed[O object] struct {
+	sink   sink[O]
+	strip  func(O)
+	synced func() // told of every complete list
+	log    *slog.Logger
+}
+
+var _ cache.TransformingStore = (*feed[object])(nil)
+
+// Transformer makes a streamed list small while it is being collected.
+func (f *feed[O]) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) {
+		if o, ok := obj.(O); ok {
+			f.strip(o)
+		}
+		return obj, nil
+	}
+}
+
+func (f *feed[O]) Add(obj any) error {
+	o, ok := obj.(O)
+	if !ok {
+		return fmt.Errorf("watch: %T where %T is watched", obj, o)
+	}
+	if err := f.sink.set(o); err != nil {
+		f.skip(o, err)
+	}
+	return nil
+}
+
+func (f *feed[O]) Update(obj any) error { return f.Add(obj) }
+
+func (f *feed[O]) Delete(obj any) error {
+	o, ok := obj.(O)
+	if !ok {
+		return fmt.Errorf("watch: %T where %T is watched", obj, o)
+	}
+	f.sink.drop(key{o.GetNamespace(), o.GetName()})
+	return nil
+}
+
+func (f *feed[O]) Replace(list []any, _ string) error {
+	objects := make([]O, 0, len(list))
+	for _, item := range list {
+		o, ok := item.(O)
+		if !ok {
+			return fmt.Errorf("watch: %T where %T is listed", item, o)
+		}
+		objects = append(objects, o)
+	}
+	f.sink.replace(objects, f.skip)
+	f.synced()
+	return nil
+}
+
+func (f *feed[O]) Resync() error { return nil }
+
+// skip leaves out an object that the API server should not have accepted: failing
+// instead would have the whole list asked for again, for ever.
+func (f *feed[O]) skip(o O, err error) {
+	f.log.Warn("object left out", "namespace", o.GetNamespace(), "name", o.GetName(), "error", err)
+}
+
+// reachability says once when an API server stops answering for a kind, and once
+// when it answers again.
+type reachability struct {
+	kind string
+	log  *slog.Logger
+
+	mu   sync.Mutex
+	last string // the error there is now
+}
+
+func (r *reachability) note(ctx context.Context, err error) {
+	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return // the end, or a list that has become too old to go on from
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case err == nil && r.last != "":
+		r.last = ""
+		r.log.InfoContext(ctx, "API server answers again", "kind", r.kind)
+	case err != nil && r.last != err.Error():
+		r.last = err.Error()
+		r.log.WarnContext(ctx, "API server does not answer; retrying, what is known is kept", "kind", r.kind, "error", err)
+	}
+}
+
+// demoted turns client-go's own lines into debug lines: it writes one at every
+// attempt to reach a server that is away.
+type demoted struct{ slog.Handler }
+
+func (d demoted) Enabled(ctx context.Context, _ slog.Level) bool {
+	return d.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+func (d demoted) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return d.Handler.Handle(ctx, r)
+}
+
+func (d demoted) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return demoted{d.Handler.WithAttrs(attrs)}
+}
+
+func (d demoted) WithGroup(name string) slog.Handler { return demoted{d.Handler.WithGroup(name)} }

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/weirmesh/weir/install/conflist"
+	"github.com/weirmesh/weir/install/place"
+)
+
+// options are the command line's. Paths are as this program sees them, but for
+// the socket's.
+type options struct {
+	confDir string
+	binDir  string
+	plugin  string
+	runDir  string
+	entry   conflist.Entry
+}
+
+// Limits that weir-cni has too.
+const (
+	minTimeout = 100 * time.Millisecond
+	maxTimeout = time.Minute
+	maxSunPath = 107 // bytes, sun_path of unix(7)
+)
+
+var backends = []string{"auto", "nftables", "iptables"}
+
+// parseFlags reads the flags of a command. All of them need the node's two
+// folders; only run has something to put there.
+func parseFlags(command string, args []string, stderr io.Writer) (options, error) {
+	o := options{entry: conflist.Entry{ExemptNamespaces: []string{"kube-system", "weir-system"}}}
+	fs := flag.NewFlagSet("weir-install "+command, flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // errors are printed once, by run
+	fs.Usage = func() {}
+	fs.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d", "`folder` of CNI configurations that the container runtime reads")
+	fs.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "`folder` that the container runtime looks for CNI plugins in")
+	if command == "run" {
+		fs.StringVar(&o.plugin, "plugin", "/weir-cni", "weir-cni, the `file` to copy")
+		fs.StringVar(&o.runDir, "run-dir", "/run/weir", "the agent's `folder`; its file \"ready\" is waited for")
+		fs.StringVar(&o.entry.Socket, "socket", "/run/weir/attach.sock", "the agent's `socket`, a path on the host")
+		fs.Var((*names)(&o.entry.ExemptNamespaces), "exempt-namespaces", "`namespaces` never captured, separated by commas")
+		fs.DurationVar(&o.entry.Timeout, "timeout", 5*time.Second, "limit of a whole ADD")
+		fs.StringVar(&o.entry.Backend, "backend", "auto", "`backend` for the rules: "+strings.Join(backends, ", "))
+	}
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintf(stderr, "Flags of weir-install %s:\n", command)
+		fs.SetOutput(stderr)
+		fs.PrintDefaults()
+		return options{}, err
+	} else if err != nil {
+		return options{}, fmt.Errorf("%w: %w; weir-install %s -h lists the flags", errUsage, err, command)
+	}
+	if fs.NArg() > 0 {
+		return options{}, fmt.Errorf("%w: unexpected argument %q", errUsage, fs.Arg(0))
+	}
+	if command == "run" {
+		if err := o.checkEntry(); err != nil {
+			return options{}, fmt.Errorf("%w: %w", errUsage, err)
+		}
+	}
+	return o, nil
+}
+
+// checkEntry finds here what would otherwise fail every pod of the node.
+func (o options) checkEntry() error {
+	e := o.entry
+	switch {
+	case !filepath.IsAbs(e.Socket) || len(e.Socket) > maxSunPath:
+		return fmt.Errorf("--socket %q must be an absolute path of at most %d bytes", e.Socket, maxSunPath)
+	case e.Timeout < minTimeout || e.Timeout > maxTimeout:
+		return fmt.Errorf("--timeout %s must be between %s and %s", e.Timeout, minTimeout, maxTimeout)
+	case !slices.Contains(backends, e.Backend):
+		return fmt.Errorf("--backend %q must be one of %s", e.Backend, strings.Join(backends, ", "))
+	case o.plugin == "":
+		return errors.New("--plugin must name the file to copy")
+	}
+	return nil
+}
+
+func (o options) chain() place.Chain { return place.Chain{Dir: o.confDir, Entry: o.entry} }
+
+func (o options) place() place.Plugin { return place.Plugin{Source: o.plugin, Dir: o.binDir} }
+
+func (o options) marker() string { return filepath.Join(o.runDir, "ready") }
+
+// names is a comma-separated list flag; empty: none.
+type names []string
+
+func (n *names) String() string { return strings.Join(*n, ",") }
+
+// Set takes the place of the default.
+func (n *names) Set(s string) error {
+	*n = nil
+	for item := range strings.SplitSeq(s, ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			*n = append(*n, item)
+		}
+	}
+	return nil
+}

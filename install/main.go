@@ -1,0 +1,143 @@
+// Command weir-install puts Weir's CNI plugin on a node and into the node's CNI
+// chain, keeps it there, and takes it out again. It runs as a container of the
+// agent's DaemonSet, with the node's folders mounted.
+//
+// It only places: weir-agent decides and serves, weir-cni does what is to be done
+// for a pod. When it ends (the DaemonSet is updated, the node shuts down) it
+// leaves the chain as it is; only the command "uninstall" takes it out.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/weirmesh/weir/install/place"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+const usage = `weir-install puts weir-cni into a node's CNI chain.
+
+  weir-install run [flags]        copy the plugin, wait for the agent, chain it, and
+                                  keep it there until stopped; stopping undoes nothing
+  weir-install ready [flags]      exit 0 if new pods go through the plugin
+  weir-install uninstall [flags]  take it out of the chain, then off the node
+  weir-install version
+
+weir-install <command> -h lists the flags.
+`
+
+// errUsage is a command line that makes no sense.
+var errUsage = errors.New("usage")
+
+// Exit codes.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// reloadTime is what a runtime gets to notice that its configuration changed,
+// before the plugin's program goes. It watches the folder: milliseconds.
+const reloadTime = time.Second
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	err := dispatch(ctx, args, stdout, stderr)
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(stderr, "weir-install:", err)
+		return exitUsage
+	default:
+		fmt.Fprintln(stderr, "weir-install:", err)
+		return exitFailed
+	}
+}
+
+func dispatch(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 0 {
+		fmt.Fprint(stderr, usage)
+		return fmt.Errorf("%w: a command is needed", errUsage)
+	}
+	command, args := args[0], args[1:]
+	log := slog.New(slog.NewTextHandler(stderr, nil))
+	switch command {
+	case "version":
+		fmt.Fprintln(stdout, "weir-install", version)
+		return nil
+	case "-h", "--help", "help":
+		fmt.Fprint(stdout, usage)
+		return nil
+	case "run", "ready", "uninstall":
+	default:
+		fmt.Fprint(stderr, usage)
+		return fmt.Errorf("%w: no command %q", errUsage, command)
+	}
+	o, err := parseFlags(command, args, stderr)
+	if err != nil {
+		return err
+	}
+	switch command {
+	case "run":
+		keeper := place.Keeper{Plugin: o.place(), Chain: o.chain(), Marker: o.marker(), Log: log}
+		return keeper.Run(ctx)
+	case "ready":
+		return ready(o)
+	default:
+		return uninstall(ctx, o, log)
+	}
+}
+
+func ready(o options) error {
+	if plugin := o.place(); !plugin.There() {
+		return fmt.Errorf("not ready: %s is not there", plugin.Path())
+	}
+	if err := o.chain().Chained(); err != nil {
+		return fmt.Errorf("not ready: %w", err)
+	}
+	return nil
+}
+
+// uninstall takes the plugin out of the chain, then off the node. It may be
+// repeated. Pods that exist keep their proxies.
+func uninstall(ctx context.Context, o options, log *slog.Logger) error {
+	changed, err := o.chain().Remove()
+	for _, file := range changed {
+		log.Info("taken out of the chain", "file", file)
+	}
+	if err != nil {
+		// The plugin stays: a chain that names one that is gone starts no pod.
+		return fmt.Errorf("uninstall: %w", err)
+	}
+	if len(changed) > 0 {
+		select {
+		case <-time.After(reloadTime):
+		case <-ctx.Done():
+			return fmt.Errorf("uninstall: stopped before the plugin was removed: run it again: %w", ctx.Err())
+		}
+	}
+	plugin := o.place()
+	removed, err := plugin.Remove()
+	if err != nil {
+		return fmt.Errorf("uninstall: %w", err)
+	}
+	if removed {
+		log.Info("plugin removed", "path", plugin.Path())
+	}
+	return nil
+}

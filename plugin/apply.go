@@ -1,0 +1,96 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/weirmesh/weir/agent/attachpb"
+	"github.com/weirmesh/weir/plugin/capture"
+	"github.com/weirmesh/weir/plugin/capture/iptables"
+	"github.com/weirmesh/weir/plugin/capture/nft"
+)
+
+// backend puts rules into the calling thread's network namespace. A failed Apply
+// leaves what was there before; Apply of what is there changes nothing.
+type backend interface {
+	Name() string
+	Apply(capture.Ruleset) (bool, error)
+	Delete() error
+	Read() (capture.State, error)
+}
+
+// target is a pod's namespace and the backends it may be given rules by, in the
+// order in which they are tried.
+type target struct {
+	ns       *os.File
+	backends []backend
+	used     backend
+}
+
+func newTarget(c conf, container string, ns *os.File) *target {
+	byName := map[string][]backend{
+		backendNFTables: {nft.Backend{}},
+		backendIPTables: {newIPTables(c.LockDir, container)},
+	}
+	byName[backendAuto] = append(byName[backendNFTables], byName[backendIPTables]...)
+	return &target{ns: ns, backends: byName[c.Backend]}
+}
+
+func newIPTables(lockDir, container string) iptables.Backend {
+	return iptables.Backend{LockFile: filepath.Join(lockDir, container+".lock")}
+}
+
+// apply prepares the namespace and puts the rules into it.
+func (t *target) apply(rules capture.Ruleset) (*attachpb.Applied, error) {
+	start := time.Now()
+	err := inNamespace(t.ns, func() error {
+		if err := prepare(); err != nil {
+			return err
+		}
+		if err := t.probe(rules); err != nil {
+			return err
+		}
+		return keepHalfClosed()
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &attachpb.Applied{
+		Backend:    t.used.Name(),
+		Rules:      rules.String(),
+		TookMicros: time.Since(start).Microseconds(),
+	}, nil
+}
+
+// probe applies the rules by the first backend that this kernel supports. The
+// attempt is the probe: it is one transaction, and what a kernel has differs from
+// what its version says.
+func (t *target) probe(rules capture.Ruleset) error {
+	var tried []error
+	for _, b := range t.backends {
+		_, err := b.Apply(rules)
+		if err == nil {
+			t.used = b
+			return nil
+		}
+		tried = append(tried, err)
+		if !nft.IsUnsupported(err) {
+			break
+		}
+	}
+	return errors.Join(tried...)
+}
+
+// undo takes the rules out again.
+func (t *target) undo() error {
+	if t.used == nil {
+		return nil
+	}
+	if err := inNamespace(t.ns, t.used.Delete); err != nil {
+		return fmt.Errorf("%s: %w", t.used.Name(), err)
+	}
+	return nil
+}

@@ -1,0 +1,196 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/weirmesh/weir/agent/attachpb"
+	"github.com/weirmesh/weir/plugin/capture"
+	"github.com/weirmesh/weir/plugin/capture/nft"
+	"github.com/weirmesh/weir/plugin/capture/nstest"
+	"google.golang.org/protobuf/testing/protocmp"
+)
+
+// TestDel: success within a second, whatever.
+func TestDel(t *testing.T) {
+	for name, c := range map[string]struct {
+		in      invocation
+		prepare func(t *testing.T, a *agent)
+		told    bool // the agent was told
+	}{
+		"known":         {told: true},
+		"0.3.1":         {in: invocation{version: "0.3.1"}, told: true},
+		"no namespace":  {in: invocation{env: map[string]string{"CNI_NETNS": ""}}, told: true},
+		"no pod":        {in: invocation{env: map[string]string{"CNI_ARGS": ""}}, told: true},
+		"no prevResult": {in: invocation{conf: map[string]any{"prevResult": nil}}, told: true},
+		"exempt":        {in: invocation{args: "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=x"}},
+		"agent fails":   {prepare: func(_ *testing.T, a *agent) { a.del = func() error { return errors.New("boom") } }, told: true},
+		"agent silent":  {prepare: func(_ *testing.T, a *agent) { a.del = func() error { time.Sleep(2 * time.Second); return nil } }, told: true},
+		"agent away":    {prepare: func(t *testing.T, a *agent) { a.socket = filepath.Join(t.TempDir(), "none.sock") }},
+		"bad conf":      {in: invocation{conf: map[string]any{"timeout": "soon", "socket": "relative"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAgent(t)
+			if c.prepare != nil {
+				c.prepare(t, a)
+			}
+			c.in.command = "DEL"
+			for range 2 { // it may be repeated
+				o := c.in.run(t, a)
+				o.succeeded(t)
+				if o.stdout != "" || o.took > time.Second {
+					t.Errorf("took %s, printed %q", o.took, o.stdout)
+				}
+			}
+			var want []*attachpb.DelRequest
+			if c.told {
+				one := &attachpb.DelRequest{ContainerId: "c-1", Ifname: "eth0"}
+				want = []*attachpb.DelRequest{one, one}
+			}
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if diff := cmp.Diff(want, a.dels, protocmp.Transform()); diff != "" {
+				t.Errorf("the agent was told (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestDelLeavesRules(t *testing.T) {
+	a, pod := newAgent(t), newPod(t)
+	a.captureWith(newSpec(t), committed)
+	invocation{command: "ADD", netns: pod.Path()}.run(t, a).succeeded(t)
+	before := ruleset(t, pod)
+	invocation{command: "DEL", netns: pod.Path()}.run(t, a).succeeded(t)
+	if diff := cmp.Diff(before, ruleset(t, pod)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	a := newAgent(t)
+	status := invocation{command: "STATUS", conf: map[string]any{"prevResult": nil}}
+	status.run(t, a).failed(t, 50, attachpb.NotReady, "has not been ready")
+	if err := os.WriteFile(filepath.Join(a.dir, "ready"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	status.run(t, a).succeeded(t)
+	// Whether the agent is there now does not matter.
+	if err := os.Remove(a.socket); err != nil {
+		t.Fatal(err)
+	}
+	status.run(t, a).succeeded(t)
+	status.conf["backend"] = "ebpf"
+	status.run(t, a).failed(t, 7, attachpb.BadConfig, `"ebpf"`)
+	invocation{command: "STATUS", version: "1.0.0"}.run(t, a).failed(t, 1, attachpb.BadConfig, "does not allow STATUS")
+}
+
+func TestGC(t *testing.T) {
+	a := &agent{socket: "/nowhere/none.sock"}
+	in := invocation{command: "GC", conf: map[string]any{"cni.dev/valid-attachments": []any{}}}
+	in.run(t, a).succeeded(t)
+}
+
+func TestCheck(t *testing.T) {
+	a, pod := newAgent(t), newPod(t)
+	in := invocation{command: "CHECK", netns: pod.Path()}
+	in.run(t, a).succeeded(t) // not captured, as far as anybody knows
+
+	a.captureWith(newSpec(t), committed)
+	invocation{command: "ADD", netns: pod.Path()}.run(t, a).succeeded(t)
+	in.run(t, a).succeeded(t)
+
+	pod.Run(t, "nft", "flush", "table", "inet", "weir")
+	pod.Run(t, "nft", "delete", "counter", "inet", "weir", "out_turned")
+	in.run(t, a).failed(t, 5, attachpb.RulesFailed, "not as weir-cni makes it")
+
+	gone := in
+	gone.netns = ""
+	gone.run(t, a).failed(t, 3, attachpb.WrongNamespace)
+	a.socket = filepath.Join(t.TempDir(), "none.sock")
+	in.run(t, a).failed(t, 11, attachpb.AgentAway)
+	in.args = "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=x"
+	in.run(t, a).succeeded(t)
+	invocation{command: "CHECK", version: "0.3.1"}.run(t, a).failed(t, 1, attachpb.BadConfig, "does not allow CHECK")
+}
+
+func TestShow(t *testing.T) {
+	ns, cg := nstest.New(t), nstest.NewCgroup(t)
+	none := func(string) string { return "" }
+	show := func(args ...string) (int, string, string) {
+		var out, errs bytes.Buffer
+		code := run(append([]string{"show"}, args...), none, &out, &errs)
+		return code, out.String(), errs.String()
+	}
+
+	code, out, _ := show("--netns", ns.Path())
+	if code != 0 || !strings.Contains(out, "not captured") {
+		t.Errorf("without rules: exit %d, %q", code, out)
+	}
+	code, out, _ = show("--netns", ns.Path(), "--json")
+	if want := `{"backend":"none","rules":"","counters":{}}` + "\n"; code != 0 || out != want {
+		t.Errorf("without rules: exit %d, %q", code, out)
+	}
+
+	rules := capture.Rules(capture.Spec{OutboundPort: 15001, InboundPort: 15006, Bypass: cg.Bypass})
+	if _, err := (nft.Backend{NS: ns.FD()}).Apply(rules); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := show("--netns", ns.Path(), "--json")
+	if code != 0 {
+		t.Fatalf("exit %d: %s", code, errs)
+	}
+	want := shown{Backend: "nftables", Rules: rules.String(), Counters: map[string]capture.Counter{}}
+	for _, name := range rules.Counters {
+		want.Counters[name] = capture.Counter{}
+	}
+	var got shown
+	if err := json.Unmarshal([]byte(out), &got); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if !strings.Contains(out, `"out_turned":{"packets":0,"bytes":0}`) {
+		t.Errorf("not in its form: %s", out)
+	}
+	code, out, _ = show("--netns", ns.Path())
+	if code != 0 || !strings.HasPrefix(out, rules.String()) || !strings.Contains(out, "out_turned              0            0") {
+		t.Errorf("exit %d, %q", code, out)
+	}
+
+	for _, args := range [][]string{{}, {"--netns", "/no/such"}, {"--netns", "/dev/null"}, {"--frob"}, {"--netns", ns.Path(), "more"}} {
+		if code, out, errs := show(args...); code != 1 || out != "" || !strings.Contains(errs, "weir: show: ") {
+			t.Errorf("%q: exit %d, %q, %q", args, code, out, errs)
+		}
+	}
+}
+
+// TestShowIPTables: the rules of the other backend are shown alike.
+func TestShowIPTables(t *testing.T) {
+	a, pod := newAgent(t), newPod(t)
+	a.captureWith(newSpec(t), committed)
+	o := invocation{command: "ADD", netns: pod.Path(), conf: map[string]any{"backend": "iptables", "lockDir": t.TempDir(), "timeout": "10s"}}.run(t, a)
+	if o.exit != 0 && strings.Contains(o.stdout, "not found") {
+		t.Skip("no iptables here")
+	}
+	o.succeeded(t)
+	var out, errs bytes.Buffer
+	if code := run([]string{"show", "--netns", pod.Path(), "--json"}, func(string) string { return "" }, &out, &errs); code != 0 {
+		t.Fatalf("exit %d: %s", code, errs.String())
+	}
+	var got shown
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := got.Counters["out_turned"]; got.Backend != "iptables" || !ok || !strings.Contains(got.Rules, "WEIR_OUT") {
+		t.Errorf("%+v", got)
+	}
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"net/netip"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// fakeAgent is an agent's session with one proxy.
+type fakeAgent struct {
+	own  []netip.Addr
+	mesh []string
+
+	mu           sync.Mutex
+	destinations map[netip.AddrPort]route.Destination
+	asked        []string
+	records      []*proxypb.AccessLog
+	acked        int
+	changed      chan struct{} // closed and made anew at each change
+}
+
+// connect begins a session; it ends with the test, or when stop is called.
+func (a *fakeAgent) connect(t testing.TB, path string) (stop func()) {
+	t.Helper()
+	a.changed = make(chan struct{})
+	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := proxypb.NewControlClient(conn).Session(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go a.serve(stream, done)
+	stop = sync.OnceFunc(func() {
+		cancel()
+		<-done
+		conn.Close()
+	})
+	t.Cleanup(stop)
+	a.await(t, "the first config to be acknowledged", func() bool { return a.acked > 0 })
+	return stop
+}
+
+func (a *fakeAgent) serve(stream grpc.BidiStreamingClient[proxypb.ToProxy, proxypb.FromProxy], done chan<- struct{}) {
+	defer close(done)
+	nonce := uint64(0)
+	for {
+		msg, err := stream.Recv()
+		if err != nil {
+			return
+		}
+		update := a.hear(msg)
+		if update == nil {
+			continue
+		}
+		nonce++
+		update.Nonce = nonce
+		if stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_Update{Update: update}}) != nil {
+			return
+		}
+	}
+}
+
+// hear takes a message in, and returns the update it calls for.
+func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	defer func() {
+		close(a.changed)
+		a.changed = make(chan struct{})
+	}()
+	switch m := msg.GetMessage().(type) {
+	case *proxypb.FromProxy_Ack:
+		a.acked++
+	case *proxypb.FromProxy_AccessLog:
+		a.records = append(a.records, m.AccessLog)
+	case *proxypb.FromProxy_Subscribe:
+		update := &proxypb.Update{}
+		for name := range m.Subscribe.GetVersions() {
+			a.asked = append(a.asked, name)
+			update.Resources = append(update.Resources, a.resource(name))
+		}
+		return update
+	}
+	return nil
+}
+
+func (a *fakeAgent) resource(name string) *proxypb.Resource {
+	r := &proxypb.Resource{Name: name, Version: "v" + strconv.Itoa(len(a.asked))}
+	if name == proxypb.ProxyResource {
+		config := &proxypb.ProxyConfig{MeshRanges: a.mesh}
+		for _, own := range a.own {
+			config.OwnAddresses = append(config.OwnAddresses, own.String())
+		}
+		r.Body = &proxypb.Resource_Proxy{Proxy: config}
+		return r
+	}
+	addr, err := proxypb.ParseDestinationName(name)
+	if err != nil {
+		panic(err)
+	}
+	r.Body = &proxypb.Resource_Destination{Destination: proxypb.FromDestination(a.destinations[addr])}
+	return r
+}
+
+// await waits until holds, which is called with the lock held.
+func (a *fakeAgent) await(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	for {
+		a.mu.Lock()
+		ok, changed := holds(), a.changed
+		a.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-deadline:
+			t.Fatalf("waited in vain for %s; records: %v", what, a.records)
+		}
+	}
+}
+
+// record waits for the nth record, from 0.
+func (a *fakeAgent) record(t testing.TB, n int) *proxypb.AccessLog {
+	t.Helper()
+	a.await(t, "access log record "+strconv.Itoa(n), func() bool { return len(a.records) > n })
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.records[n]
+}

@@ -1,0 +1,205 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/telemetry"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// serving is a control server on a socket.
+func serving(t *testing.T) (*Server, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "c.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	s := &Server{Store: NewStore(), Records: telemetry.NewRing(), Handover: func(fd int) error {
+		_, err := unix.Write(fd, []byte("listeners"))
+		return err
+	}}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, int(f.Fd())) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		s.Store.Close()
+		f.Close()
+	})
+	return s, path
+}
+
+func connect(t *testing.T, path string) grpc.BidiStreamingClient[proxypb.ToProxy, proxypb.FromProxy] {
+	t.Helper()
+	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	stream, err := proxypb.NewControlClient(conn).Session(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+func receiveOne(t *testing.T, stream grpc.BidiStreamingClient[proxypb.ToProxy, proxypb.FromProxy]) *proxypb.FromProxy {
+	t.Helper()
+	msg, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return msg
+}
+
+func send(t *testing.T, stream grpc.BidiStreamingClient[proxypb.ToProxy, proxypb.FromProxy], u *proxypb.Update) {
+	t.Helper()
+	if err := stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_Update{Update: u}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestSession(t *testing.T) {
+	s, path := serving(t)
+	s.Records.Put(&proxypb.AccessLog{ClientAddress: "before"}) // survives until somebody comes
+	stream := connect(t, path)
+	if got := receiveOne(t, stream).GetSubscribe().GetVersions(); !cmp.Equal(got, map[string]string{"proxy": ""}) {
+		t.Errorf("first %v", got)
+	}
+	if got := receiveOne(t, stream).GetAccessLog().GetClientAddress(); got != "before" {
+		t.Errorf("record %q", got)
+	}
+	send(t, stream, &proxypb.Update{Nonce: 5, Resources: []*proxypb.Resource{{Name: "proxy", Version: "1"}}})
+	if got := receiveOne(t, stream).GetNack(); got.GetNonce() != 5 || got.GetError() == "" {
+		t.Errorf("answer %v", got)
+	}
+	send(t, stream, &proxypb.Update{Nonce: 6, Resources: []*proxypb.Resource{proxyResource("2")}})
+	if got := receiveOne(t, stream).GetAck(); got.GetNonce() != 6 {
+		t.Errorf("answer %v", got)
+	}
+	if err := s.Store.Ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+
+	asked := make(chan string, 1)
+	go func() {
+		d, err := s.Store.Destination(t.Context(), inside)
+		if err != nil {
+			t.Error(err)
+		}
+		asked <- d.Service
+	}()
+	if got := receiveOne(t, stream).GetSubscribe().GetVersions(); !cmp.Equal(got, map[string]string{"dst/10.96.0.1:80": ""}) {
+		t.Errorf("asked for %v", got)
+	}
+	send(t, stream, &proxypb.Update{Nonce: 7, Resources: []*proxypb.Resource{destinationResource(inside, "3", back)}})
+	if got := <-asked; got != "shop/back" {
+		t.Errorf("told %q", got)
+	}
+	receiveOne(t, stream) // Ack
+
+	// Another agent comes: it counts.
+	second := connect(t, path)
+	if got := receiveOne(t, second).GetSubscribe().GetVersions(); !cmp.Equal(got, map[string]string{"proxy": "2", "dst/10.96.0.1:80": "3"}) {
+		t.Errorf("second session: %v", got)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Aborted {
+		t.Errorf("the first session ends with %v", err)
+	}
+	for range 200 {
+		s.Records.Put(&proxypb.AccessLog{ClientAddress: "after"})
+	}
+	for range 200 {
+		if got := receiveOne(t, second).GetAccessLog().GetClientAddress(); got != "after" {
+			t.Fatalf("record %q", got)
+		}
+	}
+	_ = second.CloseSend()
+	if _, err := second.Recv(); !errors.Is(err, io.EOF) && status.Code(err) != codes.Unknown {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+func TestFirstByte(t *testing.T) {
+	_, path := serving(t)
+	for _, c := range []struct{ say, want string }{{"L", "listeners"}, {"X", ""}, {"", ""}} {
+		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(2 * peekTimeout))
+		if c.say != "" {
+			if _, err := io.WriteString(conn, c.say); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := io.ReadAll(conn)
+		if string(got) != c.want || errors.Is(err, unix.ETIMEDOUT) || c.want != "" && err != nil {
+			t.Errorf("%q: answer %q, %v", c.say, got, err)
+		}
+		conn.Close()
+	}
+}
+
+// FuzzFirstByte: only HTTP/2's preface gets to gRPC, only L to the listeners.
+func FuzzFirstByte(f *testing.F) {
+	for _, s := range []string{"", "P", "L", "PRI * HTTP/2.0", "\x16"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		want := forNothing
+		if len(b) > 0 && b[0] == 'P' {
+			want = forRPC
+		} else if len(b) > 0 && b[0] == 'L' {
+			want = forListeners
+		}
+		if got := kindOf(b); got != want {
+			t.Errorf("%q is %d, want %d", b, got, want)
+		}
+	})
+}
+
+// FuzzUpdate: whatever an agent sends is taken or refused.
+func FuzzUpdate(f *testing.F) {
+	f.Add("proxy", "1", "10.0.0.1", "10.0.0.0/8")
+	f.Add("dst/10.0.0.1:80", "1", "10.0.0.2:80", "a/b")
+	f.Fuzz(func(t *testing.T, name, version, x, y string) {
+		s := NewStore()
+		defer s.Close()
+		session, _ := s.begin()
+		_ = s.apply(session, &proxypb.Update{Removed: []string{name}, Resources: []*proxypb.Resource{
+			{Name: name, Version: version, Body: &proxypb.Resource_Proxy{Proxy: &proxypb.ProxyConfig{OwnAddresses: []string{x}, MeshRanges: []string{y}}}},
+		}})
+		_ = s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{
+			{Name: name, Version: version, Body: &proxypb.Resource_Destination{Destination: &proxypb.Destination{Service: y, Endpoints: []*proxypb.Endpoint{{Address: x}}}}},
+		}})
+	})
+}

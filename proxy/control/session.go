@@ -1,0 +1,153 @@
+package control
+
+import (
+	"context"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/telemetry"
+)
+
+// service is proxypb.Control. Of its sessions the newest counts.
+type service struct {
+	proxypb.UnimplementedControlServer
+	store   *Store
+	records *telemetry.Ring
+
+	mu    sync.Mutex
+	newer chan struct{} // closed when another session begins
+}
+
+// stream is a session's.
+type stream = grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]
+
+// session is one life with one agent.
+type session struct {
+	*service
+	stream stream
+	number uint64
+	newer  <-chan struct{}
+}
+
+// Session serves an agent until the stream breaks or another session begins.
+func (s *service) Session(stream stream) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	messages, broken := make(chan *proxypb.ToProxy), make(chan error, 1)
+	go receive(ctx, stream, messages, broken)
+
+	current, first := s.begin(stream)
+	// What this session was woken for and did not do is the next one's.
+	defer s.store.wake()
+	defer s.records.Wake()
+	s.records.Wake()
+	if err := current.subscribe(first); err != nil {
+		return err
+	}
+	for {
+		// One goroutine applies, answers and asks, so an Ack is always ahead of
+		// anything that was asked after its update.
+		var err error
+		select {
+		case <-current.newer:
+			return status.Error(codes.Aborted, errSuperseded.Error())
+		case err = <-broken:
+			return err
+		case msg := <-messages:
+			err = current.answer(msg)
+		case <-s.store.dirty:
+			err = current.ask()
+		case <-s.records.Ready():
+			err = current.report()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// begin makes a session the newest.
+func (s *service) begin(stream stream) (*session, *proxypb.Subscribe) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.newer != nil {
+		close(s.newer)
+	}
+	s.newer = make(chan struct{})
+	number, first := s.store.begin()
+	return &session{service: s, stream: stream, number: number, newer: s.newer}, first
+}
+
+// receive hands on what the agent says until the stream breaks. It ends with its
+// session: that cancels the stream.
+func receive(ctx context.Context, stream stream, messages chan<- *proxypb.ToProxy, broken chan<- error) {
+	for {
+		msg, err := stream.Recv()
+		if err != nil {
+			broken <- err
+			return
+		}
+		select {
+		case messages <- msg:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// answer applies an update and says whether it was taken.
+func (s *session) answer(msg *proxypb.ToProxy) error {
+	u := msg.GetUpdate()
+	if u == nil {
+		return nil // something of an agent newer than this proxy
+	}
+	if err := s.store.apply(s.number, u); err != nil {
+		return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Nack{
+			Nack: &proxypb.Nack{Nonce: u.GetNonce(), Error: err.Error()},
+		}})
+	}
+	return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Ack{
+		Ack: &proxypb.Ack{Nonce: u.GetNonce()},
+	}})
+}
+
+// ask subscribes to what is new and unsubscribes from what is held no more.
+func (s *session) ask() error {
+	sub, unsub := s.store.changes(s.number)
+	if sub != nil {
+		if err := s.subscribe(sub); err != nil {
+			return err
+		}
+	}
+	if unsub != nil {
+		return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Unsubscribe{Unsubscribe: unsub}})
+	}
+	return nil
+}
+
+func (s *session) subscribe(m *proxypb.Subscribe) error {
+	return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Subscribe{Subscribe: m}})
+}
+
+// recordsAtOnce bounds how long access log records keep an update waiting.
+const recordsAtOnce = 64
+
+// report sends access log records.
+func (s *session) report() error {
+	for range recordsAtOnce {
+		record := s.records.Take()
+		if record == nil {
+			return nil
+		}
+		if err := s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLog{AccessLog: record}}); err != nil {
+			s.records.Return(record)
+			return err
+		}
+	}
+	s.records.Wake() // there may be more
+	return nil
+}

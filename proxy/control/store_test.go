@@ -1,0 +1,345 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+var (
+	inside  = netip.MustParseAddrPort("10.96.0.1:80")
+	outside = netip.MustParseAddrPort("192.0.2.1:443")
+	back    = route.Destination{Service: "shop/back", Endpoints: []route.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.1:8080"), Pod: "shop/back-0"}}}
+)
+
+func proxyResource(version string) *proxypb.Resource {
+	return &proxypb.Resource{Name: "proxy", Version: version, Body: &proxypb.Resource_Proxy{Proxy: &proxypb.ProxyConfig{
+		OwnAddresses: []string{"10.0.0.9", "::ffff:10.0.0.8"}, MeshRanges: []string{"10.96.0.0/16"},
+	}}}
+}
+
+func destinationResource(addr netip.AddrPort, version string, d route.Destination) *proxypb.Resource {
+	return &proxypb.Resource{Name: proxypb.DestinationName(addr), Version: version,
+		Body: &proxypb.Resource_Destination{Destination: proxypb.FromDestination(d)}}
+}
+
+// configured is a store with a session that has sent the pod's own config.
+func configured(t *testing.T) (*Store, uint64) {
+	t.Helper()
+	s := NewStore()
+	t.Cleanup(s.Close)
+	session, first := s.begin()
+	if diff := cmp.Diff(map[string]string{"proxy": ""}, first.GetVersions()); diff != "" {
+		t.Fatal(diff)
+	}
+	if err := s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{proxyResource("1")}}); err != nil {
+		t.Fatal(err)
+	}
+	return s, session
+}
+
+func reasonOf(err error) reason.Reason {
+	var e *reason.Error
+	if errors.As(err, &e) {
+		return e.Reason
+	}
+	return reason.None
+}
+
+func TestReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewStore()
+		began := time.Now()
+		if err := s.Ready(t.Context()); reasonOf(err) != reason.ConfigUnavailable || time.Since(began) != 5*time.Second {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+		time.AfterFunc(time.Second, func() {
+			session, _ := s.begin()
+			_ = s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{proxyResource("1")}})
+		})
+		began = time.Now()
+		if err := s.Ready(t.Context()); err != nil || time.Since(began) != time.Second {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+		if !s.Own(netip.MustParseAddr("10.0.0.9")) || !s.Own(netip.MustParseAddr("10.0.0.8")) || s.Own(inside.Addr()) {
+			t.Error("own addresses")
+		}
+	})
+}
+
+// TestDestinationWaitsTogether: many ask, one subscription, one answer.
+func TestDestinationWaitsTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, session := configured(t)
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() {
+				d, err := s.Destination(t.Context(), inside)
+				if err != nil || !cmp.Equal(d, back, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })) {
+					t.Errorf("%v, %v", d, err)
+				}
+			})
+		}
+		synctest.Wait()
+		sub, unsub := s.changes(session)
+		want := &proxypb.Subscribe{Versions: map[string]string{"dst/10.96.0.1:80": ""}}
+		if diff := cmp.Diff(want, sub, protocmp.Transform()); diff != "" || unsub != nil {
+			t.Error(diff, unsub)
+		}
+		time.Sleep(time.Second)
+		if err := s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{destinationResource(inside, "7", back)}}); err != nil {
+			t.Error(err)
+		}
+		all.Wait()
+		if sub, unsub := s.changes(session); sub != nil || unsub != nil {
+			t.Errorf("asked again: %v, %v", sub, unsub)
+		}
+		// Held: at once, also without an agent.
+		began := time.Now()
+		if d, err := s.Destination(t.Context(), inside); err != nil || d.Service != "shop/back" || time.Since(began) != 0 {
+			t.Errorf("%v, %v after %s", d, err, time.Since(began))
+		}
+		_, first := s.begin()
+		if diff := cmp.Diff(map[string]string{"proxy": "1", "dst/10.96.0.1:80": "7"}, first.GetVersions()); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// TestDestinationWithoutAgent is decision 14: outside the mesh's ranges it passes
+// after 5 s, inside it fails.
+func TestDestinationWithoutAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, session := configured(t)
+		for _, c := range []struct {
+			addr  netip.AddrPort
+			waits time.Duration
+			want  reason.Reason
+		}{
+			{outside, 5 * time.Second, reason.None},
+			{outside, 0, reason.None}, // somebody has waited before
+			{inside, 5 * time.Second, reason.DestinationUnknown},
+			{inside, 5 * time.Second, reason.DestinationUnknown},
+		} {
+			began := time.Now()
+			d, err := s.Destination(t.Context(), c.addr)
+			if reasonOf(err) != c.want || (err == nil) != (c.want == reason.None) || time.Since(began) != c.waits || d.Service != "" {
+				t.Errorf("%s: %v, %v after %s", c.addr, d, err, time.Since(began))
+			}
+		}
+		// The agent is back: it is asked for both, and the next one waits for it.
+		session, first := s.begin()
+		if len(first.GetVersions()) != 3 {
+			t.Errorf("asked for %v", first)
+		}
+		time.AfterFunc(time.Second, func() {
+			_ = s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{destinationResource(outside, "1", back)}})
+		})
+		if d, err := s.Destination(t.Context(), outside); err != nil || d.Service != "shop/back" {
+			t.Errorf("%v, %v", d, err)
+		}
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := s.Destination(ctx, inside); reasonOf(err) != reason.Shutdown {
+			t.Errorf("cancelled: %v", err)
+		}
+	})
+}
+
+func TestDestinationIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, session := configured(t)
+		put := func(addr netip.AddrPort) {
+			go func() { _, _ = s.Destination(t.Context(), addr) }()
+			synctest.Wait()
+			if err := s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{destinationResource(addr, "1", back)}}); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+		}
+		put(inside)
+		put(outside)
+		s.changes(session)
+		time.Sleep(9 * time.Minute)
+		if _, err := s.Destination(t.Context(), inside); err != nil { // used again
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		sub, unsub := s.changes(session)
+		want := &proxypb.Unsubscribe{Names: []string{"dst/192.0.2.1:443"}}
+		if diff := cmp.Diff(want, unsub, protocmp.Transform()); diff != "" || sub != nil {
+			t.Error(diff, sub)
+		}
+		time.Sleep(9 * time.Minute)
+		synctest.Wait()
+		if _, unsub := s.changes(session); len(unsub.GetNames()) != 1 || len(s.destinations) != 0 || s.used.Len() != 0 {
+			t.Errorf("%v; still held: %v", unsub, s.destinations)
+		}
+		// Seen once more it is asked for once more.
+		put(outside)
+		if sub, _ := s.changes(session); sub.GetVersions()["dst/192.0.2.1:443"] != "1" {
+			t.Errorf("asked for %v", sub)
+		}
+	})
+}
+
+// TestDestinationBound: a port scan makes the store hold no more than maxHeld, and
+// the ones in use stay.
+func TestDestinationBound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, session := configured(t)
+		go func() { _, _ = s.Destination(t.Context(), inside) }()
+		synctest.Wait()
+		if err := s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{destinationResource(inside, "1", back)}}); err != nil {
+			t.Error(err)
+		}
+		s.changes(session)
+		var scan sync.WaitGroup
+		for port := range 3 * maxHeld {
+			scan.Go(func() {
+				_, _ = s.Destination(t.Context(), netip.AddrPortFrom(outside.Addr(), uint16(port+1)))
+			})
+			if port%1000 == 0 {
+				synctest.Wait()
+				if d, err := s.Destination(t.Context(), inside); err != nil || d.Service != "shop/back" {
+					t.Fatalf("%v, %v", d, err)
+				}
+			}
+		}
+		synctest.Wait()
+		if n := len(s.destinations); n != maxHeld || s.used.Len() != n {
+			t.Errorf("%d held, want %d", n, maxHeld)
+		}
+		sub, unsub := s.changes(session)
+		if len(sub.GetVersions()) != maxHeld-1 || unsub != nil {
+			t.Errorf("%d subscribed, %v not", len(sub.GetVersions()), unsub)
+		}
+		scan.Wait()
+	})
+}
+
+// TestApplyWholeOrNothing: one bad resource, and nothing of the update is taken.
+func TestApplyWholeOrNothing(t *testing.T) {
+	zero := route.Destination{Service: "a/b", Endpoints: []route.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.1:0")}}}
+	orphan := route.Destination{Endpoints: back.Endpoints}
+	for i, bad := range []*proxypb.Update{
+		{Resources: []*proxypb.Resource{{Name: "proxy", Version: "2", Body: &proxypb.Resource_Proxy{Proxy: &proxypb.ProxyConfig{OwnAddresses: []string{"me"}}}}}},
+		{Resources: []*proxypb.Resource{{Name: "proxy", Version: "2", Body: &proxypb.Resource_Proxy{Proxy: &proxypb.ProxyConfig{MeshRanges: []string{"10.0.0.0"}}}}}},
+		{Resources: []*proxypb.Resource{{Name: "pr0xy", Version: "2", Body: proxyResource("").Body}}},
+		{Resources: []*proxypb.Resource{proxyResource("")}},
+		{Resources: []*proxypb.Resource{{Name: "dst/x", Version: "2", Body: destinationResource(inside, "", back).Body}}},
+		{Resources: []*proxypb.Resource{{Name: "dst/1.2.3.4:5", Version: "2"}}},
+		{Resources: []*proxypb.Resource{destinationResource(inside, "2", zero)}},
+		{Resources: []*proxypb.Resource{destinationResource(inside, "2", orphan)}},
+		{Removed: []string{"proxy"}},
+		{Removed: []string{"x"}},
+	} {
+		s, session := configured(t)
+		_, cancel := context.WithCancel(t.Context())
+		s.mu.Lock()
+		s.use(inside)
+		s.mu.Unlock()
+		good := destinationResource(inside, "1", back)
+		bad.Resources = append([]*proxypb.Resource{good}, bad.GetResources()...)
+		if err := s.apply(session, bad); err == nil || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%d: %v", i, err)
+		}
+		_, first := s.begin()
+		if diff := cmp.Diff(map[string]string{"proxy": "1", "dst/10.96.0.1:80": ""}, first.GetVersions()); diff != "" {
+			t.Errorf("%d: %s", i, diff)
+		}
+		cancel()
+	}
+}
+
+// TestSuperseded: what an older session says or asks does not count.
+func TestSuperseded(t *testing.T) {
+	s, old := configured(t)
+	_, first := s.begin()
+	if first.GetVersions()["proxy"] != "1" {
+		t.Errorf("%v", first)
+	}
+	if err := s.apply(old, &proxypb.Update{Resources: []*proxypb.Resource{proxyResource("2")}}); !errors.Is(err, errSuperseded) {
+		t.Errorf("%v", err)
+	}
+	s.mu.Lock()
+	s.use(inside)
+	s.mu.Unlock()
+	if sub, _ := s.changes(old); sub != nil {
+		t.Errorf("the old session is told %v", sub)
+	}
+	if sub, _ := s.changes(old + 1); len(sub.GetVersions()) != 1 {
+		t.Errorf("the new session is told %v", sub)
+	}
+}
+
+// TestForgottenBeforeTold: the session hears of a destination that it knows, and of
+// no other.
+func TestForgottenBeforeTold(t *testing.T) {
+	s, session := configured(t)
+	s.mu.Lock()
+	s.forget(s.use(inside))
+	s.mu.Unlock()
+	if sub, unsub := s.changes(session); sub != nil || unsub != nil {
+		t.Errorf("told %v, %v of what came and went", sub, unsub)
+	}
+	s.mu.Lock()
+	s.use(inside)
+	s.mu.Unlock()
+	s.changes(session)
+	s.mu.Lock()
+	s.forget(s.use(inside))
+	s.forget(s.use(inside))
+	s.mu.Unlock()
+	if sub, unsub := s.changes(session); sub != nil || len(unsub.GetNames()) != 1 {
+		t.Errorf("told %v, %v of what went, came and went", sub, unsub)
+	}
+}
+
+func TestRemoved(t *testing.T) {
+	s, session := configured(t)
+	s.mu.Lock()
+	s.use(inside)
+	s.mu.Unlock()
+	if err := s.apply(session, &proxypb.Update{Removed: []string{"dst/10.96.0.1:80"}}); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.destinations) != 0 {
+		t.Error("still held")
+	}
+}
+
+func BenchmarkDestinationHeld(b *testing.B) {
+	s := NewStore()
+	defer s.Close()
+	session, _ := s.begin()
+	for i := range 20 {
+		addr := netip.AddrPortFrom(inside.Addr(), uint16(i+1))
+		s.mu.Lock()
+		s.use(addr)
+		s.mu.Unlock()
+		if err := s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{destinationResource(addr, fmt.Sprint(i), back)}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	addr := netip.AddrPortFrom(inside.Addr(), 7)
+	b.ReportAllocs()
+	for b.Loop() {
+		_, _ = s.Destination(context.Background(), addr)
+	}
+}

@@ -1,0 +1,143 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+var errSuperseded = errors.New("a newer session has begun")
+
+// update is a proxypb.Update that was found good.
+type update struct {
+	config       *proxyConfig // nil: unchanged
+	destinations map[netip.AddrPort]answer
+	removed      []netip.AddrPort
+}
+
+type answer struct {
+	version string
+	value   route.Destination
+}
+
+// parse checks all of an Update.
+func parse(msg *proxypb.Update) (update, error) {
+	out := update{destinations: map[netip.AddrPort]answer{}}
+	for _, r := range msg.GetResources() {
+		if err := out.add(r); err != nil {
+			return update{}, fmt.Errorf("resource %q: %w", r.GetName(), err)
+		}
+	}
+	for _, name := range msg.GetRemoved() {
+		if name == proxypb.ProxyResource {
+			return update{}, errors.New("the pod's own config cannot be removed")
+		}
+		addr, err := proxypb.ParseDestinationName(name)
+		if err != nil {
+			return update{}, fmt.Errorf("removed: %w", err)
+		}
+		out.removed = append(out.removed, addr)
+	}
+	return out, nil
+}
+
+func (u *update) add(r *proxypb.Resource) error {
+	if r.GetVersion() == "" {
+		return errors.New("no version")
+	}
+	switch body := r.GetBody().(type) {
+	case *proxypb.Resource_Proxy:
+		if r.GetName() != proxypb.ProxyResource {
+			return fmt.Errorf("a ProxyConfig is named %q", proxypb.ProxyResource)
+		}
+		config, err := parseConfig(body.Proxy)
+		if err != nil {
+			return err
+		}
+		config.version = r.GetVersion()
+		u.config = config
+	case *proxypb.Resource_Destination:
+		addr, err := proxypb.ParseDestinationName(r.GetName())
+		if err != nil {
+			return err
+		}
+		value, err := body.Destination.ToDestination()
+		if err != nil {
+			return err
+		}
+		if value.Service == "" && len(value.Endpoints) > 0 {
+			return errors.New("endpoints without a Service")
+		}
+		for i, e := range value.Endpoints {
+			if e.Addr.Port() == 0 || e.Addr.Addr().IsUnspecified() {
+				return fmt.Errorf("endpoint %s cannot be dialled", e.Addr)
+			}
+			// Connections' addresses are compared with these.
+			value.Endpoints[i].Addr = netip.AddrPortFrom(e.Addr.Addr().Unmap(), e.Addr.Port())
+		}
+		u.destinations[addr] = answer{r.GetVersion(), value}
+	default:
+		return errors.New("neither a ProxyConfig nor a Destination")
+	}
+	return nil
+}
+
+func parseConfig(msg *proxypb.ProxyConfig) (*proxyConfig, error) {
+	out := &proxyConfig{own: map[netip.Addr]struct{}{}}
+	for _, s := range msg.GetOwnAddresses() {
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("own address: %w", err)
+		}
+		out.own[addr.Unmap()] = struct{}{}
+	}
+	for _, s := range msg.GetMeshRanges() {
+		prefix, err := netip.ParsePrefix(s)
+		if err != nil {
+			return nil, fmt.Errorf("mesh range: %w", err)
+		}
+		out.mesh = append(out.mesh, prefix)
+	}
+	return out, nil
+}
+
+// apply takes an Update over, all of it at once, or returns why not and changes
+// nothing. Destinations that are not held (any more) are skipped. An Update of any
+// session but the newest is refused.
+func (s *Store) apply(session uint64, msg *proxypb.Update) error {
+	u, err := parse(msg)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if session != s.session {
+		return errSuperseded
+	}
+	if u.config != nil {
+		if s.config == nil {
+			close(s.configured)
+		}
+		s.config = u.config
+	}
+	for addr, a := range u.destinations {
+		h := s.destinations[addr]
+		if h == nil {
+			continue
+		}
+		first := h.version == ""
+		h.version, h.value = a.version, a.value
+		if first {
+			close(h.answered)
+		}
+	}
+	for _, addr := range u.removed {
+		if h := s.destinations[addr]; h != nil {
+			s.forget(h)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,76 @@
+package jail
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/weirmesh/weir/agent/proxypb"
+)
+
+// ServeArg is the first argument of the second stage.
+const ServeArg = "serve"
+
+// Launched is what the second stage knows of its launch.
+type Launched struct {
+	ContainerID string
+	Generation  uint32
+	Pod         string // "namespace/name"
+	Listeners   []Listener
+}
+
+// Args renders the second stage's argument list.
+func Args(msg *proxypb.Launch, listeners []Listener) []string {
+	args := []string{
+		"weir-proxy", ServeArg, msg.GetContainerId(), strconv.FormatUint(uint64(msg.GetGeneration()), 10),
+		msg.GetPodNamespace() + "/" + msg.GetPodName(),
+	}
+	for _, l := range listeners {
+		args = append(args, strings.Join([]string{l.GetName(), l.GetNetwork(), l.GetAddress(), strconv.Itoa(l.FD)}, ","))
+	}
+	return args
+}
+
+// ParseArgs is the inverse of Args.
+func ParseArgs(args []string) (Launched, error) {
+	if len(args) < 6 || args[1] != ServeArg {
+		return Launched{}, fmt.Errorf("%q: these arguments come from the first stage", args)
+	}
+	generation, err := strconv.ParseUint(args[3], 10, 32)
+	if err != nil {
+		return Launched{}, fmt.Errorf("generation: %w", err)
+	}
+	out := Launched{ContainerID: args[2], Generation: uint32(generation), Pod: args[4]}
+	for _, arg := range args[5:] {
+		f := strings.Split(arg, ",")
+		if len(f) != 4 {
+			return Launched{}, fmt.Errorf("listener %q: want name,network,address,descriptor", arg)
+		}
+		fd, err := strconv.ParseUint(f[3], 10, 31)
+		if err != nil {
+			return Launched{}, fmt.Errorf("listener %q: %w", arg, err)
+		}
+		l := &proxypb.Listener{Name: f[0], Network: f[1], Address: f[2]}
+		if _, err := listenAddress(l); err != nil {
+			return Launched{}, err
+		}
+		out.Listeners = append(out.Listeners, Listener{Listener: l, FD: int(fd)})
+	}
+	return out, nil
+}
+
+// kept are the variables that reach the second stage: an empty root blinds the Go
+// runtime to its cgroup's limits.
+var kept = []string{"GOMAXPROCS", "GOMEMLIMIT", "GODEBUG"}
+
+// environment leaves only what is kept.
+func environment(env []string) []string {
+	var out []string
+	for _, kv := range env {
+		if name, _, ok := strings.Cut(kv, "="); ok && slices.Contains(kept, name) {
+			out = append(out, kv)
+		}
+	}
+	return out
+}

@@ -1,0 +1,196 @@
+// Package listen accepts what the pod's rules turn aside, and finds out where it
+// was going. A Listener wraps a socket that an earlier life of this proxy may
+// have opened; closing it leaves the socket to the others that hold it.
+//
+// What happens with a connection is package relay's business.
+package listen
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/proxy/upstream"
+)
+
+// Direction is which way a connection crosses the pod's border.
+type Direction uint8
+
+// The directions, which are the listeners' names too.
+const (
+	Outbound Direction = iota + 1 // the pod's application called
+	Inbound                       // the pod's application was called
+)
+
+// String is the listener's name.
+func (d Direction) String() string {
+	switch d {
+	case Outbound:
+		return "outbound"
+	case Inbound:
+		return "inbound"
+	}
+	return fmt.Sprintf("direction(%d)", uint8(d))
+}
+
+// ParseDirection reads a listener's name.
+func ParseDirection(name string) (Direction, error) {
+	for _, d := range []Direction{Outbound, Inbound} {
+		if d.String() == name {
+			return d, nil
+		}
+	}
+	return 0, fmt.Errorf("%q is no listener's name", name)
+}
+
+// Conn is an accepted connection.
+type Conn struct {
+	*net.TCPConn
+	Direction Direction
+	Peer      netip.AddrPort
+	Original  netip.AddrPort // where it was going
+	Direct    bool           // it was not turned aside: somebody dialled this listener
+	Accepted  time.Time
+}
+
+// Listener is one listening socket.
+type Listener struct {
+	Direction Direction
+
+	tcp *net.TCPListener
+}
+
+// New wraps a copy of the listening socket fd.
+func New(d Direction, fd int) (*Listener, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: %w", d, err)
+	}
+	f := os.NewFile(uintptr(dup), d.String())
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: %w", d, err)
+	}
+	tcp, ok := l.(*net.TCPListener)
+	if !ok {
+		l.Close()
+		return nil, fmt.Errorf("listener %s: %T is not TCP", d, l)
+	}
+	return &Listener{Direction: d, tcp: tcp}, nil
+}
+
+// Addr is where it listens.
+func (l *Listener) Addr() netip.AddrPort { return unmap(l.tcp.Addr()) }
+
+// Close stops accepting. Connections in the backlog stay there as long as
+// somebody else holds the socket.
+func (l *Listener) Close() error { return l.tcp.Close() }
+
+// Backoff between attempts to accept when descriptors or memory have run out.
+const (
+	minBackoff = 5 * time.Millisecond
+	maxBackoff = time.Second
+)
+
+// Accept returns the next connection, or an error once the listener is closed or
+// ctx is done. When descriptors have run out it waits: the clients do, too, in the
+// backlog.
+func (l *Listener) Accept(ctx context.Context) (Conn, error) {
+	backoff := minBackoff
+	for {
+		tcp, err := l.tcp.AcceptTCP()
+		switch {
+		case err == nil:
+			c, err := l.examine(tcp)
+			if err == nil {
+				return c, nil
+			}
+			tcp.Close() // it is gone already
+		case errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.EINTR):
+		case exhausted(err):
+			select {
+			case <-ctx.Done():
+				return Conn{}, ctx.Err()
+			case <-time.After(backoff):
+			}
+			backoff = min(2*backoff, maxBackoff)
+		default:
+			return Conn{}, fmt.Errorf("listener %s: %w", l.Direction, err)
+		}
+	}
+}
+
+func exhausted(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) ||
+		errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+func (l *Listener) examine(tcp *net.TCPConn) (Conn, error) {
+	c := Conn{TCPConn: tcp, Direction: l.Direction, Peer: unmap(tcp.RemoteAddr()), Accepted: time.Now()}
+	local := unmap(tcp.LocalAddr())
+	var err error
+	c.Original, err = originalDestination(tcp, local.Addr().Is4())
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOPROTOOPT), err == nil && c.Original == local:
+		// No conntrack entry, no conntrack, or one without NAT.
+		c.Original, c.Direct = local, true
+	case err != nil:
+		return Conn{}, err
+	}
+	if err := tcp.SetKeepAliveConfig(upstream.KeepAlive); err != nil {
+		return Conn{}, err
+	}
+	return c, nil
+}
+
+// ip6tOriginalDst is IP6T_SO_ORIGINAL_DST of linux/netfilter_ipv6/ip6_tables.h.
+const ip6tOriginalDst = 80
+
+// originalDestination asks conntrack where a redirected connection was going.
+func originalDestination(tcp *net.TCPConn, is4 bool) (netip.AddrPort, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	var out netip.AddrPort
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		if is4 {
+			// The answer is a sockaddr_in; of the structs that x/sys can fetch,
+			// this one is long enough (20 bytes, of which 16 are filled).
+			var m *unix.IPv6Mreq
+			if m, failed = unix.GetsockoptIPv6Mreq(int(fd), unix.IPPROTO_IP, unix.SO_ORIGINAL_DST); failed == nil {
+				b := m.Multiaddr
+				out = netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), uint16(b[2])<<8|uint16(b[3]))
+			}
+			return
+		}
+		// Likewise: an ip6_mtuinfo begins with a sockaddr_in6.
+		var m *unix.IPv6MTUInfo
+		if m, failed = unix.GetsockoptIPv6MTUInfo(int(fd), unix.IPPROTO_IPV6, ip6tOriginalDst); failed == nil {
+			var port [2]byte // in network order, whatever this machine's is
+			binary.NativeEndian.PutUint16(port[:], m.Addr.Port)
+			out = netip.AddrPortFrom(netip.AddrFrom16(m.Addr.Addr), binary.BigEndian.Uint16(port[:]))
+		}
+	})
+	return out, errors.Join(err, failed)
+}
+
+// unmap reads an address of the net package. Zones are dropped: the kernel's
+// conntrack knows none.
+func unmap(a net.Addr) netip.AddrPort {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	ap := tcp.AddrPort()
+	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+}

@@ -1,0 +1,115 @@
+package listen
+
+import (
+	"context"
+	"errors"
+	"net"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func wrap(t *testing.T, addr string) (*Listener, net.Addr) {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Skipf("no loopback of that family: %v", err)
+	}
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	wrapped, err := New(Inbound, int(f.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { wrapped.Close() })
+	return wrapped, l.Addr()
+}
+
+// TestAcceptDirect: without a redirect the original destination is the listener.
+func TestAcceptDirect(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
+		l, to := wrap(t, addr)
+		client, err := net.Dial("tcp", to.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.Accept(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !c.Direct || c.Original.String() != to.String() || c.Peer.String() != client.LocalAddr().String() || c.Direction != Inbound {
+			t.Errorf("%s: %+v", addr, c)
+		}
+		var idle int
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = raw.Control(func(fd uintptr) { idle, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE) })
+		if err != nil || idle != 30 {
+			t.Errorf("keepalive after %d s, %v", idle, err)
+		}
+		client.Close()
+		c.Close()
+	}
+}
+
+// TestAcceptExhausted: without descriptors it waits, and goes on when there are.
+func TestAcceptExhausted(t *testing.T) {
+	l, to := wrap(t, "127.0.0.1:0")
+	client, err := net.Dial("tcp", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	var was, usage unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	usage = unix.Rlimit{Cur: 3, Max: was.Max}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &usage); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	before := cpuTime(t)
+	_, err = l.Accept(ctx)
+	spent := cpuTime(t) - before
+	time.AfterFunc(50*time.Millisecond, func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &was) })
+	if !errors.Is(err, context.DeadlineExceeded) || spent > 50*time.Millisecond {
+		t.Errorf("%v after %s of CPU", err, spent)
+	}
+	c, err := l.Accept(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func TestParseDirection(t *testing.T) {
+	for _, d := range []Direction{Outbound, Inbound} {
+		if got, err := ParseDirection(d.String()); err != nil || got != d {
+			t.Errorf("%s: %v, %v", d, got, err)
+		}
+	}
+	if _, err := ParseDirection("admin"); err == nil {
+		t.Error("admin parsed")
+	}
+}

@@ -1,0 +1,84 @@
+// Package reason is the one list of why a connection or request failed. The same
+// word stands in access logs, metrics, documentation and (for HTTP) the
+// Proxy-Status header, RFC 9209.
+package reason
+
+// Reason is why a connection did not do what its client wanted.
+type Reason uint8
+
+// The reasons that plain TCP knows.
+const (
+	None               Reason = iota // all went well
+	NoEndpoints                      // no ready pod behind the Service
+	ConnectRefused                   // the pod is there, its port closed
+	ConnectTimeout                   // no answer
+	ConnectFailed                    // any other failure of connecting: no route, no local port
+	UpstreamClosed                   // the upstream reset the connection
+	ClientGone                       // the client reset it, or vanished
+	Overload                         // the proxy shed it
+	ConfigUnavailable                // no agent has told this proxy what pod it is for
+	DestinationUnknown               // an address of the mesh, and no agent says what it is
+	Loop                             // the proxy's own connection came back to it
+	NotRedirected                    // somebody dialled the proxy's port itself
+	Shutdown                         // the proxy ended before the connection did
+)
+
+// table is in the order of the constants.
+var table = [...]struct {
+	name        string
+	status      int
+	proxyStatus string
+	words       string
+}{
+	{"", 200, "", "all went well"},
+	{"no_endpoints", 503, "destination_unavailable", "no ready pod behind it"},
+	{"connect_refused", 503, "connection_refused", "pod is there, port closed"},
+	{"connect_timeout", 503, "connection_timeout", "pod is there, no answer"},
+	{"connect_failed", 503, "destination_ip_unroutable", "no way to that address"},
+	{"upstream_closed", 503, "connection_terminated", "the application hung up before it answered"},
+	{"client_gone", 0, "", "the caller left"},
+	{"overload", 503, "connection_limit_reached", "the proxy shed this request"},
+	{"config_unavailable", 503, "proxy_internal_error", "the agent has not configured this proxy yet"},
+	{"destination_unknown", 503, "destination_unavailable", "an address of the mesh that the agent, away now, has to explain"},
+	{"loop", 503, "proxy_loop_detected", "the proxy's own connection came back to it: the bypass rule is broken"},
+	{"not_redirected", 0, "", "the proxy's port was dialled directly"},
+	{"shutdown", 503, "connection_terminated", "the proxy's drain limit passed"},
+}
+
+// String is the word in logs and metrics, "" for None.
+func (r Reason) String() string { return table[r].name }
+
+// Status is the HTTP answer; 0: there is none, the connection ends in a reset.
+// A connection that is not HTTP is always reset.
+func (r Reason) Status() int { return table[r].status }
+
+// ProxyStatus is the error of the Proxy-Status header (RFC 9209, section 2.3), ""
+// where no answer is given.
+func (r Reason) ProxyStatus() string { return table[r].proxyStatus }
+
+// Words says it to a person.
+func (r Reason) Words() string { return table[r].words }
+
+// All lists every reason but None.
+func All() []Reason {
+	out := make([]Reason, 0, len(table)-1)
+	for r := range len(table) - 1 {
+		out = append(out, Reason(r+1))
+	}
+	return out
+}
+
+// Error is a failure with its reason.
+type Error struct {
+	Reason Reason
+	Err    error // the detail
+}
+
+func (e *Error) Error() string {
+	if e.Err == nil {
+		return e.Reason.String()
+	}
+	return e.Reason.String() + ": " + e.Err.Error()
+}
+
+func (e *Error) Unwrap() error { return e.Err }

@@ -1,0 +1,44 @@
+package reason
+
+import (
+	"regexp"
+	"testing"
+)
+
+// TestTable holds the enum against the table of the documentation.
+func TestTable(t *testing.T) {
+	want := map[Reason]struct {
+		name        string
+		status      int
+		proxyStatus string
+	}{
+		NoEndpoints:        {"no_endpoints", 503, "destination_unavailable"},
+		ConnectRefused:     {"connect_refused", 503, "connection_refused"},
+		ConnectTimeout:     {"connect_timeout", 503, "connection_timeout"},
+		ConnectFailed:      {"connect_failed", 503, "destination_ip_unroutable"},
+		UpstreamClosed:     {"upstream_closed", 503, "connection_terminated"},
+		ClientGone:         {"client_gone", 0, ""},
+		Overload:           {"overload", 503, "connection_limit_reached"},
+		ConfigUnavailable:  {"config_unavailable", 503, "proxy_internal_error"},
+		DestinationUnknown: {"destination_unknown", 503, "destination_unavailable"},
+		Loop:               {"loop", 503, "proxy_loop_detected"},
+		NotRedirected:      {"not_redirected", 0, ""},
+		Shutdown:           {"shutdown", 503, "connection_terminated"},
+	}
+	if len(All()) != len(want) {
+		t.Errorf("%d reasons, the table has %d", len(All()), len(want))
+	}
+	word := regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`)
+	for _, r := range All() {
+		w := want[r]
+		if r.String() != w.name || r.Status() != w.status || r.ProxyStatus() != w.proxyStatus {
+			t.Errorf("%d is %q, %d, %q; want %v", r, r, r.Status(), r.ProxyStatus(), w)
+		}
+		if !word.MatchString(r.String()) || r.Words() == "" {
+			t.Errorf("%q (%s) is no word for a label", r, r.Words())
+		}
+	}
+	if None.String() != "" {
+		t.Error("None has a word")
+	}
+}

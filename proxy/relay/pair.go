@@ -1,0 +1,108 @@
+package relay
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/proxy/reason"
+)
+
+// pair is a client's connection joined to an upstream's. Each end sees the other
+// as it is: what it sends, that it has finished sending, and that it broke off.
+type pair struct {
+	client, upstream *net.TCPConn
+	pipes            *pipes
+
+	mu       sync.Mutex
+	finished int // directions that came to their end
+	cause    *reason.Error
+}
+
+// join moves bytes both ways until both have ended or one failed. The caller
+// closes both connections; after a failure that resets them.
+func (p *pair) join() (sent, received uint64, cause *reason.Error) {
+	up, err := p.pump(p.upstream, p.client)
+	if err != nil {
+		p.abort(reason.ClientGone, err)
+		return 0, 0, p.cause
+	}
+	down, err := p.pump(p.client, p.upstream)
+	if err != nil {
+		p.abort(reason.UpstreamClosed, err)
+		return 0, 0, p.cause
+	}
+	done := make(chan uint64)
+	go p.upward(up, done)
+	received = p.direction(down, reason.UpstreamClosed, reason.ClientGone)
+	sent = <-done
+	return sent, received, p.cause
+}
+
+func (p *pair) upward(m *pump, done chan<- uint64) {
+	done <- p.direction(m, reason.ClientGone, reason.UpstreamClosed)
+}
+
+func (p *pair) pump(dst, src *net.TCPConn) (*pump, error) {
+	out, err := newPump(dst, src, p.pipes)
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	err = out.rawSrc.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	})
+	return out, errors.Join(err, failed)
+}
+
+// direction moves bytes from one end to the other. When they have ended it stays
+// for a reset of its source, which nobody else would notice.
+func (p *pair) direction(m *pump, sourceFailed, destinationFailed reason.Reason) uint64 {
+	moved, fromSource, err := m.run()
+	switch {
+	case err != nil && fromSource:
+		p.abort(sourceFailed, err)
+	case err != nil:
+		p.abort(destinationFailed, err)
+	case p.finish():
+		// The other direction waits in awaitReset.
+	default:
+		if err := m.awaitReset(); err != nil {
+			p.abort(sourceFailed, err)
+		}
+	}
+	return moved
+}
+
+// finish counts a direction's end, and reports whether it was the last one.
+func (p *pair) finish() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.finished++
+	if p.finished == 1 {
+		return false
+	}
+	past := time.Unix(1, 0)
+	_ = p.client.SetReadDeadline(past)
+	_ = p.upstream.SetReadDeadline(past)
+	return true
+}
+
+// abort ends both connections at once; closing them will send resets. The first
+// cause counts.
+func (p *pair) abort(r reason.Reason, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cause != nil || p.finished == 2 {
+		return
+	}
+	p.cause = &reason.Error{Reason: r, Err: err}
+	past := time.Unix(1, 0)
+	for _, c := range []*net.TCPConn{p.client, p.upstream} {
+		_ = c.SetLinger(0)
+		_ = c.SetDeadline(past)
+	}
+}

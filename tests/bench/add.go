@@ -1,0 +1,352 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/weirmesh/weir/plugin/capture"
+	"github.com/weirmesh/weir/tests/bench/report"
+	"github.com/weirmesh/weir/tests/pod"
+)
+
+// addFlags are the command line of the benchmark of ADD.
+type addFlags struct {
+	iterations int
+	proxies    int
+	bin        string
+	smoke      bool
+}
+
+// smokeRuns are how many iterations and proxies show that the benchmark works.
+const smokeRuns = 3
+
+func parseAdd(args []string, stderr io.Writer) (addFlags, error) {
+	var f addFlags
+	fs := flag.NewFlagSet("bench add", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.Usage = func() {
+		fmt.Fprint(stderr, "bench add measures the making of a pod, side by side with what else there is:\n"+
+			"weir-cni with its proxy ready, our rules alone, the same purpose by iptables rule by\n"+
+			"rule and by iptables-restore, and the rest of the chain; then proxies that idle.\n\n  bench add [flags]\n\n")
+		fs.PrintDefaults()
+	}
+	fs.IntVar(&f.iterations, "n", 200, "iterations")
+	fs.IntVar(&f.proxies, "proxies", 50, "proxies that idle together")
+	fs.StringVar(&f.bin, "bin", "", "`folder` of built programs; empty: build them into out/bin")
+	fs.BoolVar(&f.smoke, "smoke", false, "only show that it works, in seconds: no targets are judged")
+	err := fs.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return addFlags{}, err
+	case err != nil:
+		return addFlags{}, errUsage
+	case fs.NArg() > 0 || f.iterations < 1 || f.proxies < 1:
+		fs.Usage()
+		return addFlags{}, errUsage
+	}
+	if f.smoke {
+		f.iterations, f.proxies = smokeRuns, smokeRuns
+	}
+	return f, nil
+}
+
+// runAdd is the benchmark of ADD: outside it builds, and runs again on a node of
+// its own.
+func runAdd(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error) {
+	f, err := parseAdd(args, stderr)
+	if err != nil {
+		return 0, err
+	}
+	node, err := pod.Enter()
+	if err != nil {
+		return 0, err
+	}
+	if node != nil {
+		return 0, errors.Join(measureAdd(ctx, f, node, stdout, stderr), node.Close())
+	}
+	if err := errors.Join(checkIPTables(), checkOut()); err != nil {
+		return 0, err
+	}
+	if f.bin == "" {
+		if _, err := pod.Build(ctx); err != nil {
+			return 0, err
+		}
+	}
+	return pod.Isolate(ctx, "bench")
+}
+
+// checkOut refuses a folder that a node hides.
+func checkOut() error {
+	out, err := filepath.Abs(os.Getenv("OUT"))
+	if err == nil && strings.HasPrefix(out, pod.NodeDir+"/") {
+		return fmt.Errorf("OUT=%s cannot be written to from a node, which has a %s of its own", out, pod.NodeDir)
+	}
+	return err
+}
+
+// measureAdd measures, and publishes the report.
+func measureAdd(ctx context.Context, f addFlags, node *pod.Node, stdout, stderr io.Writer) error {
+	b, err := newAddBench(ctx, f, node)
+	if err != nil {
+		return err
+	}
+	if err := b.iterate(ctx, stderr); err != nil {
+		return fmt.Errorf("%w\nthe end of the agent's log:\n%s", err, tail(b.agent.Log()))
+	}
+	launch, err := launchTimes(b.agent.Log(), "add-")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(stderr, "%d proxies that idle\n", f.proxies)
+	memory, err := b.idle(ctx, f.proxies)
+	if err != nil {
+		return fmt.Errorf("%w\nthe end of the agent's log:\n%s", err, tail(b.agent.Log()))
+	}
+	r, err := report.New("add", "What capture adds to a pod's ADD")
+	if err != nil {
+		return err
+	}
+	r.Series = append(b.series(), report.Series{Name: "proxy: launch to first config acknowledged", Unit: "ms", Samples: launch})
+	r.Series = append(r.Series, memory...)
+	if f.smoke {
+		r.Notes = append(r.Notes, "A smoke run: targets are not judged.")
+	} else {
+		judge(r)
+	}
+	return r.Publish(stdout, os.Getenv("OUT"))
+}
+
+// judge adds what is to be held.
+func judge(r *report.Report) {
+	find := func(name string) report.Series {
+		for _, s := range r.Series {
+			if s.Name == name {
+				return s
+			}
+		}
+		panic("no series " + name)
+	}
+	each := find(nameEach("nft"))
+	if legacy := find(nameEach("legacy")); legacy.Quantile(0.5) > each.Quantile(0.5) {
+		each = legacy
+	}
+	add := find(nameADD)
+	r.AtLeast("rules alone, times faster than 30 executions, p50", each.Quantile(0.5)/find(nameRules).Quantile(0.5), 20, "×")
+	r.AtMost("weir-cni ADD, proxy ready, p50, as a share of 30 executions", add.Quantile(0.5)/each.Quantile(0.5), 0.5, "×")
+	r.AtMost("the same, p99", add.Quantile(0.99)/each.Quantile(0.99), 1, "×")
+	r.AtMost("proxy, launch to first config acknowledged, p50", find(nameLaunch).Quantile(0.5), 12, "ms")
+	r.AtMost("proxy, memory of its own while idle (PSS), p50", find(nameIdle).Quantile(0.5), 4, "MB")
+	r.Notes = append(r.Notes, "The slower flavour of iptables counts: "+each.Name+".")
+}
+
+// Names of the series.
+const (
+	nameADD    = "weir-cni ADD, its proxy ready"
+	nameRules  = "our rules alone (nftables, both families)"
+	nameChain  = "the chain without us (bridge, host-local)"
+	nameLaunch = "proxy: launch to first config acknowledged"
+	nameOpen   = "proxy: memory (PSS), 20 destinations, 20 connections open"
+	nameIdle   = "proxy: memory (PSS), 20 destinations, idle"
+)
+
+func nameEach(flavour string) string    { return "30 rules by 30 executions, iptables-" + flavour }
+func nameRestore(flavour string) string { return "30 rules by iptables-restore, " + flavour }
+
+// addBench is what the iterations share.
+type addBench struct {
+	node     *pod.Node
+	binaries pod.Binaries
+	chain    *pod.Chain
+	agent    *pod.Agent
+	records  lines
+	rules    capture.Ruleset
+	n        int
+	made     int                   // namespaces so far
+	costs    map[string][]cost     // by series
+	ran      func(string, pod.Ran) // told of the plugins of the ADD under way
+	cases    []func(context.Context) error
+}
+
+func newAddBench(ctx context.Context, f addFlags, node *pod.Node) (*addBench, error) {
+	b := &addBench{node: node, n: f.iterations, costs: map[string][]cost{}}
+	var err error
+	if f.bin != "" {
+		b.binaries, err = pod.Find(f.bin)
+	} else {
+		b.binaries, err = pod.FindBuilt()
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.chain, err = node.NewChain(b.binaries.Folders(), func(command string, r pod.Ran) {
+		if b.ran != nil {
+			b.ran(command, r)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := b.writeManifests(f.proxies); err != nil {
+		return nil, err
+	}
+	if b.agent, err = node.StartAgent(ctx, b.binaries, &b.records); err != nil {
+		return nil, err
+	}
+	bypass, err := node.Bypass()
+	if err != nil {
+		return nil, err
+	}
+	b.rules = capture.Rules(capture.Spec{
+		OutboundPort: capture.DefaultOutboundPort, InboundPort: capture.DefaultInboundPort, Bypass: bypass,
+	})
+	b.cases = []func(context.Context) error{b.add, b.rulesAlone}
+	for _, flavour := range flavours {
+		b.cases = append(b.cases,
+			b.inThread(nameEach(flavour), func(ctx context.Context) (cost, error) { return execEach(ctx, flavour) }),
+			b.inThread(nameRestore(flavour), func(ctx context.Context) (cost, error) { return restore(ctx, flavour) }))
+	}
+	return b, nil
+}
+
+// settle is how long the kernel is left to take down what an iteration leaves,
+// before the next is measured.
+const settle = 50 * time.Millisecond
+
+// iterate runs every case once an iteration, each time beginning with another, so
+// that what disturbs the machine disturbs them alike.
+func (b *addBench) iterate(ctx context.Context, progress io.Writer) error {
+	for i := range b.n {
+		if i%50 == 0 {
+			fmt.Fprintf(progress, "iteration %d of %d\n", i+1, b.n)
+		}
+		for j := range b.cases {
+			if err := b.cases[(i+j)%len(b.cases)](ctx); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(settle):
+		}
+	}
+	return nil
+}
+
+// fresh runs f on a new network namespace.
+func (b *addBench) fresh(f func(path string) error) error {
+	b.made++
+	path, err := b.node.NewNamespace(fmt.Sprintf("bench-%d", b.made))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(path), b.node.RemoveNamespace(path))
+}
+
+// add takes a pod through the whole chain, and out again. What is not of the
+// plugin's own process, the agent's share and the proxy's, is added to its CPU
+// time.
+func (b *addBench) add(ctx context.Context) error {
+	return b.fresh(func(path string) error {
+		p := &pod.Pod{Namespace: namespace, Name: "pod", ContainerID: fmt.Sprintf("add-%d", b.made), Netns: path}
+		agentBefore, err := cpuTime(b.agent.PID())
+		if err != nil {
+			return err
+		}
+		ran := map[string]pod.Ran{}
+		b.ran = func(command string, r pod.Ran) { ran[r.Plugin] = r }
+		err = b.chain.Add(ctx, p)
+		b.ran = nil
+		if err != nil {
+			return err
+		}
+		others, err := b.othersCPU(p, agentBefore)
+		if err != nil {
+			return err
+		}
+		b.note(nameADD, cost{ran["weir-cni"].Took, ran["weir-cni"].CPU + others})
+		b.note(nameChain, cost{ran["bridge"].Took, ran["bridge"].CPU})
+		return b.chain.Del(ctx, p)
+	})
+}
+
+// othersCPU is what the agent, since then, and the pod's proxy, altogether, have
+// used.
+func (b *addBench) othersCPU(p *pod.Pod, agentBefore time.Duration) (time.Duration, error) {
+	total, err := cpuTime(b.agent.PID())
+	if err != nil {
+		return 0, err
+	}
+	total -= agentBefore
+	proxies, err := b.node.CgroupPIDs(p.ContainerID)
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range proxies {
+		t, err := cpuTime(pid)
+		if err != nil {
+			return 0, err
+		}
+		total += t
+	}
+	return total, nil
+}
+
+// rulesAlone puts our rules into a namespace from within this process.
+func (b *addBench) rulesAlone(ctx context.Context) error {
+	return b.inThread(nameRules, func(context.Context) (cost, error) { return applyRules(b.rules) })(ctx)
+}
+
+// inThread is the case of f, run on a thread in a new namespace.
+func (b *addBench) inThread(name string, f func(context.Context) (cost, error)) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return b.fresh(func(path string) error {
+			return pod.In(path, func() error {
+				c, err := f(ctx)
+				if err != nil {
+					return fmt.Errorf("%s: %w", name, err)
+				}
+				b.note(name, c)
+				return nil
+			})
+		})
+	}
+}
+
+func (b *addBench) note(name string, c cost) { b.costs[name] = append(b.costs[name], c) }
+
+// series are the results, in the order of the report.
+func (b *addBench) series() []report.Series {
+	names := []string{nameADD, nameRules}
+	for _, flavour := range flavours {
+		names = append(names, nameEach(flavour))
+	}
+	for _, flavour := range flavours {
+		names = append(names, nameRestore(flavour))
+	}
+	var out []report.Series
+	for _, name := range append(names, nameChain) {
+		s := report.Series{Name: name, Unit: "ms"}
+		for _, c := range b.costs[name] {
+			s.Samples = append(s.Samples, millis(c.took))
+			s.CPU = append(s.CPU, millis(c.cpu))
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
+
+// tail is the end of a log.
+func tail(log string) string {
+	lines := strings.Split(log, "\n")
+	return strings.Join(lines[max(0, len(lines)-20):], "\n")
+}

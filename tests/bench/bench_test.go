@@ -1,0 +1,75 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weirmesh/weir/tests/bench/report"
+)
+
+func TestTheBenchmarkOfADDRuns(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("the benchmark needs root")
+	}
+	if err := checkIPTables(); err != nil {
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "bench")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	cmd := exec.CommandContext(t.Context(), binary, "add", "-smoke")
+	cmd.Env = append(os.Environ(), "OUT="+dir)
+	out, err := cmd.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(filepath.Join(dir, "add.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r report.Report
+	if err := json.Unmarshal(content, &r); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{nameADD, nameRules, nameEach("nft"), nameEach("legacy"), nameRestore("nft"), nameRestore("legacy"), nameChain, nameLaunch, nameOpen, nameIdle}
+	if len(r.Series) != len(want) {
+		t.Errorf("%d series, want %d", len(r.Series), len(want))
+	}
+	for i, s := range r.Series {
+		if s.Name != want[i] || len(s.Samples) != smokeRuns || !strings.Contains(string(out), s.Name) {
+			t.Errorf("series %d is %q with %d samples", i, s.Name, len(s.Samples))
+		}
+	}
+}
+
+func TestTheBaselineIsThirtyRules(t *testing.T) {
+	if n := len(baseline) * len(families); n != 30 {
+		t.Errorf("%d rules", n)
+	}
+	input := restoreInput(families[1])
+	for _, line := range []string{"*nat\n", ":MESH_OUTPUT - [0:0]\n", "-A MESH_OUTPUT -d ::1/128 -j RETURN\n", "COMMIT\n"} {
+		if !strings.Contains(input, line) {
+			t.Errorf("iptables-restore is not told %q:\n%s", line, input)
+		}
+	}
+}
+
+func TestLaunchTimesAreReadFromTheLog(t *testing.T) {
+	log := `time=x level=INFO msg="pod captured" pod=bench/pod container=add-1 reason="label" proxy_uid=1 proxy_ms=12.5 backend=nftables rules_ms=2 total_ms=15
+time=x level=INFO msg="pod captured" pod=bench/idle container=idle-1 reason="label" proxy_uid=1 proxy_ms=99 backend=nftables rules_ms=2 total_ms=15
+time=x level=INFO msg=ready`
+	got, err := launchTimes(log, "add-")
+	if err != nil || len(got) != 1 || got[0] != 12.5 {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := launchTimes("nothing", "add-"); err == nil {
+		t.Error("no error without any")
+	}
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/plugin/capture"
+	"github.com/weirmesh/weir/plugin/capture/nft"
+)
+
+// cpuTime is what a process has used, all its threads and those that ended. The
+// clock of a process is named by its PID (clock_getcpuclockid(3), and
+// MAKE_PROCESS_CPUCLOCK in the kernel's posix-timers.h).
+func cpuTime(pid int) (time.Duration, error) {
+	const schedClock = 2 // CPUCLOCK_SCHED: nanoseconds, not ticks
+	return readClock(int32(^pid<<3 | schedClock))
+}
+
+func readClock(clock int32) (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(clock, &ts); err != nil {
+		return 0, fmt.Errorf("CPU time: %w", err)
+	}
+	return time.Duration(ts.Nano()), nil
+}
+
+// applyRules puts rules into the calling thread's namespace, which holds none.
+func applyRules(rules capture.Ruleset) (cost, error) {
+	cpuBefore, err := readClock(unix.CLOCK_THREAD_CPUTIME_ID)
+	if err != nil {
+		return cost{}, err
+	}
+	began := time.Now()
+	changed, err := nft.Backend{}.Apply(rules)
+	took := time.Since(began)
+	if err != nil {
+		return cost{}, err
+	}
+	if !changed {
+		return cost{}, fmt.Errorf("nothing was applied: the namespace is not new")
+	}
+	cpu, err := readClock(unix.CLOCK_THREAD_CPUTIME_ID)
+	return cost{took, cpu - cpuBefore}, err
+}
+
+// pss is a process's proportional share of the memory it has resident, in MB
+// (10⁶ bytes): shared pages count by the number of processes that share them.
+func pss(pid int) (float64, error) {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, fmt.Errorf("memory: %w", err)
+	}
+	for line := range strings.Lines(string(content)) {
+		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "Pss:" {
+			kib, err := strconv.ParseFloat(fields[1], 64)
+			if err != nil {
+				return 0, fmt.Errorf("memory: %w", err)
+			}
+			return kib * 1024 / 1e6, nil
+		}
+	}
+	return 0, fmt.Errorf("memory: no Pss in smaps_rollup of %d", pid)
+}

@@ -1,0 +1,67 @@
+// bench measures what Weir costs, beside what else there is, in one run. Each
+// benchmark is a subcommand; what they have in common is package report.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/weirmesh/weir/tests/bench/report"
+	"github.com/weirmesh/weir/tests/pod"
+)
+
+// benchmarks are all there are, by name.
+var benchmarks = map[string]func(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error){
+	"add": runAdd,
+}
+
+const usage = `bench measures what Weir costs. It prints Markdown, and with OUT=folder in the
+environment writes JSON with all samples.
+
+  bench add [flags]   what capture adds to the making of a pod; what a proxy takes
+
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var bench func(context.Context, []string, io.Writer, io.Writer) (int, error)
+	if len(args) > 0 {
+		bench = benchmarks[args[0]]
+	}
+	if bench == nil {
+		fmt.Fprint(stderr, usage)
+		if len(args) == 1 && (args[0] == "-h" || args[0] == "--help") {
+			return 0
+		}
+		return 2
+	}
+	code, err := bench(ctx, args[1:], stdout, stderr)
+	switch {
+	case err == nil:
+		return code
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case errors.Is(err, errUsage):
+		return 2 // the flag package has spoken
+	case ctx.Err() != nil:
+		return pod.Interrupted
+	case errors.Is(err, report.ErrNotHeld):
+		return 1 // the report says which
+	}
+	fmt.Fprintln(stderr, "bench:", err)
+	return 1
+}
+
+var errUsage = errors.New("usage")

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// appCommand is the argument that makes this program a pod's application.
+const appCommand = "app"
+
+// appReady is the line an application prints once it listens.
+const appReady = "listening"
+
+// callTimeout bounds one call from one application to the next.
+const callTimeout = 3 * time.Second
+
+// app is one pod's application. It knows nothing of Weir.
+type app struct {
+	name string
+	host string // the only Host it answers to; empty: any
+	next string // URL of the Service it calls to answer; empty: none
+	http http.Client
+}
+
+// runApp serves until ctx is done.
+func runApp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	// Without keep-alive each request is a connection, so that it has records of
+	// its own.
+	a := app{http: http.Client{Timeout: callTimeout, Transport: &http.Transport{DisableKeepAlives: true}}}
+	fs := flag.NewFlagSet("demo app", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.StringVar(&a.name, "name", "", "`name` to answer with")
+	fs.StringVar(&a.host, "host", "", "`host` to answer for")
+	fs.StringVar(&a.next, "next", "", "`URL` to call for an answer")
+	listen := fs.String("listen", ":8080", "`address` to listen on")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return fmt.Errorf("app %s: %w", a.name, err)
+	}
+	fmt.Fprintln(stdout, appReady)
+	server := http.Server{Handler: &a, ReadHeaderTimeout: callTimeout}
+	server.SetKeepAlivesEnabled(false)
+	context.AfterFunc(ctx, func() { server.Close() })
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("app %s: %w", a.name, err)
+	}
+	return nil
+}
+
+// ServeHTTP answers with the names of all applications on the way.
+func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if a.host != "" && r.Host != a.host {
+		http.Error(w, "no such host: "+r.Host, http.StatusNotFound)
+		return
+	}
+	if a.next == "" {
+		fmt.Fprint(w, a.name)
+		return
+	}
+	answer, err := a.call(r.Context())
+	if err != nil {
+		http.Error(w, fmt.Sprintf("%s: %v", a.name, err), http.StatusBadGateway)
+		return
+	}
+	fmt.Fprintf(w, "%s → %s", a.name, answer)
+}
+
+// call asks the next Service.
+func (a *app) call(ctx context.Context) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.next, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := a.http.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s", resp.Status, body)
+	}
+	return string(body), nil
+}

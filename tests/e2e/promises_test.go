@@ -1,0 +1,54 @@
+package e2e
+
+import "testing"
+
+// promise is something Weir's users may rely on, and the test of it.
+type promise struct {
+	name string
+	test func(*testing.T)
+}
+
+// undisturbed are promises that hold beside one another.
+var undisturbed = []promise{
+	{"a pod is captured by its namespace's label", capturedByNamespace},
+	{"a pod is captured by its own label", capturedByPod},
+	{"a pod opts out of a captured namespace", optedOut},
+	{"a pod without a label is left alone", leftAlone},
+	{"the spec of a captured pod is unchanged", specUnchanged},
+	{"the restricted Pod Security Standard allows all of it", restricted},
+	{"Deployments are captured", deployment},
+	{"StatefulSets are captured, also when recreated under the same name", statefulSet},
+	{"DaemonSets are captured", daemonSet},
+	{"a Job completes", job},
+	{"init containers have network, through the proxy", initContainers},
+	{"front reaches back by its Service's name", frontToBack},
+	{"a user reaches back through the real nginx and front", throughIngress},
+	{"a label value that means nothing holds the pod back, by name", wrongLabel},
+	{"an unknown annotation holds the pod back, by name", unknownAnnotation},
+	{"nothing is left of a deleted pod", nothingLeft},
+}
+
+// disturbing are promises about faults that every pod of a node would feel: one
+// after the other, in this order.
+var disturbing = []promise{
+	{"fifty pods at once are all captured", fiftyAtOnce},
+	{"a pod whose capture fails never runs", failsClosed},
+	{"a killed proxy's callers wait and are served", proxyKilled},
+	{"an agent that is killed is not missed", agentKilled},
+	{"without an agent new pods wait and running ones go on", agentAway},
+	{"uninstalled, pods start uncaptured; installed again, captured", uninstalled},
+}
+
+func TestWeir(t *testing.T) {
+	t.Run("undisturbed", func(t *testing.T) {
+		for _, p := range undisturbed {
+			t.Run(p.name, func(t *testing.T) {
+				t.Parallel()
+				p.test(t)
+			})
+		}
+	})
+	for _, p := range disturbing {
+		t.Run(p.name, p.test)
+	}
+}

@@ -1,0 +1,163 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weirmesh/weir/agent/telemetry"
+	"github.com/weirmesh/weir/tests/e2e/app/report"
+)
+
+// records reads what all proxies have recorded: the output of the agents, in the
+// files where kubelets keep it.
+func records() ([]telemetry.Record, error) {
+	var all []telemetry.Record
+	for _, node := range bed.Nodes {
+		files, err := filepath.Glob(filepath.Join(node.Path("/var/log/pods"), weirNamespace+"_"+agentName+"-*", "agent", "*.log"))
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			some, err := readRecords(file)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			all = append(all, some...)
+		}
+	}
+	return all, nil
+}
+
+// readRecords reads a file of the CRI's log format: time, stream, "F" for a full
+// line, and the line. What the agent logs for people is on the other stream.
+func readRecords(file string) ([]telemetry.Record, error) {
+	in, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	var all []telemetry.Record
+	lines := bufio.NewScanner(in)
+	for lines.Scan() {
+		fields := strings.SplitN(lines.Text(), " ", 4)
+		if len(fields) != 4 || fields[1] != "stdout" {
+			continue
+		}
+		var r telemetry.Record
+		if err := json.Unmarshal([]byte(fields[3]), &r); err != nil {
+			return nil, fmt.Errorf("%s: %q: %w", file, fields[3], err)
+		}
+		all = append(all, r)
+	}
+	return all, lines.Err()
+}
+
+// waitRecord waits for a record and returns it.
+func waitRecord(t *testing.T, what string, is func(telemetry.Record) bool) telemetry.Record {
+	t.Helper()
+	var found telemetry.Record
+	eventually(t, soon, "a record of "+what, func() error {
+		all, err := records()
+		if err != nil {
+			return err
+		}
+		for _, r := range all {
+			if is(r) {
+				found = r
+				return nil
+			}
+		}
+		return fmt.Errorf("none of %d is", len(all))
+	})
+	return found
+}
+
+// hop is one connection from an application to an application, as the two
+// proxies on its way recorded it.
+type hop struct{ out, in telemetry.Record }
+
+// index finds records by the address their connection came from. Ports come
+// around again, so a time belongs to every question.
+type index map[string][]telemetry.Record
+
+func newIndex(all []telemetry.Record) index {
+	x := index{}
+	for _, r := range all {
+		x[r.Client] = append(x[r.Client], r)
+	}
+	return x
+}
+
+// at returns the records of connections from an address that began within a
+// request's time.
+func (x index) at(client string, r report.Result) []telemetry.Record {
+	var out []telemetry.Record
+	for _, record := range x[client] {
+		const clocks = 50 * time.Millisecond // proxies note the time when they accept
+		if !record.Timestamp.Before(r.Start.Add(-clocks)) && !record.Timestamp.After(r.Start.Add(r.Took+clocks)) {
+			out = append(out, record)
+		}
+	}
+	return out
+}
+
+// follow finds the way of one answered request through exactly two proxies: the
+// caller's took the connection from the address that the caller had, the
+// callee's took the one that the caller's made, and the callee's application saw
+// the one that its proxy made.
+func (x index) follow(r report.Result) (hop, error) {
+	if r.Answer == nil {
+		return hop{}, errNoAnswer
+	}
+	outs := x.at(r.Local, r)
+	if len(outs) != 1 || outs[0].Direction != "outbound" {
+		return hop{}, fmt.Errorf("the caller's connection from %s has %d records, want one, outbound: %+v", r.Local, len(outs), outs)
+	}
+	out := outs[0]
+	ins := x.at(out.UpstreamLocal, r)
+	if len(ins) != 1 || ins[0].Direction != "inbound" {
+		return hop{}, fmt.Errorf("the proxy's connection from %s has %d records, want one, inbound: %+v", out.UpstreamLocal, len(ins), ins)
+	}
+	in := ins[0]
+	switch {
+	case out.Upstream != in.Server:
+		return hop{}, fmt.Errorf("the caller's proxy called %s, the callee's was called at %s", out.Upstream, in.Server)
+	case in.UpstreamLocal != r.Answer.Client:
+		return hop{}, fmt.Errorf("the callee's proxy called it from %s, it saw %s", in.UpstreamLocal, r.Answer.Client)
+	}
+	if further := x.at(r.Answer.Client, r); len(further) > 0 {
+		return hop{}, fmt.Errorf("a third proxy saw the request: %+v", further)
+	}
+	return hop{out, in}, nil
+}
+
+// followAll follows each answered request, waiting for records to come in.
+func followAll(t *testing.T, results []report.Result) []hop {
+	t.Helper()
+	var hops []hop
+	eventually(t, soon, "records of each request at two proxies", func() error {
+		all, err := records()
+		if err != nil {
+			return err
+		}
+		x := newIndex(all)
+		hops = nil
+		for _, r := range results {
+			h, err := x.follow(r)
+			if err != nil {
+				return err
+			}
+			hops = append(hops, h)
+		}
+		return nil
+	})
+	return hops
+}

@@ -1,0 +1,125 @@
+package pod
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/plugin/capture"
+)
+
+// removeTimeout is how long ended processes may take to leave their cgroups.
+const removeTimeout = 2 * time.Second
+
+// removeCgroups removes the cgroup of that name, and those below it, in every
+// hierarchy. Nothing may run in them any more.
+func removeCgroups(name string) error {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return fmt.Errorf("remove cgroups: %w", err)
+	}
+	for _, mount := range mounts {
+		if err := removeCgroup(filepath.Join(mount, name)); err != nil {
+			return fmt.Errorf("remove cgroups: %w", err)
+		}
+	}
+	return nil
+}
+
+// cgroupMounts are the mount points of all cgroup hierarchies, of both versions.
+func cgroupMounts() ([]string, error) {
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for line := range strings.Lines(string(info)) {
+		before, after, _ := strings.Cut(line, " - ") // proc_pid_mountinfo(5)
+		fields := strings.Fields(before)
+		if fstype, _, _ := strings.Cut(after, " "); len(fields) > 4 && (fstype == "cgroup" || fstype == "cgroup2") {
+			out = append(out, fields[4])
+		}
+	}
+	return out, nil
+}
+
+// Bypass is the cgroup of the node's proxies, as rules recognise it. An agent
+// makes it.
+func (n *Node) Bypass() (capture.Bypass, error) {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return capture.Bypass{}, fmt.Errorf("bypass: %w", err)
+	}
+	for _, mount := range mounts {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(mount, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+			continue
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(mount, n.Name), &st); err != nil {
+			return capture.Bypass{}, fmt.Errorf("bypass: %w", err)
+		}
+		return capture.Bypass{Path: n.Name, ID: st.Ino, Level: 1}, nil
+	}
+	return capture.Bypass{}, errors.New("bypass: there is no cgroup v2 hierarchy")
+}
+
+// CgroupPIDs lists the processes in one proxy's cgroup, by its container ID.
+func (n *Node) CgroupPIDs(containerID string) ([]int, error) {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, mount := range mounts {
+		content, err := os.ReadFile(filepath.Join(mount, n.Name, containerID, "cgroup.procs"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		var out []int
+		for field := range strings.FieldsSeq(string(content)) {
+			var pid int
+			if _, err := fmt.Sscan(field, &pid); err != nil {
+				return nil, fmt.Errorf("cgroup of %s: %w", containerID, err)
+			}
+			out = append(out, pid)
+		}
+		return out, nil
+	}
+	return nil, fmt.Errorf("there is no cgroup of %s", containerID)
+}
+
+// removeCgroup removes dir, the cgroups below it first.
+func removeCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeCgroup(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	for deadline := time.Now().Add(removeTimeout); ; time.Sleep(5 * time.Millisecond) {
+		err := os.Remove(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+	}
+}

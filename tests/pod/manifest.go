@@ -1,0 +1,107 @@
+package pod
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+)
+
+// Service is a Kubernetes Service with one port.
+type Service struct {
+	Namespace, Name string
+	ClusterIPs      []netip.Addr // at most one of each family
+	Port            uint16
+}
+
+// object is a Kubernetes object, as JSON has it.
+type object map[string]any
+
+// Write puts a file of manifests in place for the node's agent: all of it at
+// once, or replaced. Objects are made by CapturedNamespace, Manifest, …
+func (n *Node) Write(name string, objects ...any) error {
+	list := []byte{}
+	for _, o := range objects {
+		b, err := json.MarshalIndent(o, "", "  ") // JSON is YAML
+		if err != nil {
+			return fmt.Errorf("manifest %s: %w", name, err)
+		}
+		list = append(append(list, "---\n"...), append(b, '\n')...)
+	}
+	for _, dir := range []string{manifestsDir, manifestsDir + ".new"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("manifest %s: %w", name, err)
+		}
+	}
+	written := filepath.Join(manifestsDir+".new", name)
+	if err := os.WriteFile(written, list, 0o644); err != nil {
+		return fmt.Errorf("manifest %s: %w", name, err)
+	}
+	if err := os.Rename(written, filepath.Join(manifestsDir, name)); err != nil {
+		return fmt.Errorf("manifest %s: %w", name, err)
+	}
+	return nil
+}
+
+// CapturedNamespace is a namespace whose pods are captured.
+func CapturedNamespace(name string) any {
+	return object{
+		"apiVersion": "v1", "kind": "Namespace",
+		"metadata": object{"name": name, "labels": object{"weirmesh.io/capture": "enabled"}},
+	}
+}
+
+// Manifest is the pod as its owner wrote it, before it has addresses.
+func (p *Pod) Manifest() any {
+	return object{
+		"apiVersion": "v1", "kind": "Pod",
+		"metadata": object{"namespace": p.Namespace, "name": p.Name},
+		"spec":     object{"containers": []object{{"name": "app", "image": "app"}}},
+	}
+}
+
+// Manifest is the Service.
+func (s Service) Manifest() any {
+	return object{
+		"apiVersion": "v1", "kind": "Service",
+		"metadata": object{"namespace": s.Namespace, "name": s.Name},
+		"spec":     object{"clusterIPs": s.ClusterIPs, "ports": []object{{"port": s.Port}}},
+	}
+}
+
+// Slices are the EndpointSlices of pods that serve s on a port of theirs, one
+// slice for each family that the pods have addresses of. A pod without a name is
+// an endpoint that is none.
+func (s Service) Slices(port uint16, pods ...*Pod) []any {
+	var out []any
+	for _, v6 := range []bool{false, true} {
+		family := "IPv4"
+		if v6 {
+			family = "IPv6"
+		}
+		var endpoints []object
+		for _, p := range pods {
+			if a := p.Address(v6); a.IsValid() {
+				e := object{"addresses": []string{a.String()}, "conditions": object{"ready": true}}
+				if p.Name != "" {
+					e["targetRef"] = object{"kind": "Pod", "namespace": p.Namespace, "name": p.Name}
+				}
+				endpoints = append(endpoints, e)
+			}
+		}
+		if len(endpoints) == 0 {
+			continue
+		}
+		out = append(out, object{
+			"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+			"metadata": object{
+				"namespace": s.Namespace, "name": s.Name + "-" + map[bool]string{false: "v4", true: "v6"}[v6],
+				"labels": object{"kubernetes.io/service-name": s.Name},
+			},
+			"ports":     []object{{"port": port}},
+			"endpoints": endpoints,
+		})
+	}
+	return out
+}
