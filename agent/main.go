@@ -172,7 +172,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Decide:  view.options,
 		Proxies: proxies,
 		Version: version,
-		Event:   view.event,
+		Event:   view.recorder.PodEvent,
 		Log:     log,
 	}
 	return runAll(ctx, f, log, view, pusher, proxies, listener, server)

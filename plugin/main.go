@@ -31,6 +31,10 @@ CNI_COMMAND and its configuration on standard input. For people there is:
 
   weir-cni show --netns PATH [--json]   the capture rules in a network namespace, and what they counted
 
+and for the agent:
+
+  weir-cni apply --netns PATH           put the rules of the Spec on standard input into a network namespace
+
 CNI versions: %s
 `
 
@@ -56,15 +60,22 @@ func runForPeople(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, usage, pluginVersion(), strings.Join(versions().SupportedVersions(), ", "))
 		return 0
 	case args[0] == "show":
-		if err := show(args[1:], stdout, stderr); err != nil {
-			fmt.Fprintln(stderr, err)
-			return 1
-		}
-		return 0
+		return said(show(args[1:], stdout, stderr), stderr)
+	case args[0] == "apply":
+		return said(applyRules(args[1:], os.Stdin, stderr), stderr)
 	}
 	fmt.Fprintf(stderr, usage, pluginVersion(), strings.Join(versions().SupportedVersions(), ", "))
 	fmt.Fprintf(stderr, "\nweir-cni: no command %q\n", args[0])
 	return 2
+}
+
+// said prints an error and returns the exit code that goes with it.
+func said(err error, stderr io.Writer) int {
+	if err != nil {
+		fmt.Fprintln(stderr, err)
+		return 1
+	}
+	return 0
 }
 
 func commands() skel.CNIFuncs {
