@@ -93,7 +93,8 @@ func (d *Dialer) forget(c *Conn) {
 }
 
 // Dial connects to addr. Errors are *reason.Error: connect_refused,
-// connect_timeout, connect_failed, or overload when descriptors or local ports
+// connect_timeout, upstream_closed when it was reset as soon as it was accepted,
+// connect_failed, or overload when descriptors or local ports
 // have run out. Several attempts are the caller's business.
 func (d *Dialer) Dial(ctx context.Context, addr netip.AddrPort) (*Conn, error) {
 	tcp, err := newSocket(addr.Addr())
@@ -157,14 +158,16 @@ func (d *Dialer) connect(ctx context.Context, c *Conn) error {
 	if !stop() && ctx.Err() != nil {
 		return ctx.Err()
 	}
+	if c.Looped() {
+		// Own has seen the other end of it, so it is connected; err may be the
+		// deadline that Own has set, which stays.
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	if failed != nil {
 		return failed
-	}
-	if c.Looped() {
-		return nil // leave the deadline that Own has set
 	}
 	return c.SetWriteDeadline(time.Time{})
 }
@@ -215,6 +218,9 @@ func dialError(addr netip.AddrPort, err error) error {
 	switch {
 	case errors.Is(err, unix.ECONNREFUSED):
 		r = reason.ConnectRefused
+	case errors.Is(err, unix.ECONNRESET):
+		// A reset before the handshake reads as ECONNREFUSED: it had connected.
+		r = reason.UpstreamClosed
 	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, unix.ETIMEDOUT):
 		r = reason.ConnectTimeout
 	case errors.Is(err, context.Canceled):

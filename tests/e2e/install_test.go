@@ -38,6 +38,11 @@ func (b *testBed) install(ctx context.Context) error {
 		return err
 	}
 	if !b.ours {
+		// A run that was interrupted may have left it without nodes.
+		err := b.changeAgents(ctx, func(ds *appsv1.DaemonSet) { delete(ds.Spec.Template.Spec.NodeSelector, absent) })
+		if err != nil {
+			return err
+		}
 		if _, err := b.Kubectl(ctx, "-n", weirNamespace, "rollout", "restart", "daemonset/"+agentName); err != nil {
 			return err
 		}

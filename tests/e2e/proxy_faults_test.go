@@ -47,6 +47,7 @@ func proxyKilled(t *testing.T) {
 				t.Errorf("proxy %d is still there: it was not killed", now.pid)
 			}
 			expectCaptured(t, c.victim)
+			waitEvent(t, c.victim, "ProxyRestarted")
 			t.Logf("the slowest of %d requests after the kill took %s", len(after), slowest(after).Round(time.Millisecond))
 		})
 	}
