@@ -28,8 +28,9 @@ type fakeAgent struct {
 	changed      chan struct{} // closed and made anew at each change
 }
 
-// connect begins a session; it ends with the test, or when stop is called.
-func (a *fakeAgent) connect(t testing.TB, path string) (stop func()) {
+// connect begins a session; it ends with the test, or when what it returns is
+// called.
+func (a *fakeAgent) connect(t testing.TB, path string) func() {
 	t.Helper()
 	a.changed = make(chan struct{})
 	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -43,7 +44,7 @@ func (a *fakeAgent) connect(t testing.TB, path string) (stop func()) {
 	}
 	done := make(chan struct{})
 	go a.serve(stream, done)
-	stop = sync.OnceFunc(func() {
+	stop := sync.OnceFunc(func() {
 		cancel()
 		<-done
 		conn.Close()

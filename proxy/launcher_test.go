@@ -295,8 +295,10 @@ func launch(t testing.TB, ns *namespace, msg *proxypb.Launch, inherited []kept) 
 	if serving.GetStage() != proxypb.LaunchReply_SERVING {
 		return nil, fmt.Errorf("%v where SERVING was due", serving)
 	}
-	if n, err := unix.Read(ours, make([]byte, 1)); n != 0 || err != nil {
-		return nil, fmt.Errorf("launch socket not closed: %d bytes, %v", n, err)
+	if n, err := unix.Read(ours, make([]byte, 1)); err != nil {
+		return nil, fmt.Errorf("launch socket: %w", err)
+	} else if n != 0 {
+		return nil, fmt.Errorf("launch socket not closed: %d bytes", n)
 	}
 	return p, nil
 }

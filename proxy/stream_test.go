@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// through gives both ends of a connection from the pod to the world, or, inbound,
+// through gives both ends, the client's first, of a connection from the pod to the world, or, inbound,
 // from the world to the pod.
-func through(t *testing.T, inbound bool) (client, server *net.TCPConn, p *testPod) {
+func through(t *testing.T, inbound bool) (*net.TCPConn, *net.TCPConn, *testPod) {
 	t.Helper()
-	p = newTestPod(t, captured)
+	p := newTestPod(t, captured)
 	p.agent.connect(t, p.proxy.control)
 	from, to, addr := p.pod, p.world, "10.9.0.1:9000"
 	if inbound {
@@ -25,7 +25,8 @@ func through(t *testing.T, inbound bool) (client, server *net.TCPConn, p *testPo
 	}
 	accepted := make(chan *net.TCPConn, 1)
 	to.listen(t, addr, func(c *net.TCPConn) { accepted <- c })
-	client = from.dial(t, addr)
+	client := from.dial(t, addr)
+	var server *net.TCPConn
 	select {
 	case server = <-accepted:
 	case <-time.After(5 * time.Second):
@@ -48,7 +49,7 @@ func testHalfClose(t *testing.T, inbound bool) {
 	if err := client.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := server.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	if n, err := server.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Fatalf("the server sees %d, %v instead of the end", n, err)
 	}
 	time.Sleep(1500 * time.Millisecond) // idle
@@ -59,7 +60,7 @@ func testHalfClose(t *testing.T, inbound bool) {
 		t.Errorf("got %q", got)
 	}
 	server.Close()
-	if n, err := client.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	if n, err := client.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("the client sees %d, %v instead of the end", n, err)
 	}
 	if r := p.agent.record(t, 0); r.GetReason() != "" || r.GetReceivedBytes() != 11 {
@@ -89,7 +90,7 @@ func testReset(t *testing.T, inbound bool) {
 			}
 			if c.halfClosed {
 				_ = breaks.CloseWrite()
-				if n, err := sees.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				if n, err := sees.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 					t.Fatalf("%d, %v instead of the end", n, err)
 				}
 			}
@@ -177,7 +178,11 @@ func testUrgent(t *testing.T, inbound bool) {
 		// It is still an urgent one here.
 		atMark := 0
 		for range 200 {
-			onSocket(t, to, func(fd int) (err error) { atMark, err = unix.IoctlGetInt(fd, unix.SIOCATMARK); return err })
+			onSocket(t, to, func(fd int) error {
+				var err error
+				atMark, err = unix.IoctlGetInt(fd, unix.SIOCATMARK)
+				return err
+			})
 			if atMark != 0 {
 				break
 			}

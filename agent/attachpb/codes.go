@@ -1,3 +1,6 @@
+// Package attachpb is what the plugin and the agent say to each other: the gRPC
+// service on the attach socket, capture.Spec on the wire, and the codes of errors
+// that a pod's owner gets to see.
 package attachpb
 
 import "fmt"

@@ -33,7 +33,8 @@ func openNamespace(path string) (namespace, error) {
 	ns := namespace{File: f}
 	var fs unix.Statfs_t
 	var st unix.Stat_t
-	if err := unix.Fstatfs(int(f.Fd()), &fs); err == nil {
+	err = unix.Fstatfs(int(f.Fd()), &fs)
+	if err == nil {
 		err = unix.Fstat(int(f.Fd()), &st)
 	}
 	if err != nil || fs.Type != nsfsMagic {

@@ -1,3 +1,5 @@
+// Package proxypb is what the agent and a proxy say to each other: the launch
+// packet, the control API, and the nouns of proxy/route on the wire.
 package proxypb
 
 import (

@@ -49,7 +49,7 @@ func (s *Server) Serve(ctx context.Context, fd int) error {
 	defer cancel()
 	rpc := grpc.NewServer(
 		// One agent, small messages, now and then: no buffers kept for them.
-		grpc.ReadBufferSize(0), grpc.WriteBufferSize(4<<10), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(0), grpc.WriteBufferSize(4<<10),
 		grpc.MaxConcurrentStreams(8), grpc.ConnectionTimeout(peekTimeout),
 		grpc.WaitForHandlers(true),
 	)

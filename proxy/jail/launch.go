@@ -52,10 +52,11 @@ func receiveLaunch(fd int) (*proxypb.Launch, []int, error) {
 	return msg, fds, nil
 }
 
-func recvmsg(fd int, buf, oob []byte) (n, oobn, flags int, _ error) {
+// recvmsg returns the lengths of data and control message, and the flags.
+func recvmsg(fd int, buf, oob []byte) (int, int, int, error) {
 	for {
 		n, oobn, flags, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC)
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			return n, oobn, flags, err
 		}
 	}

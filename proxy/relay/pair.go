@@ -22,9 +22,10 @@ type pair struct {
 	cause    *reason.Error
 }
 
-// join moves bytes both ways until both have ended or one failed. The caller
+// join moves bytes both ways until both have ended or one failed, and returns how
+// many went up, how many came down, and the failure. The caller
 // closes both connections; after a failure that resets them.
-func (p *pair) join() (sent, received uint64, cause *reason.Error) {
+func (p *pair) join() (uint64, uint64, *reason.Error) {
 	up, err := p.pump(p.upstream, p.client)
 	if err != nil {
 		p.abort(reason.ClientGone, err)
@@ -37,8 +38,8 @@ func (p *pair) join() (sent, received uint64, cause *reason.Error) {
 	}
 	done := make(chan uint64)
 	go p.upward(up, done)
-	received = p.direction(down, reason.UpstreamClosed, reason.ClientGone)
-	sent = <-done
+	received := p.direction(down, reason.UpstreamClosed, reason.ClientGone)
+	sent := <-done
 	return sent, received, p.cause
 }
 

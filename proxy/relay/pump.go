@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -45,8 +46,9 @@ func newPump(dst, src *net.TCPConn, pipes *pipes) (*pump, error) {
 
 // run moves bytes until the source ends, then half-closes the destination. It
 // returns their number; with an error, whether it was the source that failed.
-func (p *pump) run() (moved uint64, fromSource bool, _ error) {
+func (p *pump) run() (uint64, bool, error) {
 	defer p.release()
+	var moved uint64
 	fill, drain := p.fill, p.drain // once, not an allocation per call
 	for {
 		if err := p.rawSrc.Read(fill); err != nil {
@@ -85,7 +87,7 @@ func (p *pump) fill(fd uintptr) bool {
 		case n > 0:
 			p.spliced = int(n)
 			return true
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil && err != unix.EAGAIN:
 			p.err = os.NewSyscallError("splice", err)
@@ -115,9 +117,9 @@ func (p *pump) fillBytes(fd int, buf []byte) bool {
 		case n > 0:
 			p.bytes = buf[:n]
 			return true
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
-		case err == unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			p.urgent = false
 			return false
 		case err != nil:
@@ -141,8 +143,8 @@ func (p *pump) drain(fd uintptr) bool {
 			n, err = p.send(int(fd))
 		}
 		switch {
-		case err == unix.EINTR:
-		case err == unix.EAGAIN:
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
 			return false
 		case err != nil:
 			p.err = os.NewSyscallError("send", err)

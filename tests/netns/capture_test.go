@@ -143,14 +143,20 @@ func (w *world) udp(addr netip.Addr, f family, fromPod bool) error {
 	}
 	buf := make([]byte, 16)
 	n, peer, err := l.ReadFrom(buf)
-	if err != nil || string(buf[:n]) != "ping" {
-		return fmt.Errorf("UDP to %s: %q, %v", addr, buf[:n], err)
+	if err != nil {
+		return fmt.Errorf("UDP to %s: %w", addr, err)
+	}
+	if string(buf[:n]) != "ping" {
+		return fmt.Errorf("UDP to %s: %q", addr, buf[:n])
 	}
 	if _, err := l.WriteTo([]byte("pong"), peer); err != nil {
 		return err
 	}
-	if n, err = c.Read(buf); err != nil || string(buf[:n]) != "pong" {
-		return fmt.Errorf("UDP from %s: %q, %v", addr, buf[:n], err)
+	if n, err = c.Read(buf); err != nil {
+		return fmt.Errorf("UDP from %s: %w", addr, err)
+	}
+	if string(buf[:n]) != "pong" {
+		return fmt.Errorf("UDP from %s: %q", addr, buf[:n])
 	}
 	return nil
 }

@@ -51,7 +51,7 @@ type accepted struct {
 // proxyMain accepts on both ports and both families, says so, and forwards each
 // connection to where it was going.
 func proxyMain(limit string) int {
-	max, err := strconv.ParseInt(limit, 10, 64)
+	most, err := strconv.ParseInt(limit, 10, 64)
 	if err != nil {
 		return 2
 	}
@@ -73,7 +73,7 @@ func proxyMain(limit string) int {
 					if err != nil {
 						return
 					}
-					if taken.Add(1) > max {
+					if taken.Add(1) > most {
 						os.Exit(3)
 					}
 					go forward(c.(*net.TCPConn), port, func(a accepted) {

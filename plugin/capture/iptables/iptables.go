@@ -130,9 +130,9 @@ func (b Backend) locked(f func() error) error {
 	}
 	defer func() {
 		if set {
-			os.Setenv(lockEnv, before)
+			_ = os.Setenv(lockEnv, before)
 		} else {
-			os.Unsetenv(lockEnv)
+			_ = os.Unsetenv(lockEnv)
 		}
 	}()
 	defer os.Remove(b.LockFile) // is not there if no legacy command ran
