@@ -197,7 +197,7 @@ func leftovers(t *testing.T, node string) []string {
 			continue // it need not exist
 		}
 		for _, e := range entries {
-			if strings.Contains(e.Name(), node) || strings.HasPrefix(e.Name(), "demo-") {
+			if strings.Contains(e.Name(), node) {
 				note("file", filepath.Join(folder, e.Name()))
 			}
 		}
