@@ -69,7 +69,7 @@ cluster-down: ## end it and remove everything it made
 
 .PHONY: bench-add
 bench-add: ## what a pod's ADD costs, beside iptables by exec and by restore; needs root; OUT=folder keeps the samples
-	@$(GO) run ./tests/bench $(BENCH_FLAGS)
+	@$(GO) run ./tests/bench add $(BENCH_FLAGS)
 
 # ---- testing: `make test` runs these as stages, see .ci/test
 
@@ -96,13 +96,15 @@ unit: ## unit tests with the race detector; some need root and say so
 fuzz: ## each fuzz target for FUZZTIME
 	.ci/fuzz
 
-.PHONY: netns demo-test cluster-test e2e
+.PHONY: netns demo-test cluster-test e2e bench-smoke
 netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 5m ./tests/netns
 demo-test: ## the demo, twice at once, and with a broken rule; needs root
 	$(TEST) -timeout 5m ./tests/demo
 cluster-test: ## the test cluster itself; needs root
 	$(TEST) -timeout 5m -run TestCluster ./tests/cluster
+bench-smoke: ## the benchmarks run, for seconds; nothing is judged; needs root
+	$(TEST) -timeout 5m ./tests/bench/...
 e2e: ## Weir on a real Kubernetes; needs root
 	$(TEST) -timeout 20m ./tests/e2e
 

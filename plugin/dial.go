@@ -36,7 +36,7 @@ func away(err error, socket string, start time.Time) *attachpb.Failure {
 	case errors.Is(err, context.DeadlineExceeded), grpcstatus.Code(err) == codes.DeadlineExceeded:
 		return attachpb.AgentAway.Fail("agent on %s silent for %s", node(), after)
 	case grpcstatus.Code(err) == codes.Unavailable:
-		return attachpb.AgentAway.Fail("agent on %s does not answer at %s, tried for %s: %s", node(), socket, after, reason(err))
+		return attachpb.AgentAway.Fail("agent on %s does not answer at %s: %s", node(), socket, reason(err))
 	}
 	return attachpb.AgentAway.Fail("agent on %s broke off after %s: %s", node(), after, reason(err))
 }

@@ -61,6 +61,9 @@ func (s *Server) Add(stream grpc.BidiStreamingServer[attachpb.AddRequest, attach
 	if err != nil {
 		return s.refuse(stream, log, pod, err)
 	}
+	if dec.Warning != "" {
+		s.event(pod, "Warning", "CaptureFailed", dec.Warning)
+	}
 	if !dec.Captured {
 		log.Info("pod not captured", "reason", dec.Reason)
 		return stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Skip{Skip: &attachpb.Skip{Reason: dec.Reason}}})
@@ -152,16 +155,21 @@ func (s *Server) refuse(stream grpc.BidiStreamingServer[attachpb.AddRequest, att
 		failure = attachpb.ProxyFailed.Fail("%v", cause)
 	}
 	log.Warn("attachment refused", "error", failure)
-	if s.Event != nil && pod.Name != "" {
-		reason := "CaptureFailed"
-		if failure.Code.ID == attachpb.InvalidRequest.ID {
-			reason = "InvalidAnnotation"
-		}
-		s.Event(pod, "Warning", reason, failure.Error())
+	reason := "CaptureFailed"
+	if failure.Code.ID == attachpb.InvalidRequest.ID {
+		reason = "InvalidAnnotation"
 	}
+	s.event(pod, "Warning", reason, failure.Error())
 	return stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Refused{
 		Refused: &attachpb.Refused{Code: failure.Code.ID, Message: failure.Error()},
 	}})
+}
+
+// event tells the pod's owner, where the pod is known and there is a way.
+func (s *Server) event(pod model.Pod, eventType, reason, message string) {
+	if s.Event != nil && pod.Name != "" {
+		s.Event(pod, eventType, reason, message)
+	}
 }
 
 // Del ends an attachment.

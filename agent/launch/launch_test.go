@@ -1,0 +1,400 @@
+package launch_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/agent/push"
+	"github.com/weirmesh/weir/plugin/capture/nstest"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// These tests start real proxies in namespaces of their own, and need root.
+
+const podAddr = "10.9.0.2"
+
+// buildDir holds weir-proxy, once a test has needed it.
+var buildDir string
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	os.RemoveAll(buildDir)
+	os.Exit(code)
+}
+
+// buildProxy builds weir-proxy, once.
+var buildProxy = sync.OnceValues(func() (string, error) {
+	var err error
+	if buildDir, err = os.MkdirTemp("", "weir-launch-test-"); err != nil {
+		return "", err
+	}
+	path := filepath.Join(buildDir, "weir-proxy")
+	cmd := exec.Command("go", "build", "-o", path, "github.com/weirmesh/weir/proxy")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return path, nil
+})
+
+// node is a node's worth of folders and cgroups, and the agent's parts on it.
+type node struct {
+	*testing.T
+	opts    launch.Options
+	manager *launch.Manager
+}
+
+type nowhere struct{}
+
+func (nowhere) Destination(netip.AddrPort) route.Destination { return route.Destination{} }
+
+func newNode(t *testing.T) *node {
+	if os.Geteuid() != 0 {
+		t.Skip("starting proxies needs root")
+	}
+	proxy, err := buildProxy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pusher := &push.Pusher{
+		View:       nowhere{},
+		WaitSynced: func(context.Context) error { return nil },
+		AccessLog:  func(*launch.Instance, *proxypb.AccessLog) {},
+		Log:        slog.New(slog.DiscardHandler),
+	}
+	n := &node{T: t, opts: launch.Options{
+		RunDir:       t.TempDir(),
+		NetnsDir:     "/run/netns",
+		CgroupRoot:   "/sys/fs/cgroup",
+		CgroupParent: fmt.Sprintf("weir-launch-test-%d", os.Getpid()),
+		Proxy:        proxy,
+		UIDBase:      1879048192,
+		MaxProcs:     2,
+		MemoryLimit:  128 << 20,
+		Log:          slog.New(slog.DiscardHandler),
+		Session:      pusher.Session,
+	}}
+	n.open()
+	t.Cleanup(func() {
+		for _, a := range n.manager.List() {
+			n.manager.End(a.ContainerID, "")
+		}
+		n.manager.Close()
+		for _, dir := range n.cgroups("") {
+			if err := os.Remove(dir); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return n
+}
+
+// open starts the agent's part, as after a restart of the agent.
+func (n *node) open() {
+	m, err := launch.Open(n.opts)
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.manager = m
+	if err := m.Recover(); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// cgroups are the folders of a container, or of the parent, in every hierarchy.
+func (n *node) cgroups(id string) []string {
+	found, err := filepath.Glob(filepath.Join("/sys/fs/cgroup", "*", n.opts.CgroupParent, id))
+	if err != nil {
+		n.Fatal(err)
+	}
+	pure, err := filepath.Glob(filepath.Join("/sys/fs/cgroup", n.opts.CgroupParent, id))
+	if err != nil {
+		n.Fatal(err)
+	}
+	return append(found, pure...)
+}
+
+// sandbox is a pod's namespace with one address.
+func (n *node) sandbox(id string) (*nstest.NS, launch.Request) {
+	ns := nstest.New(n.T)
+	ns.Run(n.T, "ip", "link", "set", "lo", "up")
+	ns.Run(n.T, "ip", "address", "add", podAddr+"/32", "dev", "lo")
+	return ns, launch.Request{
+		ContainerID: id, IfName: "eth0", Netns: ns.Path(), PodNamespace: "shop", PodName: id, PodUID: "uid-" + id,
+		Addresses: []netip.Addr{netip.MustParseAddr(podAddr)},
+	}
+}
+
+func (n *node) start(req launch.Request) launch.Attachment {
+	n.Helper()
+	ctx, cancel := context.WithTimeout(n.Context(), 10*time.Second)
+	defer cancel()
+	a, err := n.manager.Start(ctx, req)
+	if err != nil {
+		n.Fatal(err)
+	}
+	return a
+}
+
+// pid is the one process of a container's cgroup.
+func (n *node) pid(id string) int {
+	n.Helper()
+	dirs := n.cgroups(id)
+	if len(dirs) == 0 {
+		n.Fatalf("no cgroup of %s", id)
+	}
+	var first string
+	for _, dir := range dirs {
+		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err != nil {
+			n.Fatal(err)
+		}
+		text := strings.TrimSpace(string(b))
+		if first == "" {
+			first = text
+		}
+		if text != first {
+			n.Fatalf("%s holds %q, others %q", dir, text, first)
+		}
+	}
+	pid, err := strconv.Atoi(first)
+	if err != nil {
+		n.Fatalf("processes of %s: %q", id, first)
+	}
+	return pid
+}
+
+func (n *node) gone(pid int) {
+	n.Helper()
+	for range 100 {
+		// The parent of an adopted one is, here, this process, which does not reap it.
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || bytes.Contains(b, []byte(") Z ")) {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	n.Fatalf("process %d lives", pid)
+}
+
+// nothingLeft says that no trace of a container is on the node.
+func (n *node) nothingLeft(id string) {
+	n.Helper()
+	if dirs := n.cgroups(id); len(dirs) > 0 {
+		n.Errorf("left: %v", dirs)
+	}
+	for _, pattern := range []string{"attachments/*" + id + "*", "p/*" + id + "*"} {
+		files, err := filepath.Glob(filepath.Join(n.opts.RunDir, pattern))
+		if err != nil || len(files) > 0 {
+			n.Errorf("left: %v, %v", files, err)
+		}
+	}
+}
+
+// served dials the proxy's outbound port in the namespace, from inside. A proxy
+// resets what no rule turned aside, which shows that one is there: without it the
+// kernel refuses, or, with a listener that nobody serves, nothing comes.
+func served(ns *nstest.NS) error {
+	var err error
+	ns.Do(func() {
+		var conn net.Conn
+		conn, err = net.DialTimeout("tcp4", podAddr+":15001", 5*time.Second)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_, err = conn.Read(make([]byte, 1))
+	})
+	if errors.Is(err, syscall.ECONNRESET) {
+		return nil
+	}
+	return fmt.Errorf("%w, want a reset", err)
+}
+
+func TestAProxyServesWhenStartReturnsAndNothingIsLeftAfterEnd(t *testing.T) {
+	n := newNode(t)
+	ns, req := n.sandbox("c1")
+	a := n.start(req)
+	pid := n.pid("c1")
+	if a.ProxyUID < n.opts.UIDBase || a.Spec.Bypass.ID == 0 || a.Spec.OutboundPort == 0 {
+		t.Errorf("attachment %+v", a)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"CapPrm:\t0000000000000000", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000",
+		"NoNewPrivs:\t1", "Seccomp:\t2", fmt.Sprintf("Uid:\t%d\t%d\t%d\t%d", a.ProxyUID, a.ProxyUID, a.ProxyUID, a.ProxyUID),
+	} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("/proc/PID/status lacks %q", want)
+		}
+	}
+	if err := served(ns); err != nil {
+		t.Error(err)
+	}
+	n.manager.End("c1", "eth0")
+	n.gone(pid)
+	n.nothingLeft("c1")
+	n.manager.End("c1", "eth0") // again: no matter
+}
+
+func TestAKilledProxyIsReplacedOnTheSameListeners(t *testing.T) {
+	n := newNode(t)
+	ns, req := n.sandbox("c1")
+	n.start(req)
+	old := n.pid("c1")
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	// From now on no dial may be refused: callers wait in the queue.
+	for range 20 {
+		if err := served(ns); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n.pid("c1") == old {
+		t.Error("the same process")
+	}
+}
+
+func TestAnAgentThatStartsAgainAdoptsItsProxies(t *testing.T) {
+	n := newNode(t)
+	ns, req := n.sandbox("c1")
+	n.start(req)
+	if err := n.manager.Commit("c1"); err != nil {
+		t.Fatal(err)
+	}
+	pid := n.pid("c1")
+	n.manager.Close()
+	if err := served(ns); err != nil {
+		t.Errorf("while no agent is there: %v", err)
+	}
+	n.open()
+	if n.pid("c1") != pid {
+		t.Fatal("another process")
+	}
+	// The listeners came back with it: it can die now.
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := served(ns); err != nil {
+		t.Error(err)
+	}
+	n.manager.End("c1", "eth0")
+	n.nothingLeft("c1")
+}
+
+func TestAProxyThatDiedWithoutAnAgentIsStartedAgain(t *testing.T) {
+	n := newNode(t)
+	ns, req := n.sandbox("c1")
+	n.start(req)
+	if err := n.manager.Commit("c1"); err != nil {
+		t.Fatal(err)
+	}
+	pid := n.pid("c1")
+	n.manager.Close()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.open()
+	if err := served(ns); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAnAttachmentThatWasNeverCommittedIsUndone(t *testing.T) {
+	n := newNode(t)
+	_, req := n.sandbox("c1")
+	n.start(req)
+	pid := n.pid("c1")
+	n.manager.Close()
+	n.open()
+	n.gone(pid)
+	n.nothingLeft("c1")
+}
+
+func TestTwoStartsOfOneContainerShareAProxy(t *testing.T) {
+	n := newNode(t)
+	_, req := n.sandbox("c1")
+	var all sync.WaitGroup
+	for _, ifname := range []string{"eth0", "eth0", "net1"} {
+		r := req
+		r.IfName = ifname
+		all.Go(func() {
+			if _, err := n.manager.Start(n.Context(), r); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	pid := n.pid("c1")
+	// The proxy ends with the last interface.
+	n.manager.End("c1", "eth0")
+	if n.pid("c1") != pid {
+		t.Error("the proxy ended with the first interface")
+	}
+	n.manager.End("c1", "net1")
+	n.gone(pid)
+	n.nothingLeft("c1")
+}
+
+func TestANamespaceThatIsNotThePodsIsRefused(t *testing.T) {
+	n := newNode(t)
+	_, good := n.sandbox("c1")
+	n.start(good)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*launch.Request){
+		"the host's":                func(r *launch.Request) { r.Netns = "/proc/self/ns/net" },
+		"gone":                      func(r *launch.Request) { r.Netns = "/run/netns/weir-no-such" },
+		"a file":                    func(r *launch.Request) { r.Netns = file },
+		"not a network namespace":   func(r *launch.Request) { r.Netns = "/proc/self/ns/mnt" },
+		"another container's":       func(r *launch.Request) { r.ContainerID = "c2" },
+		"without the pod's address": func(r *launch.Request) { r.Addresses = []netip.Addr{netip.MustParseAddr("10.9.0.99")} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			req := good
+			change(&req)
+			_, err := n.manager.Start(t.Context(), req)
+			if _, ok := errors.AsType[*launch.NamespaceError](err); !ok {
+				t.Errorf("%v, want a NamespaceError", err)
+			}
+		})
+	}
+	n.nothingLeft("c2")
+}
+
+func TestAProxyThatDoesNotStartLeavesNothing(t *testing.T) {
+	n := newNode(t)
+	n.manager.Close()
+	n.opts.Proxy = "/bin/true"
+	n.open()
+	_, req := n.sandbox("c1")
+	if _, err := n.manager.Start(t.Context(), req); err == nil {
+		t.Fatal("started")
+	} else {
+		t.Log(err)
+	}
+	n.nothingLeft("c1")
+}
