@@ -137,7 +137,7 @@ func TestLaunchErrors(t *testing.T) {
 		t.Errorf("port in use: %v", err)
 	}
 	msg = launchOf(cg.paths)
-	msg.CgroupProcs = []string{"/sys/fs/cgroup/none/cgroup.procs"}
+	msg.CgroupFiles = []string{"/sys/fs/cgroup/none/cgroup.procs"}
 	if _, err := launch(t, ns, msg, nil); err == nil || !strings.Contains(err.Error(), "join cgroup") {
 		t.Errorf("no such cgroup: %v", err)
 	}

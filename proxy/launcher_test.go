@@ -152,7 +152,11 @@ func newCgroups(t testing.TB) *cgroups {
 				}
 			}
 		}
-		c.paths = append(c.paths, filepath.Join(dir, "cgroup.procs"))
+		file := "cgroup.procs" // the agent starts it in there instead
+		if f[2] == "cgroup" {
+			file = "tasks"
+		}
+		c.paths = append(c.paths, filepath.Join(dir, file))
 	}
 	return c
 }
@@ -194,7 +198,7 @@ func defaultListeners() []*proxypb.Listener {
 func launchOf(procs []string) *proxypb.Launch {
 	return &proxypb.Launch{
 		ContainerId: "c0ffee", Generation: 1, PodNamespace: "shop", PodName: "front-0",
-		CgroupProcs: procs, Uid: proxyUID, Gid: proxyGID, Listeners: defaultListeners(),
+		CgroupFiles: procs, Uid: proxyUID, Gid: proxyGID, Listeners: defaultListeners(),
 	}
 }
 

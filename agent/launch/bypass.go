@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -158,7 +157,7 @@ func (m *Manager) dialInCgroup(ctx context.Context, name string) error {
 		return err
 	}
 	defer func() { _ = m.cgroups.remove(name) }()
-	dir, err := os.Open(filepath.Join(m.cgroups.v2, m.cgroups.parent, name))
+	dir, err := m.cgroups.open(name)
 	if err != nil {
 		return err
 	}

@@ -118,10 +118,10 @@ func (c *cgroups) bypass() (capture.Bypass, error) {
 }
 
 // make makes the cgroup of one proxy in every hierarchy, limited to limit bytes
-// of memory, none of it swapped (keys live in it), and returns the files a
-// process writes itself into.
+// of memory, none of it swapped (keys live in it). It returns the v1 files that a
+// thread writes itself into; in v2 a process is started in its cgroup, see open.
 func (c *cgroups) make(name string, limit int64) ([]string, error) {
-	var procs []string
+	var tasks []string
 	for _, root := range c.roots {
 		dir := filepath.Join(root, c.parent, name)
 		if err := makeCgroup(dir); err != nil {
@@ -137,9 +137,17 @@ func (c *cgroups) make(name string, limit int64) ([]string, error) {
 				return nil, fmt.Errorf("cgroups: %w", err)
 			}
 		}
-		procs = append(procs, filepath.Join(dir, "cgroup.procs"))
+		if root != c.v2 {
+			tasks = append(tasks, filepath.Join(dir, "tasks"))
+		}
 	}
-	return procs, nil
+	return tasks, nil
+}
+
+// open opens the v2 cgroup of one proxy, to start a process in it
+// (CLONE_INTO_CGROUP, Linux 5.7).
+func (c *cgroups) open(name string) (*os.File, error) {
+	return os.Open(filepath.Join(c.v2, c.parent, name))
 }
 
 // pids lists the processes of one proxy's cgroup; normally one.

@@ -55,10 +55,15 @@ func (m *Manager) socketGlob(id string) string {
 // are handed to it; without any, it opens its own, in its own cgroup. It returns
 // the process and the agent's copies of all listeners.
 func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, []listener, error) {
-	procs, err := m.cgroups.make(a.ContainerID, m.opts.MemoryLimit)
+	tasks, err := m.cgroups.make(a.ContainerID, m.opts.MemoryLimit)
 	if err != nil {
 		return nil, nil, err
 	}
+	cgroup, err := m.cgroups.open(a.ContainerID)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer cgroup.Close()
 	control, err := listenControl(m.socketPath(a.ContainerID, a.Generation))
 	if err != nil {
 		return nil, nil, err
@@ -85,9 +90,11 @@ func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, 
 	var pidfd int
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		// No Pdeathsig: it follows the thread, and this one ends at once.
-		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS,
-		Setsid:     true,
-		PidFD:      &pidfd,
+		Cloneflags:  syscall.CLONE_NEWPID | syscall.CLONE_NEWNS,
+		Setsid:      true,
+		PidFD:       &pidfd,
+		UseCgroupFD: true,
+		CgroupFD:    int(cgroup.Fd()),
 	}
 	if err := ns.do(cmd.Start); err != nil {
 		return nil, nil, fmt.Errorf("start %s: %w", m.opts.Proxy, err)
@@ -103,7 +110,7 @@ func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, 
 	}
 	p := &process{pidfd: os.NewFile(uintptr(pidfd), "pidfd"), cmd: cmd}
 
-	launched, err := handshake(ours, launchMessage(a, procs, kept), kept)
+	launched, err := handshake(ours, launchMessage(a, tasks, kept), kept)
 	if err != nil {
 		p.kill()
 		return nil, nil, fmt.Errorf("proxy of %s/%s: %w", a.PodNamespace, a.PodName, err)
@@ -117,13 +124,13 @@ func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, 
 }
 
 // launchMessage is what a proxy's first stage is told.
-func launchMessage(a Attachment, procs []string, kept []listener) *proxypb.Launch {
+func launchMessage(a Attachment, tasks []string, kept []listener) *proxypb.Launch {
 	msg := &proxypb.Launch{
 		ContainerId:  a.ContainerID,
 		Generation:   a.Generation,
 		PodNamespace: a.PodNamespace,
 		PodName:      a.PodName,
-		CgroupProcs:  procs,
+		CgroupFiles:  tasks,
 		Uid:          a.ProxyUID,
 		Gid:          a.ProxyUID,
 	}

@@ -126,15 +126,17 @@ func (AccessLog_Direction) EnumDescriptor() ([]byte, []int) {
 // descriptor 3), from the agent to the proxy's first stage. Listeners marked
 // inherited come with it as SCM_RIGHTS, in the order of the list.
 type Launch struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Generation    uint32                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // counts the proxies this attachment has had, from 1
-	PodNamespace  string                 `protobuf:"bytes,3,opt,name=pod_namespace,json=podNamespace,proto3" json:"pod_namespace,omitempty"`
-	PodName       string                 `protobuf:"bytes,4,opt,name=pod_name,json=podName,proto3" json:"pod_name,omitempty"`
-	CgroupProcs   []string               `protobuf:"bytes,5,rep,name=cgroup_procs,json=cgroupProcs,proto3" json:"cgroup_procs,omitempty"` // cgroup.procs files to join, one per hierarchy
-	Uid           uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
-	Gid           uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
-	Listeners     []*Listener            `protobuf:"bytes,8,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId  string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Generation   uint32                 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"` // counts the proxies this attachment has had, from 1
+	PodNamespace string                 `protobuf:"bytes,3,opt,name=pod_namespace,json=podNamespace,proto3" json:"pod_namespace,omitempty"`
+	PodName      string                 `protobuf:"bytes,4,opt,name=pod_name,json=podName,proto3" json:"pod_name,omitempty"`
+	// Files that the thread which becomes the proxy writes "0" into to join its
+	// cgroups: one per v1 hierarchy. In v2 it is started in its cgroup.
+	CgroupFiles   []string    `protobuf:"bytes,5,rep,name=cgroup_files,json=cgroupFiles,proto3" json:"cgroup_files,omitempty"`
+	Uid           uint32      `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32      `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
+	Listeners     []*Listener `protobuf:"bytes,8,rep,name=listeners,proto3" json:"listeners,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -197,9 +199,9 @@ func (x *Launch) GetPodName() string {
 	return ""
 }
 
-func (x *Launch) GetCgroupProcs() []string {
+func (x *Launch) GetCgroupFiles() []string {
 	if x != nil {
-		return x.CgroupProcs
+		return x.CgroupFiles
 	}
 	return nil
 }
@@ -1241,7 +1243,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"generation\x12#\n" +
 	"\rpod_namespace\x18\x03 \x01(\tR\fpodNamespace\x12\x19\n" +
 	"\bpod_name\x18\x04 \x01(\tR\apodName\x12!\n" +
-	"\fcgroup_procs\x18\x05 \x03(\tR\vcgroupProcs\x12\x10\n" +
+	"\fcgroup_files\x18\x05 \x03(\tR\vcgroupFiles\x12\x10\n" +
 	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\a \x01(\rR\x03gid\x125\n" +
 	"\tlisteners\x18\b \x03(\v2\x17.weir.proxy.v1.ListenerR\tlisteners\"\x8c\x01\n" +

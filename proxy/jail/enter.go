@@ -41,8 +41,8 @@ func Enter(launch, control int) error {
 	if err != nil {
 		return err
 	}
-	for _, procs := range msg.GetCgroupProcs() {
-		if err := joinCgroup(procs); err != nil {
+	for _, file := range msg.GetCgroupFiles() {
+		if err := joinCgroup(file); err != nil {
 			return err
 		}
 	}
@@ -69,15 +69,18 @@ func Enter(launch, control int) error {
 	return execute(exe, Args(msg, listeners), environment(os.Environ()))
 }
 
-// joinCgroup moves this process. Its threads come along, on both versions.
-func joinCgroup(procs string) error {
-	fd, err := unix.Open(procs, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+// joinCgroup moves this thread, the only one that there will be after the next
+// execution. By a v1 "tasks" file that is all it does; to move a whole process
+// ("cgroup.procs"), or another thread than the one that asks, takes a lock whose
+// first taker waits for an RCU grace period, 10 ms and more (Linux since 5.5).
+func joinCgroup(file string) error {
+	fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err == nil {
 		_, err = unix.Write(fd, []byte("0"))
 		unix.Close(fd)
 	}
 	if err != nil {
-		return fmt.Errorf("join cgroup %s: %w", procs, err)
+		return fmt.Errorf("join cgroup %s: %w", file, err)
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func parseLaunch(b []byte, descriptors int) (*proxypb.Launch, error) {
 	case len(msg.GetListeners()) == 0 || len(msg.GetListeners()) > maxListeners:
 		return nil, fmt.Errorf("launch packet: %d listeners, 1 to %d are possible", len(msg.GetListeners()), maxListeners)
 	}
-	for _, s := range append([]string{msg.GetContainerId(), msg.GetPodNamespace(), msg.GetPodName()}, msg.GetCgroupProcs()...) {
+	for _, s := range append([]string{msg.GetContainerId(), msg.GetPodNamespace(), msg.GetPodName()}, msg.GetCgroupFiles()...) {
 		if strings.ContainsAny(s, "\x00\n") {
 			return nil, fmt.Errorf("launch packet: %q has a NUL or a line break", s)
 		}

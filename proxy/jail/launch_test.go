@@ -15,7 +15,7 @@ import (
 func goodLaunch() *proxypb.Launch {
 	return &proxypb.Launch{
 		ContainerId: "abc", Generation: 2, PodNamespace: "shop", PodName: "front",
-		CgroupProcs: []string{"/sys/fs/cgroup/weir/abc/cgroup.procs"}, Uid: 1000, Gid: 1000,
+		CgroupFiles: []string{"/sys/fs/cgroup/memory/weir/abc/tasks"}, Uid: 1000, Gid: 1000,
 		Listeners: []*proxypb.Listener{
 			{Name: "outbound", Network: "tcp4", Address: "0.0.0.0:15001", Inherited: true},
 			{Name: "outbound", Network: "tcp6", Address: "[::]:15001", Optional: true},
