@@ -70,7 +70,11 @@ func (s *Server) Add(stream grpc.BidiStreamingServer[attachpb.AddRequest, attach
 	}
 
 	started := time.Now()
-	a, err := s.start(ctx, begin, dec)
+	// The plugin has its Spec while the proxy starts: no process of the pod is
+	// there to meet rules without a proxy, and ADD returns when both are ready.
+	a, err := s.start(ctx, begin, dec, func(a launch.Attachment) error {
+		return stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Spec{Spec: attachpb.FromSpec(a.Spec)}})
+	})
 	if err != nil {
 		return s.refuse(stream, log, pod, err)
 	}
@@ -98,8 +102,9 @@ func (s *Server) decision(ctx context.Context, begin *attachpb.Begin) (model.Pod
 	return pod, dec, err
 }
 
-// start has the pod's proxy started, ready when it returns.
-func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.Decision) (launch.Attachment, error) {
+// start has the pod's proxy started, ready when it returns; claimed is told of the
+// attachment before.
+func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.Decision, claimed func(launch.Attachment) error) (launch.Attachment, error) {
 	req := launch.Request{
 		ContainerID:  begin.GetContainerId(),
 		IfName:       begin.GetIfname(),
@@ -116,7 +121,7 @@ func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.De
 		}
 		req.Addresses = append(req.Addresses, addr)
 	}
-	a, err := s.Proxies.Start(ctx, req)
+	a, err := s.Proxies.Start(ctx, req, claimed)
 	var wrong *launch.NamespaceError
 	switch {
 	case errors.As(err, &wrong):
@@ -127,12 +132,8 @@ func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.De
 	return a, nil
 }
 
-// finish hands the Spec over, waits until it is applied, and commits.
+// finish waits until the Spec is applied, and commits.
 func (s *Server) finish(stream grpc.BidiStreamingServer[attachpb.AddRequest, attachpb.AddReply], a launch.Attachment) (*attachpb.Applied, error) {
-	err := stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Spec{Spec: attachpb.FromSpec(a.Spec)}})
-	if err != nil {
-		return nil, err
-	}
 	msg, err := stream.Recv()
 	if err != nil {
 		return nil, err

@@ -32,9 +32,10 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type AttachClient interface {
 	// Add is one attachment. The plugin sends Begin; the agent answers Skip,
-	// Refused or Spec. After Spec the plugin applies the rules and sends Applied;
-	// the agent commits and answers Committed (or Refused). A stream that breaks
-	// before Committed makes the agent take the proxy down again.
+	// Refused or Spec. After Spec the plugin applies the rules and sends Applied,
+	// while the agent has the proxy started; when both are done the agent commits
+	// and answers Committed, else Refused. A stream that breaks before Committed
+	// makes the agent take the proxy down again.
 	Add(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AddRequest, AddReply], error)
 	// Del ends an attachment. Unknown ones are a success.
 	Del(ctx context.Context, in *DelRequest, opts ...grpc.CallOption) (*DelReply, error)
@@ -88,9 +89,10 @@ func (c *attachClient) Status(ctx context.Context, in *StatusRequest, opts ...gr
 // for forward compatibility.
 type AttachServer interface {
 	// Add is one attachment. The plugin sends Begin; the agent answers Skip,
-	// Refused or Spec. After Spec the plugin applies the rules and sends Applied;
-	// the agent commits and answers Committed (or Refused). A stream that breaks
-	// before Committed makes the agent take the proxy down again.
+	// Refused or Spec. After Spec the plugin applies the rules and sends Applied,
+	// while the agent has the proxy started; when both are done the agent commits
+	// and answers Committed, else Refused. A stream that breaks before Committed
+	// makes the agent take the proxy down again.
 	Add(grpc.BidiStreamingServer[AddRequest, AddReply]) error
 	// Del ends an attachment. Unknown ones are a success.
 	Del(context.Context, *DelRequest) (*DelReply, error)

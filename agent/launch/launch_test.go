@@ -145,12 +145,15 @@ func (n *node) start(req launch.Request) launch.Attachment {
 	n.Helper()
 	ctx, cancel := context.WithTimeout(n.Context(), 10*time.Second)
 	defer cancel()
-	a, err := n.manager.Start(ctx, req)
+	a, err := n.manager.Start(ctx, req, unclaimed)
 	if err != nil {
 		n.Fatal(err)
 	}
 	return a
 }
+
+// unclaimed is for tests in which nobody waits for the Spec.
+func unclaimed(launch.Attachment) error { return nil }
 
 // pid is the one process of a container's cgroup.
 func (n *node) pid(id string) int {
@@ -340,7 +343,7 @@ func TestTwoStartsOfOneContainerShareAProxy(t *testing.T) {
 		r := req
 		r.IfName = ifname
 		all.Go(func() {
-			if _, err := n.manager.Start(n.Context(), r); err != nil {
+			if _, err := n.manager.Start(n.Context(), r, unclaimed); err != nil {
 				t.Error(err)
 			}
 		})
@@ -376,7 +379,7 @@ func TestANamespaceThatIsNotThePodsIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			req := good
 			change(&req)
-			_, err := n.manager.Start(t.Context(), req)
+			_, err := n.manager.Start(t.Context(), req, unclaimed)
 			if _, ok := errors.AsType[*launch.NamespaceError](err); !ok {
 				t.Errorf("%v, want a NamespaceError", err)
 			}
@@ -391,7 +394,7 @@ func TestAProxyThatDoesNotStartLeavesNothing(t *testing.T) {
 	n.opts.Proxy = "/bin/true"
 	n.open()
 	_, req := n.sandbox("c1")
-	if _, err := n.manager.Start(t.Context(), req); err == nil {
+	if _, err := n.manager.Start(t.Context(), req, unclaimed); err == nil {
 		t.Fatal("started")
 	} else {
 		t.Log(err)

@@ -150,10 +150,12 @@ func Open(opts Options) (*Manager, error) {
 // Bypass is what rules need to recognise the proxies' own connections.
 func (m *Manager) Bypass() (capture.Bypass, error) { return m.cgroups.bypass() }
 
-// Start makes sure that a proxy serves in the sandbox and has its first config,
-// and returns the attachment, its Spec complete. A second Start of one container
-// finds the first one's proxy. On error nothing is left of it.
-func (m *Manager) Start(ctx context.Context, req Request) (Attachment, error) {
+// Start makes sure that a proxy serves in the sandbox and has its first config.
+// As soon as the sandbox is known to be sound, and before the proxy is started,
+// it calls claimed with the attachment, its Spec complete: rules can be put in
+// meanwhile. A second Start of one container finds the first one's proxy. On
+// error, claimed's included, nothing is left of it.
+func (m *Manager) Start(ctx context.Context, req Request, claimed func(Attachment) error) (Attachment, error) {
 	if err := ValidID(req.ContainerID); err != nil {
 		return Attachment{}, err
 	}
@@ -175,6 +177,12 @@ func (m *Manager) Start(ctx context.Context, req Request) (Attachment, error) {
 	defer a.life.Unlock()
 	if a.ended {
 		return Attachment{}, errDeleted
+	}
+	if err := claimed(a.snapshot()); err != nil {
+		if a.done == nil {
+			m.end(a)
+		}
+		return Attachment{}, err
 	}
 	if a.done != nil { // a further interface of the same sandbox, or a repeated ADD
 		return m.change(a, func(st *Attachment) {
