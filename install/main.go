@@ -136,8 +136,11 @@ func uninstall(ctx context.Context, o options, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("uninstall: %w", err)
 	}
-	if removed {
+	switch {
+	case removed:
 		log.Info("plugin removed", "path", plugin.Path())
+	case len(changed) == 0:
+		log.Info("nothing to uninstall", "chain", o.chain().Dir, "plugin", plugin.Path())
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ var (
 	BadConfig = Code{"WEIR-C001", cniInvalidConfig, "the plugin's configuration is not valid",
 		"no pod starts on this node", "correct the weir-cni entry in the CNI chain, or run weir-install again"}
 	BadArgs = Code{"WEIR-C002", cniInvalidEnv, "the container runtime left out an argument",
-		"the pod waits, kubelet retries", "use a runtime that passes K8S_POD_NAMESPACE and K8S_POD_NAME in CNI_ARGS"}
+		"the pod waits, kubelet retries", "use a runtime that sets what the CNI specification asks for, and K8S_POD_NAMESPACE and K8S_POD_NAME in CNI_ARGS"}
 	AgentAway = Code{"WEIR-C003", cniTryAgainLater, "the node's agent does not answer",
 		"the pod waits, kubelet retries", "kubectl -n weir-system logs -l app=weir-agent"}
 	PodUnknown = Code{"WEIR-C004", cniTryAgainLater, "the agent does not know this pod, or knows another of its name",

@@ -54,17 +54,30 @@ func openCgroups(root, parent string) (*cgroups, error) {
 	if c.v2 == "" {
 		return nil, fmt.Errorf("cgroups: no cgroup v2 hierarchy is mounted at or below %s; mount the host's there (--cgroup-root)", root)
 	}
+	return c, c.makeParent()
+}
+
+// makeParent makes the parent in every hierarchy, where it is not there.
+func (c *cgroups) makeParent() error {
 	for _, dir := range c.roots {
-		for part := range strings.SplitSeq(parent, "/") {
+		for part := range strings.SplitSeq(c.parent, "/") {
 			delegate(dir)
 			dir = filepath.Join(dir, part)
 			if err := makeCgroup(dir); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		delegate(dir)
 	}
-	return c, nil
+	return nil
+}
+
+// close removes the parent if no proxy is left in it. While there is one its
+// number stands in rules, and a parent made anew would have another.
+func (c *cgroups) close() {
+	for _, root := range c.roots {
+		_ = os.Remove(filepath.Join(root, c.parent))
+	}
 }
 
 // parseMountInfo reads one line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
@@ -111,7 +124,15 @@ func makeCgroup(dir string) error {
 func (c *cgroups) bypass() (capture.Bypass, error) {
 	var st unix.Stat_t
 	path := filepath.Join(c.v2, c.parent)
-	if err := unix.Stat(path, &st); err != nil {
+	err := unix.Stat(path, &st)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Removed while no proxy was in it: nobody has its old number.
+		if err := c.makeParent(); err != nil {
+			return capture.Bypass{}, err
+		}
+		err = unix.Stat(path, &st)
+	}
+	if err != nil {
 		return capture.Bypass{}, fmt.Errorf("cgroups: %s: %w", path, err)
 	}
 	return capture.Bypass{Path: c.parent, ID: st.Ino, Level: strings.Count(c.parent, "/") + 1}, nil

@@ -96,10 +96,8 @@ func newNode(t *testing.T) *node {
 			n.manager.End(a.ContainerID, "")
 		}
 		n.manager.Close()
-		for _, dir := range n.cgroups("") {
-			if err := os.Remove(dir); err != nil {
-				t.Error(err)
-			}
+		if left := n.cgroups(""); len(left) > 0 {
+			t.Errorf("left: %v", left)
 		}
 	})
 	return n

@@ -387,7 +387,8 @@ func (m *Manager) end(a *attachment) {
 	delete(m.attachments, st.ContainerID)
 }
 
-// Close stops looking after the proxies; they go on without an agent.
+// Close stops looking after the proxies; they go on without an agent. A parent
+// cgroup without a proxy goes.
 func (m *Manager) Close() {
 	m.cancel()
 	m.work.Wait()
@@ -399,6 +400,7 @@ func (m *Manager) Close() {
 			a.process.release()
 		}
 	}
+	m.cgroups.close()
 }
 
 // restartDelay is how long a proxy that keeps dying is left down: nothing for
