@@ -210,11 +210,14 @@ func (i invocation) run(t testing.TB, a *agent) outcome {
 			delete(env, k)
 		}
 	}
-	self, err := os.Executable()
+	self, err := os.Open("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(self)
+	defer self.Close()
+	// By descriptor: another user may not reach the folder that it lies in.
+	cmd := exec.Command("/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{self}
 	if i.uid != 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: i.uid, Gid: i.uid}}
 	}
