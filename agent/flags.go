@@ -29,6 +29,7 @@ type flags struct {
 	runtimes     names
 	uidBase      uint
 	accessLog    string
+	metrics      string
 	version      bool
 }
 
@@ -68,6 +69,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.Var(&f.runtimes, "allow-runtime-classes", "runtimeClassName `values` whose pods keep their traffic in the namespace's own stack, separated by commas; others are refused")
 	fs.UintVar(&f.uidBase, "uid-base", 1879048192, "proxies run as this `uid` and those above")
 	fs.StringVar(&f.accessLog, "access-log", "-", "`file` for access log lines; -: standard output")
+	fs.StringVar(&f.metrics, "metrics-address", ":15090", "`address` to serve Prometheus metrics on, at /metrics; empty: do not")
 	fs.BoolVar(&f.version, "version", false, "print the version and exit")
 	if err := fs.Parse(args); err != nil {
 		return flags{}, err

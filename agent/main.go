@@ -30,6 +30,7 @@ import (
 	"github.com/weirmesh/weir/agent/attachpb"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/push"
+	"github.com/weirmesh/weir/agent/repair"
 	"github.com/weirmesh/weir/agent/telemetry"
 )
 
@@ -140,24 +141,34 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		AccessLog:  telemetry.NewAccessLog(accessLog).Write,
 		Log:        log,
 	}
+	repairs := &repair.Loop{View: view.store, Decide: view.options, Event: view.recorder.PodEvent, Log: log}
+	var metrics *telemetry.Metrics // they count the proxies, which are not there yet
 	proxies, err := launch.Open(launch.Options{
 		RunDir:       f.runDir,
 		NetnsDir:     f.netnsDir,
 		CgroupRoot:   f.cgroupRoot,
 		CgroupParent: f.cgroupParent,
 		Proxy:        proxy,
+		Plugin:       f.plugin,
+		HostCgroupNS: f.cgroupNS,
 		UIDBase:      uint32(f.uidBase),
 		MaxProcs:     proxyMaxProcs,
 		MemoryLimit:  proxyMemoryLimit,
 		Log:          log,
 		Session:      pusher.Session,
-		Restarted:    view.restarted,
+		Restarted: func(a launch.Attachment) {
+			metrics.ProxyRestarted()
+			view.restarted(a)
+		},
+		Drained: repairs.Drained,
 	})
 	if err != nil {
 		return err
 	}
 	defer proxies.Close()
-	if err := proxies.TestBypass(ctx, f.plugin, f.cgroupNS); err != nil {
+	metrics = telemetry.NewMetrics(version, func() map[string]int { return podStates(proxies.List()) })
+	repairs.Proxies, repairs.Count = proxies, metrics.Operation
+	if err := proxies.TestBypass(ctx); err != nil {
 		return err
 	}
 	listener, err := attach.Listen(socketPath(f.runDir), log)
@@ -173,30 +184,66 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Proxies: proxies,
 		Version: version,
 		Event:   view.recorder.PodEvent,
+		Metrics: metrics,
 		Log:     log,
 	}
-	return runAll(ctx, f, log, view, pusher, proxies, listener, server)
+	return runAll(ctx, f, log, parts{view, pusher, proxies, repairs, metrics, listener, server})
+}
+
+// podStates counts attachments by state.
+func podStates(all []launch.Attachment) map[string]int {
+	out := map[string]int{}
+	for _, a := range all {
+		switch {
+		case a.Released:
+			out[telemetry.StateExcluded]++
+		case a.Committed:
+			out[telemetry.StateCaptured]++
+		default:
+			out[telemetry.StatePending]++
+		}
+	}
+	return out
+}
+
+// parts are what runs.
+type parts struct {
+	view     *view
+	pusher   *push.Pusher
+	proxies  *launch.Manager
+	repairs  *repair.Loop
+	metrics  *telemetry.Metrics
+	listener net.Listener
+	server   *attach.Server
 }
 
 // runAll runs the agent's parts until ctx is done or one of them fails.
-func runAll(ctx context.Context, f flags, log *slog.Logger, view *view, pusher *push.Pusher, proxies *launch.Manager, listener net.Listener, server *attach.Server) error {
+func runAll(ctx context.Context, f flags, log *slog.Logger, p parts) error {
 	grpcServer := grpc.NewServer()
-	attachpb.RegisterAttachServer(grpcServer, server)
+	attachpb.RegisterAttachServer(grpcServer, p.server)
+	var metricsListener net.Listener
+	if f.metrics != "" {
+		var err error
+		if metricsListener, err = net.Listen("tcp", f.metrics); err != nil {
+			return fmt.Errorf("--metrics-address: %w", err)
+		}
+	}
+	changed := make(chan struct{}, 1) // for repairs
 
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return view.run(ctx) })
-	group.Go(func() error { return grpcServer.Serve(listener) })
+	group.Go(func() error { return p.view.run(ctx) })
+	group.Go(func() error { return grpcServer.Serve(p.listener) })
 	group.Go(func() error {
 		<-ctx.Done()
 		grpcServer.Stop() // ADDs under way fail and are retried
 		return nil
 	})
 	group.Go(func() error {
-		proxies.Reap(ctx)
+		p.proxies.Reap(ctx)
 		return nil
 	})
 	group.Go(func() error {
-		if err := view.store.WaitSynced(ctx); err != nil {
+		if err := p.view.store.WaitSynced(ctx); err != nil {
 			return nil // stopped before it was ready
 		}
 		log.Info("ready", "node", f.nodeName, "version", version, "socket", socketPath(f.runDir))
@@ -205,13 +252,27 @@ func runAll(ctx context.Context, f flags, log *slog.Logger, view *view, pusher *
 	group.Go(func() error {
 		for {
 			select {
-			case <-view.store.Changed():
-				pusher.Changed()
+			case <-p.view.store.Changed():
+				p.pusher.Changed()
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
 			case <-ctx.Done():
 				return nil
 			}
 		}
 	})
+	group.Go(func() error {
+		if err := p.view.store.WaitSynced(ctx); err != nil {
+			return nil // what should be captured is not known
+		}
+		p.repairs.Run(ctx, changed)
+		return nil
+	})
+	if metricsListener != nil {
+		group.Go(func() error { return p.metrics.Serve(ctx, metricsListener) })
+	}
 	err := group.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil

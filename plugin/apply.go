@@ -20,6 +20,7 @@ type backend interface {
 	Apply(capture.Ruleset) (bool, error)
 	Delete() error
 	Read() (capture.State, error)
+	Difference(capture.Ruleset) (string, error)
 }
 
 // target is a pod's namespace and the backends it may be given rules by, in the
@@ -50,7 +51,7 @@ func (t *target) apply(rules capture.Ruleset) (*attachpb.Applied, error) {
 		if err := prepare(); err != nil {
 			return err
 		}
-		if err := t.probe(rules); err != nil {
+		if _, err := t.probe(rules); err != nil {
 			return err
 		}
 		return keepHalfClosed()
@@ -68,20 +69,59 @@ func (t *target) apply(rules capture.Ruleset) (*attachpb.Applied, error) {
 // probe applies the rules by the first backend that this kernel supports. The
 // attempt is the probe: it is one transaction, and what a kernel has differs from
 // what its version says.
-func (t *target) probe(rules capture.Ruleset) error {
+func (t *target) probe(rules capture.Ruleset) (bool, error) {
 	var tried []error
 	for _, b := range t.backends {
-		_, err := b.Apply(rules)
+		changed, err := b.Apply(rules)
 		if err == nil {
 			t.used = b
-			return nil
+			return changed, nil
 		}
 		tried = append(tried, err)
 		if !nft.IsUnsupported(err) {
 			break
 		}
 	}
-	return errors.Join(tried...)
+	return false, errors.Join(tried...)
+}
+
+// compare names the first thing in which the namespace is not as apply leaves it.
+func (t *target) compare(rules capture.Ruleset) (done, error) {
+	var out done
+	err := inNamespace(t.ns, func() error {
+		var err error
+		if out.Difference, err = unprepared(); err != nil || out.Difference != "" {
+			return err
+		}
+		for i, b := range t.backends {
+			difference, err := b.Difference(rules)
+			switch {
+			case err != nil && (i > 0 || nft.IsUnsupported(err)):
+				continue // this node has no such backend
+			case err != nil:
+				return err
+			case difference != capture.NoRules:
+				out.Backend, out.Difference = b.Name(), difference
+				return nil
+			}
+		}
+		out.Difference = capture.NoRules
+		return nil
+	})
+	return out, err
+}
+
+// deleteAll takes out the rules of every backend.
+func (t *target) deleteAll() error {
+	return inNamespace(t.ns, func() error {
+		var failed []error
+		for _, b := range t.backends {
+			if st, err := b.Read(); err == nil && st.Text != "" {
+				failed = append(failed, b.Delete())
+			}
+		}
+		return errors.Join(failed...)
+	})
 }
 
 // undo takes the rules out again.

@@ -21,8 +21,9 @@ func (f fakeBackend) Apply(capture.Ruleset) (bool, error) {
 	*f.calls = append(*f.calls, f.name)
 	return f.fails == nil, f.fails
 }
-func (f fakeBackend) Delete() error                { return nil }
-func (f fakeBackend) Read() (capture.State, error) { return capture.State{}, nil }
+func (f fakeBackend) Delete() error                              { return nil }
+func (f fakeBackend) Difference(capture.Ruleset) (string, error) { return "", nil }
+func (f fakeBackend) Read() (capture.State, error)               { return capture.State{}, nil }
 
 // TestProbe: another backend is tried only where the kernel cannot hold the
 // rules at all, not where something went wrong.
@@ -45,7 +46,7 @@ func TestProbe(t *testing.T) {
 			target := &target{backends: []backend{
 				fakeBackend{"a", c.first, &calls}, fakeBackend{"b", c.second, &calls},
 			}}
-			err := target.probe(capture.Ruleset{})
+			_, err := target.probe(capture.Ruleset{})
 			if got := strings.Join(calls, " "); got != c.calls {
 				t.Errorf("tried %q, want %q", got, c.calls)
 			}

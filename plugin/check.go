@@ -2,19 +2,18 @@ package main
 
 import (
 	"context"
+	"os"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/weirmesh/weir/agent/attachpb"
 	"github.com/weirmesh/weir/plugin/capture"
-	"github.com/weirmesh/weir/plugin/capture/nft"
 )
 
-// check is CNI CHECK. It does little: it sees that the agent answers and that
-// the namespace is there, and that rules which are there can be read. It cannot
-// tell a pod that lost its rules from one that is not captured: which of them a
-// pod is only the agent knows, which compares and repairs by itself. No runtime
-// of Kubernetes calls CHECK.
+// check is CNI CHECK: it asks the agent what should be in the namespace, compares
+// rules, sysctls and the bypass's cgroup with it, and fails with the first
+// difference, or with what the agent finds wrong with the proxy. It repairs
+// nothing; the agent does, by itself.
 func check(args *skel.CmdArgs) error {
 	start := time.Now()
 	c, err := parseConf(args.StdinData)
@@ -41,15 +40,40 @@ func check(args *skel.CmdArgs) error {
 		return away(err, c.Socket, start)
 	}
 	defer conn.Close()
-	if _, err := attachpb.NewAttachClient(conn).Status(ctx, &attachpb.StatusRequest{}); err != nil {
+	reply, err := attachpb.NewAttachClient(conn).Check(ctx, &attachpb.CheckRequest{
+		ContainerId: args.ContainerID, Ifname: args.IfName, Netns: args.Netns,
+	})
+	if err != nil {
 		return away(err, c.Socket, start)
 	}
-	st, err := nft.Backend{NS: int(ns.Fd())}.Read()
-	if err != nil && !nft.IsUnsupported(err) {
+	if reply.GetFault() != "" {
+		return attachpb.Drifted.Fail("%s", reply.GetFault())
+	}
+	if reply.GetSpec() == nil {
+		return checkUncaptured(ns)
+	}
+	spec, err := reply.GetSpec().ToSpec()
+	if err != nil {
+		return attachpb.RulesFailed.Fail("the agent sent a spec that means nothing: %v", err)
+	}
+	found, err := newTarget(c, args.ContainerID, ns).compare(capture.Rules(spec))
+	switch {
+	case err != nil:
+		return attachpb.RulesFailed.Fail("compare the rules: %v", err)
+	case found.Difference != "":
+		return attachpb.Drifted.Fail("the pod's namespace is not as it was left: %s", found.Difference)
+	}
+	return nil
+}
+
+// checkUncaptured sees that a pod which is not captured has no rules.
+func checkUncaptured(ns *os.File) error {
+	found, err := readAny(ns)
+	if err != nil {
 		return attachpb.RulesFailed.Fail("read the rules: %v", err)
 	}
-	if _, ok := st.Counters[capture.OutTurned]; st.Text != "" && !ok {
-		return attachpb.RulesFailed.Fail("the table %q in the pod's namespace is not as weir-cni makes it", capture.TableName)
+	if found.Backend != "none" {
+		return attachpb.Drifted.Fail("the pod is not captured, and there are capture rules in its namespace")
 	}
 	return nil
 }

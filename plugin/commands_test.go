@@ -42,6 +42,7 @@ func TestDel(t *testing.T) {
 				c.prepare(t, a)
 			}
 			c.in.command = "DEL"
+			c.in.netns = "/run/netns/weir-no-such"
 			for range 2 { // it may be repeated
 				o := c.in.run(t, a)
 				o.succeeded(t)
@@ -51,7 +52,10 @@ func TestDel(t *testing.T) {
 			}
 			var want []*attachpb.DelRequest
 			if c.told {
-				one := &attachpb.DelRequest{ContainerId: "c-1", Ifname: "eth0"}
+				one := &attachpb.DelRequest{ContainerId: "c-1", Ifname: "eth0", Netns: c.in.netns}
+				if _, set := c.in.env["CNI_NETNS"]; set {
+					one.Netns = ""
+				}
 				want = []*attachpb.DelRequest{one, one}
 			}
 			a.mu.Lock()
@@ -93,24 +97,64 @@ func TestStatus(t *testing.T) {
 }
 
 func TestGC(t *testing.T) {
-	a := &agent{socket: "/nowhere/none.sock"}
-	in := invocation{command: "GC", conf: map[string]any{"cni.dev/valid-attachments": []any{}}}
+	a := newAgent(t)
+	in := invocation{command: "GC", conf: map[string]any{"cni.dev/valid-attachments": []any{
+		map[string]any{"containerID": "c-1", "ifname": "eth0"},
+	}}}
 	in.run(t, a).succeeded(t)
+	want := []*attachpb.GCRequest{{Valid: []*attachpb.Sandbox{{ContainerId: "c-1", Ifname: "eth0"}}}}
+	if diff := cmp.Diff(want, a.gcs, protocmp.Transform()); diff != "" {
+		t.Errorf("the agent was told (-want +got):\n%s", diff)
+	}
+	in.run(t, &agent{socket: "/nowhere/none.sock"}).succeeded(t)
 }
 
+// TestCheck: the first difference is named, whatever it is.
 func TestCheck(t *testing.T) {
+	for name, c := range map[string]struct {
+		drift func(t *testing.T, a *agent, pod *nstest.NS)
+		want  string // empty: nothing is wrong
+	}{
+		"as it was left": {func(*testing.T, *agent, *nstest.NS) {}, ""},
+		"lo is down":     {func(t *testing.T, _ *agent, pod *nstest.NS) { pod.Run(t, "ip", "link", "set", "lo", "down") }, "lo is down"},
+		"a sysctl": {func(t *testing.T, _ *agent, pod *nstest.NS) {
+			pod.Run(t, "sh", "-c", "echo 60 >/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait")
+		}, "nf_conntrack_tcp_timeout_close_wait is 60, not 3600"},
+		"no rules": {func(t *testing.T, _ *agent, pod *nstest.NS) { pod.Run(t, "nft", "delete", "table", "inet", "weir") }, "there are no rules"},
+		"a chain is empty": {func(t *testing.T, _ *agent, pod *nstest.NS) {
+			pod.Run(t, "nft", "flush", "chain", "inet", "weir", "out")
+		}, "chain out: rule 1 is missing"},
+		"a rule too many": {func(t *testing.T, _ *agent, pod *nstest.NS) {
+			pod.Run(t, "nft", "add", "rule", "inet", "weir", "guard", "tcp", "dport", "22", "accept")
+		}, "chain guard: rule"},
+		"a foreign chain":           {func(t *testing.T, _ *agent, pod *nstest.NS) { pod.Run(t, "nft", "add", "chain", "inet", "weir", "x") }, "chain x is not ours"},
+		"a bypass cgroup made anew": {func(_ *testing.T, a *agent, _ *nstest.NS) { a.checked.Spec.BypassId++ }, "chain out: rule 2"},
+		"the proxy is gone":         {func(_ *testing.T, a *agent, _ *nstest.NS) { a.checked.Fault = "the proxy does not run" }, "the proxy does not run"},
+		"not to be captured":        {func(_ *testing.T, a *agent, _ *nstest.NS) { a.checked = nil }, "there are capture rules"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, pod := newAgent(t), newPod(t)
+			in := invocation{command: "CHECK", netns: pod.Path()}
+			in.run(t, a).succeeded(t) // not captured
+			spec := newSpec(t)
+			a.captureWith(spec, committed)
+			invocation{command: "ADD", netns: pod.Path()}.run(t, a).succeeded(t)
+			a.mu.Lock()
+			a.checked = &attachpb.CheckReply{Spec: spec}
+			a.mu.Unlock()
+			c.drift(t, a, pod)
+			if c.want == "" {
+				in.run(t, a).succeeded(t)
+				return
+			}
+			in.run(t, a).failed(t, 101, attachpb.Drifted, c.want)
+		})
+	}
+}
+
+func TestCheckWithoutWhatItNeeds(t *testing.T) {
 	a, pod := newAgent(t), newPod(t)
 	in := invocation{command: "CHECK", netns: pod.Path()}
-	in.run(t, a).succeeded(t) // not captured, as far as anybody knows
-
-	a.captureWith(newSpec(t), committed)
-	invocation{command: "ADD", netns: pod.Path()}.run(t, a).succeeded(t)
-	in.run(t, a).succeeded(t)
-
-	pod.Run(t, "nft", "flush", "table", "inet", "weir")
-	pod.Run(t, "nft", "delete", "counter", "inet", "weir", "out_turned")
-	in.run(t, a).failed(t, 5, attachpb.RulesFailed, "not as weir-cni makes it")
-
 	gone := in
 	gone.netns = ""
 	gone.run(t, a).failed(t, 3, attachpb.WrongNamespace)

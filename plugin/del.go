@@ -34,7 +34,7 @@ func del(args *skel.CmdArgs) error {
 		return nil
 	}
 	defer conn.Close()
-	if _, err := attachpb.NewAttachClient(conn).Del(ctx, &attachpb.DelRequest{ContainerId: args.ContainerID, Ifname: args.IfName}); err != nil {
+	if _, err := attachpb.NewAttachClient(conn).Del(ctx, &attachpb.DelRequest{ContainerId: args.ContainerID, Ifname: args.IfName, Netns: args.Netns}); err != nil {
 		slog.Warn("DEL could not be told to the agent", "container", args.ContainerID, "error", err)
 	}
 	return nil

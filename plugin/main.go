@@ -33,7 +33,7 @@ CNI_COMMAND and its configuration on standard input. For people there is:
 
 and for the agent:
 
-  weir-cni apply --netns PATH           put the rules of the Spec on standard input into a network namespace
+  weir-cni repair                       compare, apply, release or delete rules, by the tasks on standard input
 
 CNI versions: %s
 `
@@ -61,8 +61,8 @@ func runForPeople(args []string, stdout, stderr io.Writer) int {
 		return 0
 	case args[0] == "show":
 		return said(show(args[1:], stdout, stderr), stderr)
-	case args[0] == "apply":
-		return said(applyRules(args[1:], os.Stdin, stderr), stderr)
+	case args[0] == "repair":
+		return said(repair(args[1:], os.Stdin, stdout, stderr), stderr)
 	}
 	fmt.Fprintf(stderr, usage, pluginVersion(), strings.Join(versions().SupportedVersions(), ", "))
 	fmt.Fprintf(stderr, "\nweir-cni: no command %q\n", args[0])

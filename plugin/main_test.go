@@ -44,6 +44,24 @@ type agent struct {
 	begin   *attachpb.Begin
 	applied *attachpb.Applied
 	dels    []*attachpb.DelRequest
+	gcs     []*attachpb.GCRequest
+	checked *attachpb.CheckReply // what Check answers
+}
+
+func (a *agent) Check(context.Context, *attachpb.CheckRequest) (*attachpb.CheckReply, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.checked == nil {
+		return &attachpb.CheckReply{}, nil
+	}
+	return a.checked, nil
+}
+
+func (a *agent) GC(_ context.Context, req *attachpb.GCRequest) (*attachpb.GCReply, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.gcs = append(a.gcs, req)
+	return &attachpb.GCReply{}, nil
 }
 
 // newAgent serves until the end of the test. Its folder may be entered by

@@ -132,11 +132,42 @@ func checkIPv6Loopback() error {
 // fails ADD: it would break exactly the connections that are long and rare, and
 // nobody would know why.
 func keepHalfClosed() error {
-	for _, state := range []string{"close_wait", "fin_wait"} {
-		file := "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_" + state
-		if err := os.WriteFile(file, []byte("3600"), 0); err != nil {
+	for _, file := range halfClosedTimeouts {
+		if err := os.WriteFile(file, []byte(halfClosedTimeout), 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+var halfClosedTimeouts = []string{
+	"/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close_wait",
+	"/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_fin_wait",
+}
+
+const halfClosedTimeout = "3600"
+
+// unprepared names the first thing in the calling thread's namespace, rules apart,
+// that is not as apply leaves it.
+func unprepared() (string, error) {
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		return "", err
+	}
+	if lo.Flags&net.FlagUp == 0 {
+		return "lo is down", nil
+	}
+	for _, file := range halfClosedTimeouts {
+		have, err := os.ReadFile(file)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return "conntrack is not in use: there are no rules", nil
+		case err != nil:
+			return "", err
+		case strings.TrimSpace(string(have)) != halfClosedTimeout:
+			return fmt.Sprintf("sysctl %s is %s, not %s", strings.ReplaceAll(strings.TrimPrefix(file, "/proc/sys/"), "/", "."),
+				strings.TrimSpace(string(have)), halfClosedTimeout), nil
+		}
+	}
+	return "", nil
 }

@@ -11,43 +11,109 @@ import (
 	"github.com/weirmesh/weir/plugin/capture"
 )
 
-// maxSpec bounds what apply reads, in bytes.
-const maxSpec = 1 << 20
+// maxTasks bounds what repair reads, in bytes.
+const maxTasks = 16 << 20
 
-// applyRules puts the rules of a capture.Spec, read as JSON, into a namespace. It
-// is for the agent, which itself touches no rules: the plugin does, in the
-// namespaces of the host, whether the runtime runs it or the agent.
-func applyRules(args []string, stdin io.Reader, stderr io.Writer) error {
-	flags := flag.NewFlagSet("weir-cni apply", flag.ContinueOnError)
+// task is one namespace and what is to become of its rules.
+type task struct {
+	Netns string       // path of the network namespace
+	Do    string       // one of the names below
+	Spec  capture.Spec // what the namespace is to capture, or did
+}
+
+// What a task does.
+const (
+	doCompare = "compare" // look only
+	doApply   = "apply"   // put the rules in, where they differ
+	doRelease = "release" // turn nothing new aside, keep what was turned aside going
+	doDelete  = "delete"  // take everything out
+)
+
+// done is what a task came to.
+type done struct {
+	Netns      string `json:"netns"`
+	Difference string `json:"difference,omitempty"` // what was found to be other than the Spec says
+	Changed    bool   `json:"changed,omitempty"`
+	Backend    string `json:"backend,omitempty"`
+	Error      string `json:"error,omitempty"`
+}
+
+// repair does a list of tasks, read as JSON, and prints what they came to in the
+// same order. It is for the agent, which touches no rules itself: the plugin does,
+// in the namespaces of the host, whether the runtime runs it or the agent. The
+// exit code says only whether the list could be read.
+func repair(args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("weir-cni repair", flag.ContinueOnError)
 	flags.SetOutput(stderr)
-	path := flags.String("netns", "", "`path` of the network namespace")
-	lockDir := flags.String("lock-dir", os.TempDir(), "`folder` for the lock file of iptables")
+	backend := flags.String("backend", backendAuto, "auto, nftables or iptables")
+	lockDir := flags.String("lock-dir", os.TempDir(), "`folder` for lock files of iptables")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return nil
 	case err != nil:
-		return errors.New("weir: apply: see the usage above")
-	case *path == "" || flags.NArg() > 0:
+		return errors.New("weir: repair: see the usage above")
+	case flags.NArg() > 0:
 		flags.Usage()
-		return errors.New("weir: apply: --netns PATH is needed, and the rules' Spec on standard input")
+		return errors.New("weir: repair: the tasks come on standard input")
 	}
-	decoder := json.NewDecoder(io.LimitReader(stdin, maxSpec))
+	decoder := json.NewDecoder(io.LimitReader(stdin, maxTasks))
 	decoder.DisallowUnknownFields()
-	var spec capture.Spec
-	if err := decoder.Decode(&spec); err != nil {
-		return fmt.Errorf("weir: apply: the Spec on standard input: %w", err)
+	var tasks []task
+	if err := decoder.Decode(&tasks); err != nil {
+		return fmt.Errorf("weir: repair: the tasks on standard input: %w", err)
 	}
-	if err := spec.Validate(); err != nil {
-		return fmt.Errorf("weir: apply: %w", err)
+	c := conf{LockDir: *lockDir, Backend: *backend}
+	if newTarget(c, "", nil).backends == nil {
+		return fmt.Errorf("weir: repair: no backend %q", *backend)
 	}
-	ns, err := os.Open(*path)
+	results := make([]done, 0, len(tasks))
+	for i, t := range tasks {
+		result, err := t.run(c, fmt.Sprintf("repair-%d-%d", os.Getpid(), i))
+		if err != nil {
+			result.Error = err.Error()
+		}
+		result.Netns = t.Netns
+		results = append(results, result)
+	}
+	return json.NewEncoder(stdout).Encode(results)
+}
+
+func (t task) run(c conf, lock string) (done, error) {
+	if err := t.Spec.Validate(); err != nil {
+		return done{}, err
+	}
+	ns, err := os.Open(t.Netns)
 	if err != nil {
-		return fmt.Errorf("weir: apply: %w", err)
+		return done{}, err
 	}
 	defer ns.Close()
-	t := newTarget(conf{LockDir: *lockDir, Backend: backendAuto}, "apply", ns)
-	if _, err := t.apply(capture.Rules(spec)); err != nil {
-		return fmt.Errorf("weir: apply: %w", err)
+	target := newTarget(c, lock, ns)
+	switch t.Do {
+	case doCompare:
+		return target.compare(capture.Rules(t.Spec))
+	case doApply:
+		out, err := target.compare(capture.Rules(t.Spec))
+		if err != nil || out.Difference == "" {
+			return out, err
+		}
+		if _, err := target.apply(capture.Rules(t.Spec)); err != nil {
+			return out, err
+		}
+		out.Changed, out.Backend = true, target.used.Name()
+		return out, nil
+	case doRelease:
+		var changed bool
+		err := inNamespace(ns, func() error {
+			var err error
+			changed, err = target.probe(capture.Released(t.Spec))
+			return err
+		})
+		if err != nil {
+			return done{}, err
+		}
+		return done{Changed: changed, Backend: target.used.Name()}, nil
+	case doDelete:
+		return done{Changed: true}, target.deleteAll()
 	}
-	return nil
+	return done{}, fmt.Errorf("nothing is called %q; compare, apply, release and delete are", t.Do)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/agent/telemetry"
 )
 
 // Pods finds a pod and its namespace.
@@ -35,6 +36,7 @@ type Server struct {
 	Decide  decide.Options
 	Proxies *launch.Manager
 	Version string
+	Metrics *telemetry.Metrics
 	// Event tells the pod's owner; it may be nil.
 	Event func(pod model.Pod, eventType, reason, message string)
 	Log   *slog.Logger
@@ -57,7 +59,9 @@ func (s *Server) Add(stream grpc.BidiStreamingServer[attachpb.AddRequest, attach
 	}
 	log := s.Log.With("pod", begin.GetPodNamespace()+"/"+begin.GetPodName(), "container", begin.GetContainerId())
 
+	began := time.Now()
 	pod, dec, err := s.decision(ctx, begin)
+	s.Metrics.Phase("decide", time.Since(began))
 	if err != nil {
 		return s.refuse(stream, log, pod, err)
 	}
@@ -79,12 +83,16 @@ func (s *Server) Add(stream grpc.BidiStreamingServer[attachpb.AddRequest, attach
 		return s.refuse(stream, log, pod, err)
 	}
 	ready := time.Since(started)
+	s.Metrics.Phase("ready", ready)
 	applied, err := s.finish(stream, a)
 	if err != nil {
 		s.Proxies.End(begin.GetContainerId(), begin.GetIfname())
+		s.Metrics.Operation("add", err)
 		log.Warn("attachment undone: the plugin did not finish", "error", err)
 		return err
 	}
+	s.Metrics.Operation("add", nil)
+	s.Metrics.Phase("rules", time.Duration(applied.GetTookMicros())*time.Microsecond)
 	log.Info("pod captured", "reason", dec.Reason, "addresses", begin.GetAddresses(), "proxy_uid", a.ProxyUID,
 		"proxy_ms", ms(ready), "backend", applied.GetBackend(), "rules_ms", float64(applied.GetTookMicros())/1000, "total_ms", ms(time.Since(started)))
 	return nil
@@ -158,6 +166,7 @@ func (s *Server) refuse(stream grpc.BidiStreamingServer[attachpb.AddRequest, att
 	if !errors.As(cause, &failure) {
 		failure = attachpb.ProxyFailed.Fail("%v", cause)
 	}
+	s.Metrics.Operation("add", failure)
 	log.Warn("attachment refused", "error", failure)
 	reason := "CaptureFailed"
 	if failure.Code.ID == attachpb.InvalidRequest.ID {
@@ -179,7 +188,35 @@ func (s *Server) event(pod model.Pod, eventType, reason, message string) {
 // Del ends an attachment.
 func (s *Server) Del(_ context.Context, req *attachpb.DelRequest) (*attachpb.DelReply, error) {
 	s.Proxies.End(req.GetContainerId(), req.GetIfname())
+	s.Proxies.EndNamespace(req.GetNetns())
 	return &attachpb.DelReply{}, nil
+}
+
+// Check tells what should be in a sandbox.
+func (s *Server) Check(_ context.Context, req *attachpb.CheckRequest) (*attachpb.CheckReply, error) {
+	for _, a := range s.Proxies.List() {
+		if a.Committed && !a.Released && s.Proxies.Is(a, req.GetContainerId(), req.GetNetns()) {
+			return &attachpb.CheckReply{Spec: attachpb.FromSpec(a.Spec), Fault: s.Proxies.Fault(a)}, nil
+		}
+	}
+	return &attachpb.CheckReply{}, nil
+}
+
+// GC ends attachments that the runtime does not list. Those under way are left
+// alone, and those that were captured in place, which it has under other names;
+// they end with their namespaces.
+func (s *Server) GC(_ context.Context, req *attachpb.GCRequest) (*attachpb.GCReply, error) {
+	valid := map[string]bool{}
+	for _, v := range req.GetValid() {
+		valid[v.GetContainerId()] = true
+	}
+	for _, a := range s.Proxies.List() {
+		if a.Committed && !a.InPlace() && !valid[a.ContainerID] {
+			s.Log.Info("the runtime no longer knows this sandbox, its proxy ends", "pod", a.PodNamespace+"/"+a.PodName, "container", a.ContainerID)
+			s.Proxies.End(a.ContainerID, "")
+		}
+	}
+	return &attachpb.GCReply{}, nil
 }
 
 // Status answers: whoever can ask can ADD.

@@ -22,6 +22,7 @@ import (
 	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/agent/telemetry"
 	"github.com/weirmesh/weir/plugin/capture/nstest"
 )
 
@@ -70,6 +71,7 @@ func serve(t *testing.T) (attachpb.AttachClient, *launch.Manager, *[]string) {
 		Decide:  decide.Defaults(),
 		Proxies: manager,
 		Version: "test",
+		Metrics: telemetry.NewMetrics("test", func() map[string]int { return nil }),
 		Event:   func(pod model.Pod, _, reason, _ string) { events = append(events, pod.Name+" "+reason) },
 		Log:     log,
 	}

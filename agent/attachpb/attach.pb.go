@@ -686,9 +686,12 @@ func (x *PortRange) GetLast() uint32 {
 }
 
 type DelRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Ifname        string                 `protobuf:"bytes,2,opt,name=ifname,proto3" json:"ifname,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Ifname      string                 `protobuf:"bytes,2,opt,name=ifname,proto3" json:"ifname,omitempty"`
+	// CNI_NETNS, may be empty. A sandbox that was captured in place is known by its
+	// namespace only.
+	Netns         string `protobuf:"bytes,3,opt,name=netns,proto3" json:"netns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -737,6 +740,13 @@ func (x *DelRequest) GetIfname() string {
 	return ""
 }
 
+func (x *DelRequest) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
 type DelReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -773,6 +783,252 @@ func (*DelReply) Descriptor() ([]byte, []int) {
 	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{10}
 }
 
+type CheckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Ifname        string                 `protobuf:"bytes,2,opt,name=ifname,proto3" json:"ifname,omitempty"`
+	Netns         string                 `protobuf:"bytes,3,opt,name=netns,proto3" json:"netns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckRequest) Reset() {
+	*x = CheckRequest{}
+	mi := &file_agent_attachpb_attach_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckRequest) ProtoMessage() {}
+
+func (x *CheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_attachpb_attach_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
+func (*CheckRequest) Descriptor() ([]byte, []int) {
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CheckRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *CheckRequest) GetIfname() string {
+	if x != nil {
+		return x.Ifname
+	}
+	return ""
+}
+
+func (x *CheckRequest) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
+type CheckReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the namespace should hold; none: the pod is not captured.
+	Spec *Spec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	// What is wrong outside the namespace, in words; empty: nothing.
+	Fault         string `protobuf:"bytes,2,opt,name=fault,proto3" json:"fault,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckReply) Reset() {
+	*x = CheckReply{}
+	mi := &file_agent_attachpb_attach_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckReply) ProtoMessage() {}
+
+func (x *CheckReply) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_attachpb_attach_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
+func (*CheckReply) Descriptor() ([]byte, []int) {
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *CheckReply) GetSpec() *Spec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *CheckReply) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+type GCRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Valid         []*Sandbox             `protobuf:"bytes,1,rep,name=valid,proto3" json:"valid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GCRequest) Reset() {
+	*x = GCRequest{}
+	mi := &file_agent_attachpb_attach_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GCRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GCRequest) ProtoMessage() {}
+
+func (x *GCRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_attachpb_attach_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GCRequest.ProtoReflect.Descriptor instead.
+func (*GCRequest) Descriptor() ([]byte, []int) {
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GCRequest) GetValid() []*Sandbox {
+	if x != nil {
+		return x.Valid
+	}
+	return nil
+}
+
+type Sandbox struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Ifname        string                 `protobuf:"bytes,2,opt,name=ifname,proto3" json:"ifname,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sandbox) Reset() {
+	*x = Sandbox{}
+	mi := &file_agent_attachpb_attach_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sandbox) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sandbox) ProtoMessage() {}
+
+func (x *Sandbox) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_attachpb_attach_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
+func (*Sandbox) Descriptor() ([]byte, []int) {
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Sandbox) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *Sandbox) GetIfname() string {
+	if x != nil {
+		return x.Ifname
+	}
+	return ""
+}
+
+type GCReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GCReply) Reset() {
+	*x = GCReply{}
+	mi := &file_agent_attachpb_attach_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GCReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GCReply) ProtoMessage() {}
+
+func (x *GCReply) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_attachpb_attach_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GCReply.ProtoReflect.Descriptor instead.
+func (*GCReply) Descriptor() ([]byte, []int) {
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{15}
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -781,7 +1037,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[11]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +1049,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[11]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +1062,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{11}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{16}
 }
 
 type StatusReply struct {
@@ -818,7 +1074,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[12]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1086,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[12]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1099,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{12}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StatusReply) GetVersion() string {
@@ -904,19 +1160,36 @@ const file_agent_attachpb_attach_proto_rawDesc = "" +
 	"\x16include_outbound_cidrs\x18\v \x03(\tR\x14includeOutboundCidrs\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\rR\x04last\"G\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"]\n" +
 	"\n" +
 	"DelRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x16\n" +
-	"\x06ifname\x18\x02 \x01(\tR\x06ifname\"\n" +
+	"\x06ifname\x18\x02 \x01(\tR\x06ifname\x12\x14\n" +
+	"\x05netns\x18\x03 \x01(\tR\x05netns\"\n" +
 	"\n" +
-	"\bDelReply\"\x0f\n" +
+	"\bDelReply\"_\n" +
+	"\fCheckRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x16\n" +
+	"\x06ifname\x18\x02 \x01(\tR\x06ifname\x12\x14\n" +
+	"\x05netns\x18\x03 \x01(\tR\x05netns\"L\n" +
+	"\n" +
+	"CheckReply\x12(\n" +
+	"\x04spec\x18\x01 \x01(\v2\x14.weir.attach.v1.SpecR\x04spec\x12\x14\n" +
+	"\x05fault\x18\x02 \x01(\tR\x05fault\":\n" +
+	"\tGCRequest\x12-\n" +
+	"\x05valid\x18\x01 \x03(\v2\x17.weir.attach.v1.SandboxR\x05valid\"D\n" +
+	"\aSandbox\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x16\n" +
+	"\x06ifname\x18\x02 \x01(\tR\x06ifname\"\t\n" +
+	"\aGCReply\"\x0f\n" +
 	"\rStatusRequest\"'\n" +
 	"\vStatusReply\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\tR\aversion2\xcc\x01\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion2\xc9\x02\n" +
 	"\x06Attach\x12?\n" +
 	"\x03Add\x12\x1a.weir.attach.v1.AddRequest\x1a\x18.weir.attach.v1.AddReply(\x010\x01\x12;\n" +
-	"\x03Del\x12\x1a.weir.attach.v1.DelRequest\x1a\x18.weir.attach.v1.DelReply\x12D\n" +
+	"\x03Del\x12\x1a.weir.attach.v1.DelRequest\x1a\x18.weir.attach.v1.DelReply\x12A\n" +
+	"\x05Check\x12\x1c.weir.attach.v1.CheckRequest\x1a\x1a.weir.attach.v1.CheckReply\x128\n" +
+	"\x02GC\x12\x19.weir.attach.v1.GCRequest\x1a\x17.weir.attach.v1.GCReply\x12D\n" +
 	"\x06Status\x12\x1d.weir.attach.v1.StatusRequest\x1a\x1b.weir.attach.v1.StatusReplyB)Z'github.com/weirmesh/weir/agent/attachpbb\x06proto3"
 
 var (
@@ -931,7 +1204,7 @@ func file_agent_attachpb_attach_proto_rawDescGZIP() []byte {
 	return file_agent_attachpb_attach_proto_rawDescData
 }
 
-var file_agent_attachpb_attach_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_agent_attachpb_attach_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_agent_attachpb_attach_proto_goTypes = []any{
 	(*AddRequest)(nil),    // 0: weir.attach.v1.AddRequest
 	(*Begin)(nil),         // 1: weir.attach.v1.Begin
@@ -944,8 +1217,13 @@ var file_agent_attachpb_attach_proto_goTypes = []any{
 	(*PortRange)(nil),     // 8: weir.attach.v1.PortRange
 	(*DelRequest)(nil),    // 9: weir.attach.v1.DelRequest
 	(*DelReply)(nil),      // 10: weir.attach.v1.DelReply
-	(*StatusRequest)(nil), // 11: weir.attach.v1.StatusRequest
-	(*StatusReply)(nil),   // 12: weir.attach.v1.StatusReply
+	(*CheckRequest)(nil),  // 11: weir.attach.v1.CheckRequest
+	(*CheckReply)(nil),    // 12: weir.attach.v1.CheckReply
+	(*GCRequest)(nil),     // 13: weir.attach.v1.GCRequest
+	(*Sandbox)(nil),       // 14: weir.attach.v1.Sandbox
+	(*GCReply)(nil),       // 15: weir.attach.v1.GCReply
+	(*StatusRequest)(nil), // 16: weir.attach.v1.StatusRequest
+	(*StatusReply)(nil),   // 17: weir.attach.v1.StatusReply
 }
 var file_agent_attachpb_attach_proto_depIdxs = []int32{
 	1,  // 0: weir.attach.v1.AddRequest.begin:type_name -> weir.attach.v1.Begin
@@ -958,17 +1236,23 @@ var file_agent_attachpb_attach_proto_depIdxs = []int32{
 	8,  // 7: weir.attach.v1.Spec.include_inbound_ports:type_name -> weir.attach.v1.PortRange
 	8,  // 8: weir.attach.v1.Spec.exclude_outbound_ports:type_name -> weir.attach.v1.PortRange
 	8,  // 9: weir.attach.v1.Spec.include_outbound_ports:type_name -> weir.attach.v1.PortRange
-	0,  // 10: weir.attach.v1.Attach.Add:input_type -> weir.attach.v1.AddRequest
-	9,  // 11: weir.attach.v1.Attach.Del:input_type -> weir.attach.v1.DelRequest
-	11, // 12: weir.attach.v1.Attach.Status:input_type -> weir.attach.v1.StatusRequest
-	3,  // 13: weir.attach.v1.Attach.Add:output_type -> weir.attach.v1.AddReply
-	10, // 14: weir.attach.v1.Attach.Del:output_type -> weir.attach.v1.DelReply
-	12, // 15: weir.attach.v1.Attach.Status:output_type -> weir.attach.v1.StatusReply
-	13, // [13:16] is the sub-list for method output_type
-	10, // [10:13] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	7,  // 10: weir.attach.v1.CheckReply.spec:type_name -> weir.attach.v1.Spec
+	14, // 11: weir.attach.v1.GCRequest.valid:type_name -> weir.attach.v1.Sandbox
+	0,  // 12: weir.attach.v1.Attach.Add:input_type -> weir.attach.v1.AddRequest
+	9,  // 13: weir.attach.v1.Attach.Del:input_type -> weir.attach.v1.DelRequest
+	11, // 14: weir.attach.v1.Attach.Check:input_type -> weir.attach.v1.CheckRequest
+	13, // 15: weir.attach.v1.Attach.GC:input_type -> weir.attach.v1.GCRequest
+	16, // 16: weir.attach.v1.Attach.Status:input_type -> weir.attach.v1.StatusRequest
+	3,  // 17: weir.attach.v1.Attach.Add:output_type -> weir.attach.v1.AddReply
+	10, // 18: weir.attach.v1.Attach.Del:output_type -> weir.attach.v1.DelReply
+	12, // 19: weir.attach.v1.Attach.Check:output_type -> weir.attach.v1.CheckReply
+	15, // 20: weir.attach.v1.Attach.GC:output_type -> weir.attach.v1.GCReply
+	17, // 21: weir.attach.v1.Attach.Status:output_type -> weir.attach.v1.StatusReply
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_agent_attachpb_attach_proto_init() }
@@ -992,7 +1276,7 @@ func file_agent_attachpb_attach_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_attachpb_attach_proto_rawDesc), len(file_agent_attachpb_attach_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

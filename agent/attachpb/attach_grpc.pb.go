@@ -24,6 +24,8 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Attach_Add_FullMethodName    = "/weir.attach.v1.Attach/Add"
 	Attach_Del_FullMethodName    = "/weir.attach.v1.Attach/Del"
+	Attach_Check_FullMethodName  = "/weir.attach.v1.Attach/Check"
+	Attach_GC_FullMethodName     = "/weir.attach.v1.Attach/GC"
 	Attach_Status_FullMethodName = "/weir.attach.v1.Attach/Status"
 )
 
@@ -39,6 +41,10 @@ type AttachClient interface {
 	Add(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AddRequest, AddReply], error)
 	// Del ends an attachment. Unknown ones are a success.
 	Del(ctx context.Context, in *DelRequest, opts ...grpc.CallOption) (*DelReply, error)
+	// Check tells what should be in a sandbox, for CNI CHECK.
+	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckReply, error)
+	// GC ends every attachment but the valid ones and those under way.
+	GC(ctx context.Context, in *GCRequest, opts ...grpc.CallOption) (*GCReply, error)
 	// Status answers once the agent can serve Add.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error)
 }
@@ -74,6 +80,26 @@ func (c *attachClient) Del(ctx context.Context, in *DelRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *attachClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (*CheckReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CheckReply)
+	err := c.cc.Invoke(ctx, Attach_Check_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *attachClient) GC(ctx context.Context, in *GCRequest, opts ...grpc.CallOption) (*GCReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GCReply)
+	err := c.cc.Invoke(ctx, Attach_GC_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *attachClient) Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusReply)
@@ -96,6 +122,10 @@ type AttachServer interface {
 	Add(grpc.BidiStreamingServer[AddRequest, AddReply]) error
 	// Del ends an attachment. Unknown ones are a success.
 	Del(context.Context, *DelRequest) (*DelReply, error)
+	// Check tells what should be in a sandbox, for CNI CHECK.
+	Check(context.Context, *CheckRequest) (*CheckReply, error)
+	// GC ends every attachment but the valid ones and those under way.
+	GC(context.Context, *GCRequest) (*GCReply, error)
 	// Status answers once the agent can serve Add.
 	Status(context.Context, *StatusRequest) (*StatusReply, error)
 	mustEmbedUnimplementedAttachServer()
@@ -113,6 +143,12 @@ func (UnimplementedAttachServer) Add(grpc.BidiStreamingServer[AddRequest, AddRep
 }
 func (UnimplementedAttachServer) Del(context.Context, *DelRequest) (*DelReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Del not implemented")
+}
+func (UnimplementedAttachServer) Check(context.Context, *CheckRequest) (*CheckReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
+}
+func (UnimplementedAttachServer) GC(context.Context, *GCRequest) (*GCReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method GC not implemented")
 }
 func (UnimplementedAttachServer) Status(context.Context, *StatusRequest) (*StatusReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -163,6 +199,42 @@ func _Attach_Del_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Attach_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CheckRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttachServer).Check(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Attach_Check_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttachServer).Check(ctx, req.(*CheckRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Attach_GC_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GCRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttachServer).GC(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Attach_GC_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttachServer).GC(ctx, req.(*GCRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Attach_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(StatusRequest)
 	if err := dec(in); err != nil {
@@ -191,6 +263,14 @@ var Attach_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Del",
 			Handler:    _Attach_Del_Handler,
+		},
+		{
+			MethodName: "Check",
+			Handler:    _Attach_Check_Handler,
+		},
+		{
+			MethodName: "GC",
+			Handler:    _Attach_GC_Handler,
 		},
 		{
 			MethodName: "Status",

@@ -52,6 +52,8 @@ var (
 		"the pod waits", "label it weirmesh.io/capture=disabled, or see the message"}
 	NotReady = Code{"WEIR-C011", cniNotAvailable, "the node's agent has not been ready since this boot",
 		"the node is not ready for pods yet", "kubectl -n weir-system get pods -l app=weir-agent -o wide"}
+	Drifted = Code{"WEIR-C013", cniRefused + 1, "the pod's capture is not as it should be",
+		"the agent repairs it within 30 s", "kubectl -n weir-system logs -l app=weir-agent"}
 	BadInput = Code{"WEIR-C012", cniDecode, "the configuration on standard input cannot be decoded",
 		"no pod starts on this node", "look at the file in the CNI configuration folder"}
 )
@@ -59,7 +61,7 @@ var (
 // Codes lists every code.
 func Codes() []Code {
 	return []Code{BadConfig, BadArgs, AgentAway, PodUnknown, WrongNamespace, InvalidRequest, ProxyFailed,
-		RulesFailed, NoPrevResult, Unsupported, NotReady, BadInput}
+		RulesFailed, NoPrevResult, Unsupported, NotReady, BadInput, Drifted}
 }
 
 // CodeByID finds a code by its ID.

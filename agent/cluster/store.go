@@ -116,6 +116,16 @@ func (s *Store) Pods() []model.Pod {
 	return pods
 }
 
+// Namespace returns a namespace; one that is not known has no labels.
+func (s *Store) Namespace(name string) model.Namespace {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if ns, ok := s.view.namespaces[name]; ok {
+		return ns
+	}
+	return model.Namespace{Name: name}
+}
+
 // Destination says what a connection to addr stands for: the ready endpoints of
 // a Service if addr is a TCP port at one of its ClusterIPs, else the zero
 // Destination.

@@ -32,9 +32,8 @@ var probeAddr = netip.MustParseAddrPort("192.0.2.2:9")
 // an application's: in a scratch network namespace with the rules in it, a dial
 // from the proxies' cgroup must be let by and one from outside turned aside. A
 // bypass that does not match is a storm (the proxy calls itself), and its rules
-// look no different. hostCgroupNS is the cgroup namespace that container
-// runtimes run plugins in (/proc/1/ns/cgroup); plugin is weir-cni.
-func (m *Manager) TestBypass(ctx context.Context, plugin, hostCgroupNS string) error {
+// look no different.
+func (m *Manager) TestBypass(ctx context.Context) error {
 	bypass, err := m.Bypass()
 	if err != nil {
 		return err
@@ -42,7 +41,7 @@ func (m *Manager) TestBypass(ctx context.Context, plugin, hostCgroupNS string) e
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the namespace ends with the thread
-		done <- m.testBypass(ctx, plugin, hostCgroupNS, capture.Spec{
+		done <- m.testBypass(ctx, capture.Spec{
 			OutboundPort: capture.DefaultOutboundPort,
 			InboundPort:  capture.DefaultInboundPort,
 			Bypass:       bypass,
@@ -54,22 +53,23 @@ func (m *Manager) TestBypass(ctx context.Context, plugin, hostCgroupNS string) e
 	return nil
 }
 
-func (m *Manager) testBypass(ctx context.Context, plugin, hostCgroupNS string, spec capture.Spec) error {
+func (m *Manager) testBypass(ctx context.Context, spec capture.Spec) error {
+	plugin := m.opts.Plugin
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("scratch network namespace: %w", err)
 	}
 	if err := probeInterface(); err != nil {
 		return fmt.Errorf("scratch network namespace: %w", err)
 	}
-	if err := enterCgroupNS(hostCgroupNS); err != nil {
+	if err := enterCgroupNS(m.opts.HostCgroupNS); err != nil {
 		return err
 	}
 	here := fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
-	stdin, err := json.Marshal(spec)
-	if err != nil {
-		return err
+	done, err := runTasks(ctx, plugin, []Task{{Netns: here, Do: Apply, Spec: spec}})
+	if err == nil {
+		err = done[0].Err()
 	}
-	if _, err := output(ctx, stdin, plugin, "apply", "--netns", here); err != nil {
+	if err != nil {
 		return err
 	}
 

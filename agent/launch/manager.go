@@ -24,6 +24,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weirmesh/weir/plugin/capture"
 )
 
@@ -34,6 +36,8 @@ type Options struct {
 	CgroupRoot   string // where the host's /sys/fs/cgroup is seen
 	CgroupParent string // cgroup of all proxies, relative to each hierarchy's root
 	Proxy        string // weir-proxy, on a file system of the host that may execute
+	Plugin       string // weir-cni, to have rules put in by
+	HostCgroupNS string // the cgroup namespace that runtimes run plugins in, /proc/1/ns/cgroup
 	UIDBase      uint32 // proxies run as UIDBase, UIDBase+1, …
 	MaxProcs     int    // GOMAXPROCS of a proxy
 	MemoryLimit  int64  // bytes a proxy's cgroup may use
@@ -44,7 +48,13 @@ type Options struct {
 	Session func(ctx context.Context, i *Instance)
 	// Restarted is told when a proxy died and another took its place.
 	Restarted func(a Attachment)
+	// Drained is told when a released proxy has ended with its last connection: its
+	// rules can go.
+	Drained func(a Attachment)
 }
+
+// Traffic is a Spec of which only what is captured counts, not ports and bypass.
+type Traffic = capture.Spec
 
 // Request asks for a proxy in a sandbox's network namespace.
 type Request struct {
@@ -52,7 +62,9 @@ type Request struct {
 	Netns                         string // path in the host's mount namespace
 	PodNamespace, PodName, PodUID string
 	Addresses                     []netip.Addr
-	Spec                          capture.Spec // without ports and bypass: Start fills them in
+	// Spec is without bypass and, unless others than the usual ones are wanted,
+	// without ports: Start fills them in.
+	Spec capture.Spec
 }
 
 // Instance is one running proxy: one generation of an attachment.
@@ -250,7 +262,10 @@ func (m *Manager) claim(req Request, inode uint64, bypass capture.Bypass) (*atta
 		uid++
 	}
 	spec := req.Spec
-	spec.OutboundPort, spec.InboundPort, spec.Bypass = capture.DefaultOutboundPort, capture.DefaultInboundPort, bypass
+	spec.Bypass = bypass
+	if spec.OutboundPort == 0 {
+		spec.OutboundPort, spec.InboundPort = capture.DefaultOutboundPort, capture.DefaultInboundPort
+	}
 	a := &attachment{state: Attachment{
 		ContainerID:  req.ContainerID,
 		IfNames:      []string{req.IfName},
@@ -303,16 +318,7 @@ func (m *Manager) instance(st Attachment) *Instance {
 
 // Commit marks the attachment as captured: an agent that starts again keeps it.
 func (m *Manager) Commit(id string) error {
-	a := m.find(id)
-	if a == nil {
-		return errDeleted
-	}
-	a.life.Lock()
-	defer a.life.Unlock()
-	if a.ended {
-		return errDeleted
-	}
-	_, err := m.change(a, func(st *Attachment) { st.Committed = true })
+	_, err := m.update(id, func(st *Attachment) { st.Committed = true })
 	return err
 }
 
@@ -343,6 +349,71 @@ func (m *Manager) find(id string) *attachment {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.attachments[id]
+}
+
+// Is reports whether an attachment is the one of a container, or of a network
+// namespace by the runtime's path.
+func (m *Manager) Is(a Attachment, id, netns string) bool {
+	return a.ContainerID == id || netns != "" && a.Netns == hostNetnsPath(m.opts.NetnsDir, netns)
+}
+
+// EndNamespace ends the attachment of a network namespace, by the path that the
+// runtime has for it: one that was captured in place is not known by the
+// runtime's name for the container.
+func (m *Manager) EndNamespace(netns string) {
+	for _, st := range m.List() {
+		if m.Is(st, "", netns) {
+			m.End(st.ContainerID, "")
+		}
+	}
+}
+
+// Change sets which traffic an attachment captures. Ports and bypass stay. The
+// rules are the caller's business.
+func (m *Manager) Change(id string, traffic Traffic) (Attachment, error) {
+	return m.update(id, func(st *Attachment) {
+		traffic.OutboundPort, traffic.InboundPort, traffic.Bypass = st.Spec.OutboundPort, st.Spec.InboundPort, st.Spec.Bypass
+		st.Spec = traffic
+	})
+}
+
+// Release lets a proxy end: it takes no new connections and exits with its last
+// one, and is not replaced; then Drained is called and the attachment ends. The
+// rules must turn nothing new aside any more.
+func (m *Manager) Release(id string) error {
+	if _, err := m.update(id, func(st *Attachment) { st.Released = true }); err != nil {
+		return err
+	}
+	if a := m.find(id); a != nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.process != nil {
+			a.process.signal(unix.SIGTERM)
+		}
+	}
+	return nil
+}
+
+// update changes what is kept of an attachment that has not ended.
+func (m *Manager) update(id string, f func(*Attachment)) (Attachment, error) {
+	a := m.find(id)
+	if a == nil {
+		return Attachment{}, errDeleted
+	}
+	a.life.Lock()
+	defer a.life.Unlock()
+	if a.ended {
+		return Attachment{}, errDeleted
+	}
+	return m.change(a, f)
+}
+
+// Fault says what is wrong with the proxy of an attachment; empty: nothing.
+func (m *Manager) Fault(st Attachment) string {
+	if len(m.cgroups.pids(st.ContainerID)) == 0 {
+		return "the pod's proxy does not run; the agent starts it again"
+	}
+	return ""
 }
 
 // List returns the attachments there are.

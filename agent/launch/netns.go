@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,21 +59,13 @@ func hostInode() (uint64, error) {
 
 // missing returns those of want that the namespace does not hold.
 func (ns namespace) missing(want []netip.Addr) ([]netip.Addr, error) {
-	h, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	have, err := h.AddrList(nil, unix.AF_UNSPEC)
+	have, err := ns.addresses()
 	if err != nil {
 		return nil, err
 	}
 	var out []netip.Addr
 	for _, w := range want {
-		if !slices.ContainsFunc(have, func(a netlink.Addr) bool {
-			ip, ok := netip.AddrFromSlice(a.IP)
-			return ok && ip.Unmap() == w.Unmap()
-		}) {
+		if !slices.Contains(have, w.Unmap()) {
 			out = append(out, w)
 		}
 	}

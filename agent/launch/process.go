@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -121,6 +122,13 @@ func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, 
 		launched = kept
 	}
 	return p, launched, nil
+}
+
+// IsAddressInUse reports whether Start failed because somebody listens on the
+// proxy's ports in that namespace.
+func IsAddressInUse(err error) bool {
+	// From another process, as text.
+	return err != nil && strings.Contains(err.Error(), unix.EADDRINUSE.Error())
 }
 
 // launchMessage is what a proxy's first stage is told.
@@ -342,11 +350,16 @@ func (p *process) wait() error {
 // release stops watching; the process goes on.
 func (p *process) release() { p.pidfd.Close() }
 
+// signal sends a signal; to a process that has ended, none.
+func (p *process) signal(s unix.Signal) {
+	if raw, err := p.pidfd.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), s, nil, 0) })
+	}
+}
+
 // kill ends the process and waits for it.
 func (p *process) kill() {
-	if raw, err := p.pidfd.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
-	}
+	p.signal(unix.SIGKILL)
 	_ = p.wait()
 	p.release()
 }

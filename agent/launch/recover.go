@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Recover takes up what an earlier agent of this boot left: proxies that run are
@@ -55,6 +57,9 @@ func (m *Manager) resume(a *attachment) {
 		p, listeners, err := m.adopt(st, pids[0])
 		if err == nil {
 			a.process, a.listeners = p, listeners
+			if st.Released {
+				p.signal(unix.SIGTERM) // in case nobody had come to that
+			}
 			m.supervise(a, m.instance(st))
 			log.Info("proxy adopted", "pid", pids[0], "generation", st.Generation)
 			return
@@ -63,6 +68,11 @@ func (m *Manager) resume(a *attachment) {
 	}
 	if err := m.cgroups.remove(st.ContainerID); err != nil {
 		log.Error("proxy not ended", "error", err)
+	}
+	if st.Released {
+		log.Info("the released proxy has ended")
+		go m.drained(st)
+		return
 	}
 	if _, err := m.start(a, ns); err != nil {
 		// Its rules are there and its ports closed: nothing leaves it uncaptured.

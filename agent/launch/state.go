@@ -32,6 +32,7 @@ type Attachment struct {
 	ProxyUID     uint32
 	Generation   uint32 // of the newest proxy; its socket carries it
 	Committed    bool   // the rules are in place and the plugin knows
+	Released     bool   // nothing new is turned aside; the proxy ends with its last connection
 	BootID       string // namespaces do not outlive a boot
 }
 

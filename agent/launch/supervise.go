@@ -30,6 +30,10 @@ func (m *Manager) run(ctx context.Context, a *attachment, i *Instance) {
 		if ctx.Err() != nil {
 			return
 		}
+		if st := a.snapshot(); st.Released {
+			go m.drained(st)
+			return
+		}
 		if time.Since(started) > steady {
 			failures = 0
 		}
@@ -42,6 +46,15 @@ func (m *Manager) run(ctx context.Context, a *attachment, i *Instance) {
 			m.opts.Restarted(i.Attachment)
 		}
 	}
+}
+
+// drained ends an attachment whose released proxy has ended. It cannot be run's
+// own doing, for which End waits.
+func (m *Manager) drained(st Attachment) {
+	if m.opts.Drained != nil {
+		m.opts.Drained(st)
+	}
+	m.End(st.ContainerID, "")
 }
 
 // attend runs the session of one process until the process has ended or ctx is

@@ -26,6 +26,9 @@ var undisturbed = []promise{
 	{"a label value that means nothing holds the pod back, by name", wrongLabel},
 	{"an unknown annotation holds the pod back, by name", unknownAnnotation},
 	{"nothing is left of a deleted pod", nothingLeft},
+	{"running pods are captured in place and released in place, and nothing is cut", capturedInPlace},
+	{"rules that somebody broke are repaired", driftRepaired},
+	{"an annotation that changes takes effect without a restart", annotationChanged},
 }
 
 // disturbing are promises about faults that every pod of a node would feel: one

@@ -148,8 +148,10 @@ func (s sandbox) confined(proxy process) error {
 		return fmt.Errorf("is in groups %v", status["Groups"])
 	}
 	want := "/" + s.node.Name + "/weir/" + s.id
+	// One that was captured in place is named after its network namespace.
+	inPlace := "/" + s.node.Name + "/weir/netns-"
 	for _, path := range proxy.cgroups {
-		if path != want {
+		if path != want && !strings.HasPrefix(path, inPlace) {
 			return fmt.Errorf("is in cgroup %s, want %s in every hierarchy", path, want)
 		}
 	}

@@ -306,6 +306,21 @@ func TestEstablishedConnectionsSurvive(t *testing.T) {
 			open(&after, false)
 			w.apply(t, func(s *capture.Spec) { s.ExcludeInboundPorts = []capture.PortRange{{First: 22, Last: 22}} })
 			talk("rules replaced", append(before, after...))
+
+			// Released: what was turned aside goes on, what comes is direct.
+			w.change(t, capture.Released(spec(w.cgroup.Bypass)))
+			talk("released", append(before, after...))
+			open(&before, true)
+			if err := w.refused(w.peer, at(families[0].pod, out)); err != nil {
+				t.Errorf("released: a direct dial of the proxy's port: %v", err)
+			}
+			time.Sleep(300 * time.Millisecond)
+			talk("a while after the release", append(before, after...))
+
+			// And captured again.
+			w.apply(t, nil)
+			open(&after, false)
+			talk("captured again", append(before, after...))
 		})
 	}
 }

@@ -135,8 +135,14 @@ func (w *world) apply(t testing.TB, change func(*capture.Spec)) {
 	if change != nil {
 		change(&s)
 	}
+	w.change(t, capture.Rules(s))
+}
+
+// change puts rules in.
+func (w *world) change(t testing.TB, rules capture.Ruleset) {
+	t.Helper()
 	var err error
-	w.pod.Do(func() { _, err = w.backend.Apply(capture.Rules(s)) })
+	w.pod.Do(func() { _, err = w.backend.Apply(rules) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -158,6 +158,37 @@ func (b Backend) Apply(want capture.Ruleset) (bool, error) {
 	return changed && err == nil, err
 }
 
+// Difference says whether the namespace's rules are not as want. Empty: they are.
+// In what they differ iptables cannot tell: it prints rules in other words than
+// it takes.
+func (b Backend) Difference(want capture.Ruleset) (string, error) {
+	difference := ""
+	err := b.locked(func() error {
+		families, err := b.families()
+		if err != nil {
+			return err
+		}
+		equal, err := allEqual(families, want)
+		if err != nil || equal {
+			return err
+		}
+		difference = capture.NoRules
+		for _, f := range families {
+			for _, c := range ours {
+				exists, err := f.ipt.ChainExists(c.table, c.name)
+				if err != nil {
+					return fmt.Errorf("iptables: %w", err)
+				}
+				if exists {
+					difference = "the rules of iptables are not those that were put in"
+				}
+			}
+		}
+		return nil
+	})
+	return difference, err
+}
+
 // Delete takes the rules away, if there are any.
 func (b Backend) Delete() error {
 	return b.locked(func() error {

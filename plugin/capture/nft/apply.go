@@ -31,7 +31,7 @@ func (b Backend) Apply(want capture.Ruleset) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if equal(have, want) {
+		if capture.Difference(have, want) == "" {
 			return false, nil
 		}
 		conn.DelTable(table())
@@ -43,6 +43,28 @@ func (b Backend) Apply(want capture.Ruleset) (bool, error) {
 		return false, fmt.Errorf("nft: load rules: %w", err)
 	}
 	return true, nil
+}
+
+// Difference names the first thing in which the namespace's rules are not as
+// want. Empty: there is none.
+func (b Backend) Difference(want capture.Ruleset) (string, error) {
+	conn, err := b.open()
+	if err != nil {
+		return "", err
+	}
+	defer conn.CloseLasting()
+	t, err := find(conn)
+	if err != nil {
+		return "", err
+	}
+	if t == nil {
+		return capture.NoRules, nil
+	}
+	have, err := b.rules(conn, t)
+	if err != nil {
+		return "", err
+	}
+	return capture.Difference(have, want), nil
 }
 
 // add buffers the whole table.

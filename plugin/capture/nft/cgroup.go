@@ -4,53 +4,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"reflect"
-	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/weirmesh/weir/plugin/capture"
 )
 
-// equal compares rules by what they do. Not by the bypass's path: the kernel
-// keeps the cgroup's ID only. The order of counters and of chains means nothing
-// (chains run in the order of their priority).
-func equal(a, b capture.Ruleset) bool { return reflect.DeepEqual(canonical(a), canonical(b)) }
-
-func canonical(r capture.Ruleset) capture.Ruleset {
-	out := mapBypass(r, func(b capture.Bypass) capture.Bypass { b.Path = ""; return b })
-	out.Counters = slices.Clone(r.Counters)
-	slices.Sort(out.Counters)
-	slices.SortFunc(out.Chains, func(a, b capture.Chain) int { return strings.Compare(a.Name, b.Name) })
-	return out
-}
-
 // named fills in the paths of bypass cgroups. One that is gone is said to be, as
 // its rule matches nothing any more.
 func named(r capture.Ruleset) capture.Ruleset {
-	return mapBypass(r, func(b capture.Bypass) capture.Bypass {
+	return r.MapBypass(func(b capture.Bypass) capture.Bypass {
 		b.Path = cgroupPath(b)
 		return b
 	})
-}
-
-func mapBypass(r capture.Ruleset, f func(capture.Bypass) capture.Bypass) capture.Ruleset {
-	out := capture.Ruleset{Dormant: r.Dormant, Counters: r.Counters}
-	for _, c := range r.Chains {
-		rules := c.Rules
-		c.Rules = nil
-		for _, rule := range rules {
-			rule.Matches = slices.Clone(rule.Matches)
-			for i, m := range rule.Matches {
-				if own, ok := m.(capture.OwnSocket); ok {
-					rule.Matches[i] = capture.OwnSocket{Cgroup: f(own.Cgroup)}
-				}
-			}
-			c.Rules = append(c.Rules, rule)
-		}
-		out.Chains = append(out.Chains, c)
-	}
-	return out
 }
 
 // cgroupPath looks for the cgroup of a bypass at its depth, in the two places

@@ -1,0 +1,102 @@
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// States of captured pods.
+const (
+	StateCaptured = "captured" // rules are in place, a proxy is looked after
+	StatePending  = "pending"  // an ADD is under way
+	StateExcluded = "excluded" // released, the last connections are ending
+)
+
+// Metrics counts what the agent does, for Prometheus. Labels are bounded: none
+// names a pod.
+type Metrics struct {
+	registry   *prometheus.Registry
+	operations *prometheus.CounterVec
+	durations  *prometheus.HistogramVec
+	restarts   prometheus.Counter
+}
+
+// NewMetrics makes the agent's metrics. pods counts pods by state when asked.
+func NewMetrics(version string, pods func() map[string]int) *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "weir_capture_operations_total",
+			Help: "What was done about the capture of pods: add, capture and release in place, repair of drift.",
+		}, []string{"op", "result"}),
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "weir_capture_duration_seconds",
+			Help:    "Time that the phases of an ADD took: decide, ready (the proxy is started and has its config), rules.",
+			Buckets: []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60},
+		}, []string{"phase"}),
+		restarts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "weir_proxy_restarts_total",
+			Help: "Proxies that died and were started again.",
+		}),
+	}
+	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "weir_build_info", Help: "Always 1; the version is in the label.",
+	}, []string{"version"})
+	info.WithLabelValues(version).Set(1)
+	m.registry.MustRegister(m.operations, m.durations, m.restarts, info, podStates(pods), collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Operation counts one operation and whether it succeeded.
+func (m *Metrics) Operation(op string, err error) {
+	result := "ok"
+	if err != nil {
+		result = "error"
+	}
+	m.operations.WithLabelValues(op, result).Inc()
+}
+
+// Phase records how long one phase of an ADD took.
+func (m *Metrics) Phase(phase string, took time.Duration) {
+	m.durations.WithLabelValues(phase).Observe(took.Seconds())
+}
+
+// ProxyRestarted counts a proxy that died and was started again.
+func (m *Metrics) ProxyRestarted() { m.restarts.Inc() }
+
+// podStates is weir_capture_pods, counted when it is asked for.
+type podStates func() map[string]int
+
+var podStatesDesc = prometheus.NewDesc("weir_capture_pods", "Pods of this node that have a proxy, by state.", []string{"state"}, nil)
+
+// Describe implements prometheus.Collector.
+func (podStates) Describe(ch chan<- *prometheus.Desc) { ch <- podStatesDesc }
+
+// Collect implements prometheus.Collector.
+func (p podStates) Collect(ch chan<- prometheus.Metric) {
+	counts := p()
+	for _, state := range []string{StateCaptured, StatePending, StateExcluded} {
+		ch <- prometheus.MustNewConstMetric(podStatesDesc, prometheus.GaugeValue, float64(counts[state]), state)
+	}
+}
+
+// Serve answers /metrics on listener until ctx is done.
+func (m *Metrics) Serve(ctx context.Context, listener net.Listener) error {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

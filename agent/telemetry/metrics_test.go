@@ -1,0 +1,47 @@
+package telemetry
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+func testMetrics() *Metrics {
+	m := NewMetrics("v1", func() map[string]int { return map[string]int{StateCaptured: 3} })
+	m.Operation("add", nil)
+	m.Operation("add", errors.New("no"))
+	m.Phase("ready", 10*time.Millisecond)
+	m.ProxyRestarted()
+	return m
+}
+
+func TestMetricsAreNamedAsPrometheusWantsThem(t *testing.T) {
+	problems, err := testutil.GatherAndLint(testMetrics().registry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+func TestOperationsAndPodsAreCounted(t *testing.T) {
+	want := `
+# HELP weir_capture_operations_total What was done about the capture of pods: add, capture and release in place, repair of drift.
+# TYPE weir_capture_operations_total counter
+weir_capture_operations_total{op="add",result="error"} 1
+weir_capture_operations_total{op="add",result="ok"} 1
+# HELP weir_capture_pods Pods of this node that have a proxy, by state.
+# TYPE weir_capture_pods gauge
+weir_capture_pods{state="captured"} 3
+weir_capture_pods{state="excluded"} 0
+weir_capture_pods{state="pending"} 0
+`
+	err := testutil.GatherAndCompare(testMetrics().registry, strings.NewReader(want), "weir_capture_operations_total", "weir_capture_pods")
+	if err != nil {
+		t.Error(err)
+	}
+}
