@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // testPod is a pod, with its proxy, and the world around it:
@@ -187,4 +189,19 @@ func (n *namespace) tryDial(addr string) (*net.TCPConn, error) {
 		return nil, err
 	}
 	return conn.(*net.TCPConn), nil
+}
+
+// expectReset dials addr and wants a reset: after the connection was taken, or,
+// when the proxy is faster than connect(2) here returns, by then already.
+func (n *namespace) expectReset(t testing.TB, addr string) {
+	t.Helper()
+	conn, err := n.tryDial(addr)
+	if err == nil {
+		_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+		_, err = conn.Read(make([]byte, 1))
+		conn.Close()
+	}
+	if !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%s: %v, want a reset", addr, err)
+	}
 }

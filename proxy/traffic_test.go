@@ -125,10 +125,7 @@ func TestOutboundFailures(t *testing.T) {
 		{none.String(), "no_endpoints", ""},
 		{"10.9.0.1:9000", "connect_refused", "10.9.0.1:9000"}, // passed through, refused there
 	} {
-		conn := p.pod.dial(t, c.addr)
-		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
-			t.Errorf("%s: %v, want a reset", c.addr, err)
-		}
+		p.pod.expectReset(t, c.addr)
 		r := p.agent.record(t, i)
 		if r.GetReason() != c.reason || !strings.HasPrefix(r.GetUpstreamAddress(), c.upstream) || r.GetError() == "" {
 			t.Errorf("%s: record %v", c.addr, r)
@@ -190,15 +187,7 @@ func TestLoop(t *testing.T) {
 		p.agent.mu.Lock()
 		before := len(p.agent.records)
 		p.agent.mu.Unlock()
-		// The reset may be there before dial has returned.
-		conn, err := p.pod.tryDial(addr)
-		if err == nil {
-			_, err = conn.Read(make([]byte, 1))
-			conn.Close()
-		}
-		if !errors.Is(err, unix.ECONNRESET) {
-			t.Errorf("%s: %v, want a reset", addr, err)
-		}
+		p.pod.expectReset(t, addr)
 		p.agent.record(t, before+1)
 		time.Sleep(200 * time.Millisecond) // a storm would go on
 		p.agent.mu.Lock()
@@ -220,15 +209,7 @@ func TestDirectDial(t *testing.T) {
 	p := newTestPod(t, captured)
 	p.agent.connect(t, p.proxy.control)
 	for i, addr := range []string{"10.9.0.2:15001", "10.9.0.2:15006", "[fd09::2]:15001"} {
-		conn, err := p.world.tryDial(addr)
-		if err == nil {
-			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
-			_, err = conn.Read(make([]byte, 1))
-			conn.Close()
-		}
-		if !errors.Is(err, unix.ECONNRESET) {
-			t.Errorf("%s: %v, want a reset", addr, err)
-		}
+		p.world.expectReset(t, addr)
 		if r := p.agent.record(t, i); r.GetReason() != "not_redirected" {
 			t.Errorf("%s: record %v", addr, r)
 		}
