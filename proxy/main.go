@@ -134,7 +134,8 @@ func serve(args []string) error {
 	case err = <-relayed:
 	}
 	records.Flush(lastWords)
-	return err
+	release()
+	return errors.Join(err, <-controlled)
 }
 
 func serveControl(ctx context.Context, s *control.Server, done chan<- error) {

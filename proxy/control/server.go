@@ -38,6 +38,9 @@ type Server struct {
 	Handover func(fd int) error
 }
 
+// stopTimeout is how long an agent that does not read may delay the end.
+const stopTimeout = time.Second
+
 // Serve takes agents from the listening unix socket fd, of which it uses a copy,
 // until ctx is done.
 func (s *Server) Serve(ctx context.Context, fd int) error {
@@ -53,7 +56,7 @@ func (s *Server) Serve(ctx context.Context, fd int) error {
 		grpc.MaxConcurrentStreams(8), grpc.ConnectionTimeout(peekTimeout),
 		grpc.WaitForHandlers(true),
 	)
-	proxypb.RegisterControlServer(rpc, &service{store: s.Store, records: s.Records})
+	proxypb.RegisterControlServer(rpc, &service{store: s.Store, records: s.Records, done: ctx.Done()})
 	agents := &agents{ctx: ctx, addr: l.Addr(), conns: make(chan net.Conn)}
 	served := make(chan error, 1)
 	go serveRPC(rpc, agents, served)
@@ -64,7 +67,10 @@ func (s *Server) Serve(ctx context.Context, fd int) error {
 	err = s.accept(ctx, l, agents, &peeks)
 	cancel()
 	l.Close()
-	rpc.Stop()
+	// Sessions end by themselves now, and what they said is written out first.
+	late := time.AfterFunc(stopTimeout, rpc.Stop)
+	rpc.GracefulStop()
+	late.Stop()
 	peeks.Wait()
 	<-served
 	return err

@@ -17,6 +17,7 @@ type service struct {
 	proxypb.UnimplementedControlServer
 	store   *Store
 	records *telemetry.Ring
+	done    <-chan struct{} // closed when the server ends
 
 	mu    sync.Mutex
 	newer chan struct{} // closed when another session begins
@@ -55,6 +56,8 @@ func (s *service) Session(stream stream) error {
 		select {
 		case <-current.newer:
 			return status.Error(codes.Aborted, errSuperseded.Error())
+		case <-s.done:
+			return current.report()
 		case err = <-broken:
 			return err
 		case msg := <-messages:
