@@ -13,6 +13,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/weirmesh/weir/agent/attachpb"
 	"github.com/weirmesh/weir/plugin/capture"
+	"github.com/weirmesh/weir/plugin/capture/iptables"
 	"google.golang.org/grpc"
 )
 
@@ -112,6 +113,9 @@ func capturePod(stream grpc.BidiStreamingClient[attachpb.AddRequest, attachpb.Ad
 func rulesFailed(err error) error {
 	if _, ok := errors.AsType[*attachpb.Failure](err); ok {
 		return err
+	}
+	if refused, ok := errors.AsType[*iptables.RefusedError](err); ok {
+		return attachpb.Unsupported.Fail("%v", refused)
 	}
 	return attachpb.RulesFailed.Fail("%v", err)
 }

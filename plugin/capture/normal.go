@@ -10,23 +10,26 @@ import (
 // kernel refuses sets whose intervals overlap, and equal Specs are to give equal
 // rules.
 func normal(s Spec) Spec {
-	s.ExcludeInboundPorts = mergePorts(s.ExcludeInboundPorts)
-	s.IncludeInboundPorts = mergePorts(s.IncludeInboundPorts)
-	s.ExcludeOutboundPorts = mergePorts(s.ExcludeOutboundPorts)
-	s.IncludeOutboundPorts = mergePorts(s.IncludeOutboundPorts)
+	s.ExcludeInboundPorts = mergeRanges(s.ExcludeInboundPorts)
+	s.IncludeInboundPorts = mergeRanges(s.IncludeInboundPorts)
+	s.ExcludeOutboundPorts = mergeRanges(s.ExcludeOutboundPorts)
+	s.IncludeOutboundPorts = mergeRanges(s.IncludeOutboundPorts)
 	s.ExcludeOutboundCIDRs = mergePrefixes(s.ExcludeOutboundCIDRs)
 	s.IncludeOutboundCIDRs = mergePrefixes(s.IncludeOutboundCIDRs)
+	s.ExcludeOutboundUIDs = mergeRanges(s.ExcludeOutboundUIDs)
+	s.ExcludeOutboundGIDs = mergeRanges(s.ExcludeOutboundGIDs)
+	s.ExcludeInterfaces = slices.Compact(slices.Sorted(slices.Values(s.ExcludeInterfaces)))
 	return s
 }
 
-// mergePorts sorts ranges and joins those that overlap. Neighbours stay apart:
+// mergeRanges sorts ranges and joins those that overlap. Neighbours stay apart:
 // 80, 81 was asked for and is shown.
-func mergePorts(in []PortRange) []PortRange {
+func mergeRanges[N uint16 | uint32](in []Range[N]) []Range[N] {
 	sorted := slices.Clone(in)
-	slices.SortFunc(sorted, func(a, b PortRange) int {
+	slices.SortFunc(sorted, func(a, b Range[N]) int {
 		return cmp.Or(cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
 	})
-	var out []PortRange
+	var out []Range[N]
 	for _, r := range sorted {
 		if n := len(out); n > 0 && r.First <= out[n-1].Last {
 			out[n-1].Last = max(out[n-1].Last, r.Last)

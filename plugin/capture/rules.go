@@ -9,14 +9,15 @@ import (
 // capture rules; nothing else is in it.
 const TableName = "weir"
 
-// Names of the counters. They count connections, not packets: nat chains and
-// the guard's lines see first packets only.
+// Names of the counters. They count connections, not packets (nat chains and the
+// guard's lines see first packets only), but for QUICRefused.
 const (
 	InTurned    = "in_turned"    // inbound connections turned aside to the proxy
 	OutTurned   = "out_turned"   // outbound connections turned aside to the proxy
 	OutOwn      = "out_own"      // the proxy's own connections, let by
 	GuardPort   = "guard_port"   // refused packets of direct dials to the proxy's ports
 	GuardMissed = "guard_missed" // refused: arrived while nobody listened (see guard)
+	QUICRefused = "quic_refused" // refused datagrams to UDP port 443 (see quic)
 )
 
 // Ruleset is what a pod's network namespace is to hold: plain data, in one
@@ -50,15 +51,17 @@ type Verdict struct {
 	Port uint16
 }
 
-// VerdictKind is one of the three things a rule does.
+// VerdictKind is one of the four things a rule does.
 type VerdictKind int
 
 // Return leaves the chain, which in a base chain accepts the packet; Redirect
-// is DNAT to this host; Reject answers with a TCP reset.
+// is DNAT to this host; Reject answers with a TCP reset, Unreachable with an ICMP
+// or ICMPv6 error: port unreachable.
 const (
 	Return VerdictKind = iota + 1
 	Redirect
 	Reject
+	Unreachable
 )
 
 // Match is one condition. The types below are all there are.
@@ -86,6 +89,21 @@ type (
 	AnySocket struct{}
 	// Untranslated: the connection's destination is not rewritten by DNAT.
 	Untranslated struct{}
+	// Interface: the packet comes in by the interface of this name or, with Out,
+	// leaves by it.
+	Interface struct {
+		Out  bool
+		Name string
+	}
+	// SocketOwner: the user (or, with Group, the group) that the sending socket
+	// was made as is one of IDs, which are sorted and do not overlap.
+	SocketOwner struct {
+		Group bool
+		IDs   []IDRange
+	}
+	// UDPDestPort: the packet is UDP and its destination port one of Ports, which
+	// are sorted and do not touch.
+	UDPDestPort struct{ Ports []PortRange }
 )
 
 func (Loopback) isMatch()     {}
@@ -97,6 +115,9 @@ func (DestAddr) isMatch()     {}
 func (OwnSocket) isMatch()    {}
 func (AnySocket) isMatch()    {}
 func (Untranslated) isMatch() {}
+func (Interface) isMatch()    {}
+func (SocketOwner) isMatch()  {}
+func (UDPDestPort) isMatch()  {}
 
 // Priorities. Equal ones run in the order of registration, and the first DNAT
 // wins: -110 is ahead of whatever a pod or another plugin puts at -100.
@@ -109,10 +130,15 @@ const (
 // backend whose lists are short (iptables: 15 ports) can split a rule in two.
 func Rules(s Spec) Ruleset {
 	n := normal(s)
-	return Ruleset{
+	r := Ruleset{
 		Counters: []string{InTurned, OutTurned, OutOwn, GuardPort, GuardMissed},
 		Chains:   []Chain{inbound(n), outbound(n), guard(n)},
 	}
+	if n.RefuseQUIC {
+		r.Counters = append(r.Counters, QUICRefused)
+		r.Chains = append(r.Chains, quic(n))
+	}
+	return r
 }
 
 // inbound turns aside what comes from outside to a port on which somebody
@@ -129,6 +155,7 @@ func inbound(s Spec) Chain {
 		{Matches: []Match{FirstPacket{Not: true}}, Verdict: Verdict{Kind: Return}},
 		{Matches: []Match{DestPort{proxyPorts(s)}}, Verdict: Verdict{Kind: Return}},
 	}
+	rules = append(rules, leaveInterfaces(s, false)...)
 	rules = append(rules, leavePorts(s.ExcludeInboundPorts)...)
 	tcp := onlyPorts(s.IncludeInboundPorts)
 	if tcp == nil {
@@ -150,10 +177,8 @@ func outbound(s Spec) Chain {
 		{Matches: []Match{Loopback{Out: true}}, Verdict: Verdict{Kind: Return}},
 		{Matches: []Match{OwnSocket{s.Bypass}}, Counter: OutOwn, Verdict: Verdict{Kind: Return}},
 	}
+	rules = append(rules, leaveOutbound(s)...)
 	rules = append(rules, leavePorts(s.ExcludeOutboundPorts)...)
-	for _, prefixes := range families(s.ExcludeOutboundCIDRs) {
-		rules = append(rules, Rule{Matches: []Match{DestAddr{prefixes}}, Verdict: Verdict{Kind: Return}})
-	}
 	turn := func(where ...Match) Rule {
 		matches := append([]Match{FirstPacket{}}, onlyPorts(s.IncludeOutboundPorts)...)
 		return Rule{Matches: append(matches, where...), Counter: OutTurned, Verdict: Verdict{Redirect, s.OutboundPort}}
@@ -172,13 +197,14 @@ func outbound(s Spec) Chain {
 // And connections that inbound let by because nobody listened, in case somebody
 // listens by now: without this line 94 of 59,000 reached an application past
 // its proxy while its listener came and went. It must name exactly the ports
-// that inbound captures, or it would reset the others.
+// and interfaces that inbound captures, or it would reset the others.
 func guard(s Spec) Chain {
 	rules := []Rule{{
 		Matches: []Match{DestPort{proxyPorts(s)}, Untranslated{}},
 		Counter: GuardPort,
 		Verdict: Verdict{Kind: Reject},
 	}}
+	rules = append(rules, leaveInterfaces(s, false)...)
 	rules = append(rules, leavePorts(s.ExcludeInboundPorts)...)
 	last := append([]Match{Loopback{Not: true}, LocalDest{}, FirstPacket{}}, onlyPorts(s.IncludeInboundPorts)...)
 	rules = append(rules, Rule{
@@ -204,7 +230,7 @@ func onlyPorts(ports []PortRange) []Match {
 }
 
 func proxyPorts(s Spec) []PortRange {
-	return mergePorts([]PortRange{{s.OutboundPort, s.OutboundPort}, {s.InboundPort, s.InboundPort}})
+	return mergeRanges([]PortRange{{s.OutboundPort, s.OutboundPort}, {s.InboundPort, s.InboundPort}})
 }
 
 // families splits prefixes by address family, IPv4 first; a family without any

@@ -29,6 +29,15 @@ func ports(t *testing.T, s string) []PortRange {
 	return p
 }
 
+func ids(t *testing.T, s string) []IDRange {
+	t.Helper()
+	p, err := ParseIDs(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func prefixes(s ...string) []netip.Prefix {
 	var out []netip.Prefix
 	for _, p := range s {
@@ -52,6 +61,23 @@ func TestRulesGolden(t *testing.T) {
 		"cidrs": func(s *Spec) {
 			s.ExcludeOutboundCIDRs = prefixes("169.254.169.254/32", "fd00:ec2::254/128", "10.9.8.7/24", "10.9.8.0/25")
 			s.IncludeOutboundCIDRs = prefixes("2001:db8::/32", "10.0.0.0/8", "::ffff:192.0.2.0/120")
+		},
+		"owners": func(s *Spec) {
+			s.ExcludeOutboundUIDs = ids(t, "1000-1999,0,1500-2500")
+			s.ExcludeOutboundGIDs = ids(t, "4294967294,7")
+		},
+		"interfaces": func(s *Spec) {
+			s.ExcludeInterfaces = []string{"net2", "eth1.100", "net2"}
+			s.ExcludeInboundPorts = ports(t, "22")
+		},
+		"quic": func(s *Spec) { s.RefuseQUIC = true },
+		"quic-partly": func(s *Spec) {
+			s.RefuseQUIC = true
+			s.ExcludeInterfaces = []string{"net1"}
+			s.ExcludeOutboundUIDs = ids(t, "33")
+			s.ExcludeOutboundPorts = ports(t, "443")
+			s.ExcludeOutboundCIDRs = prefixes("10.9.0.0/16")
+			s.IncludeOutboundCIDRs = prefixes("2001:db8::/32", "10.0.0.0/8")
 		},
 		"other-proxy": func(s *Spec) {
 			s.OutboundPort, s.InboundPort = 25006, 25001
@@ -90,6 +116,8 @@ func TestRulesDoNotDependOnOrder(t *testing.T) {
 	b.ExcludeInboundPorts = ports(t, "8000-8010,22,22")
 	a.ExcludeOutboundCIDRs = prefixes("10.0.0.0/8", "fd00::/8", "10.1.2.3/32")
 	b.ExcludeOutboundCIDRs = prefixes("fd00::/8", "10.200.0.1/8")
+	a.ExcludeOutboundUIDs, b.ExcludeOutboundUIDs = ids(t, "7,3-5,4"), ids(t, "3-4,4-5,7,7")
+	a.ExcludeInterfaces, b.ExcludeInterfaces = []string{"net1", "a", "net1"}, []string{"a", "net1"}
 	if diff := cmp.Diff(Rules(a).String(), Rules(b).String()); diff != "" {
 		t.Error(diff)
 	}
@@ -113,6 +141,9 @@ func TestValidate(t *testing.T) {
 		"no cgroup":        func(s *Spec) { s.Bypass.ID = 0 },
 		"no path":          func(s *Spec) { s.Bypass.Path = "" },
 		"no level":         func(s *Spec) { s.Bypass.Level = 0 },
+		"no interface":     func(s *Spec) { s.ExcludeInterfaces = []string{"eth0", ""} },
+		"no user":          func(s *Spec) { s.ExcludeOutboundUIDs = []IDRange{{0, MaxID + 1}} },
+		"no group":         func(s *Spec) { s.ExcludeOutboundGIDs = []IDRange{{2, 1}} },
 	} {
 		s := base()
 		change(&s)
@@ -149,6 +180,62 @@ func TestParsePorts(t *testing.T) {
 		"0000000000000080": {{80, 80}},
 	} {
 		got, err := ParsePorts(in)
+		if (err != nil) != (want == nil) {
+			t.Errorf("%q: error %v", in, err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%q: %s", in, diff)
+		}
+	}
+}
+
+func TestParseIDs(t *testing.T) {
+	for in, want := range map[string][]IDRange{
+		"0":                 {{0, 0}},
+		"0, 1000-1999":      {{0, 0}, {1000, 1999}},
+		"4294967294":        {{MaxID, MaxID}},
+		"4294967295":        nil, // (uid_t)-1
+		"4294967296":        nil,
+		"0-4294967295":      nil,
+		"":                  nil,
+		"root":              nil,
+		"-1":                nil,
+		"2-1":               nil,
+		"1,":                nil,
+		"1000:1001":         nil,
+		"18446744073709551": nil,
+	} {
+		got, err := ParseIDs(in)
+		if (err != nil) != (want == nil) {
+			t.Errorf("%q: error %v", in, err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%q: %s", in, diff)
+		}
+	}
+}
+
+func TestParseInterfaces(t *testing.T) {
+	for in, want := range map[string][]string{
+		"net1":             {"net1"},
+		"net1, eth0.100":   {"net1", "eth0.100"},
+		"veth-a_b@c+":      {"veth-a_b@c+"},
+		"123456789012345":  {"123456789012345"},
+		"1234567890123456": nil,
+		"":                 nil,
+		"net1,":            nil,
+		".":                nil,
+		"..":               nil,
+		"a b":              nil,
+		"a/b":              nil,
+		"eth0:1":           nil,
+		"eth*":             nil,
+		`e"th`:             nil,
+		`e\th`:             nil,
+		"ethé":             nil,
+		"eth\x00":          nil,
+	} {
+		got, err := ParseInterfaces(in)
 		if (err != nil) != (want == nil) {
 			t.Errorf("%q: error %v", in, err)
 		}

@@ -55,6 +55,8 @@ func (v Verdict) String() string {
 		return fmt.Sprintf("redirect to :%d", v.Port)
 	case Reject:
 		return "reject with tcp reset"
+	case Unreachable:
+		return "reject with icmpx port-unreachable"
 	}
 	return fmt.Sprintf("verdict(%d)", v.Kind)
 }
@@ -101,6 +103,22 @@ func (m OwnSocket) String() string {
 func (AnySocket) String() string { return "socket transparent <= 1" }
 
 func (Untranslated) String() string { return "ct status & dnat == 0" }
+
+func (m Interface) String() string {
+	if m.Out {
+		return "oifname " + strconv.Quote(m.Name)
+	}
+	return "iifname " + strconv.Quote(m.Name)
+}
+
+func (m SocketOwner) String() string {
+	if m.Group {
+		return "meta skgid { " + join(m.IDs) + " }"
+	}
+	return "meta skuid { " + join(m.IDs) + " }"
+}
+
+func (m UDPDestPort) String() string { return "udp dport { " + join(m.Ports) + " }" }
 
 func join[T fmt.Stringer](items []T) string {
 	var words []string

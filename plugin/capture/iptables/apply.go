@@ -14,6 +14,14 @@ var ours = []chain{
 	{table: "nat", builtin: "PREROUTING", name: "WEIR_IN"},
 	{table: "nat", builtin: "OUTPUT", name: "WEIR_OUT"},
 	{table: "filter", builtin: "INPUT", name: "WEIR_GUARD"},
+	{table: "filter", builtin: "OUTPUT", name: "WEIR_QUIC"},
+}
+
+// without are those of ours that chains have not.
+func without(chains []chain) []chain {
+	return slices.DeleteFunc(slices.Clone(ours), func(c chain) bool {
+		return slices.ContainsFunc(chains, func(have chain) bool { return have.name == c.name })
+	})
 }
 
 // allEqual says whether the rules are there already, by the digest in the jumps
@@ -28,6 +36,11 @@ func allEqual(families []family, want capture.Ruleset) (bool, error) {
 		}
 		for _, c := range chains {
 			if equal, err := f.equal(c, d); err != nil || !equal {
+				return false, err
+			}
+		}
+		for _, c := range without(chains) {
+			if exists, err := f.ipt.ChainExists(c.table, c.name); err != nil || exists {
 				return false, err
 			}
 		}
@@ -99,6 +112,11 @@ func replace(families []family, want capture.Ruleset) error {
 				return fmt.Errorf("iptables: %w", err)
 			}
 		}
+		for _, c := range without(built[i]) {
+			if err := f.dropIfThere(c); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -137,6 +155,18 @@ func (f family) drop(c chain, name string) error {
 		return fmt.Errorf("iptables: %w", err)
 	}
 	return nil
+}
+
+// dropIfThere is drop for a chain that is most likely not there.
+func (f family) dropIfThere(c chain) error {
+	exists, err := f.ipt.ChainExists(c.table, c.name)
+	if err != nil {
+		return fmt.Errorf("iptables: %w", err)
+	}
+	if !exists {
+		return nil
+	}
+	return f.drop(c, c.name)
 }
 
 // rulesOf picks a chain's rules out of a listing, which begins with the chain.

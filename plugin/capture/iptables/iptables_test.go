@@ -90,6 +90,114 @@ func TestRenderSplits(t *testing.T) {
 	}
 }
 
+func TestRenderExclusions(t *testing.T) {
+	s := spec(capture.Bypass{Path: "weir", ID: 1, Level: 1})
+	s.ExcludeOutboundUIDs = []capture.IDRange{{First: 0, Last: 0}, {First: 1000, Last: 1999}}
+	s.ExcludeOutboundGIDs = []capture.IDRange{{First: 7, Last: capture.MaxID}}
+	s.ExcludeInterfaces, s.RefuseQUIC = []string{"net1", "net2"}, true
+	s.IncludeOutboundCIDRs = []netip.Prefix{netip.MustParsePrefix("fd00::/8")}
+	had := lines(t, spec(capture.Bypass{Path: "weir", ID: 1, Level: 1}), true)
+	var more strings.Builder
+	for line := range strings.Lines(lines(t, s, true)) {
+		if !strings.Contains(had, line) {
+			more.WriteString(line)
+		}
+	}
+	want := strings.TrimLeft(`
+-t nat -A WEIR_IN -i net1 -j RETURN
+-t nat -A WEIR_IN -i net2 -j RETURN
+-t nat -A WEIR_OUT -o net1 -j RETURN
+-t nat -A WEIR_OUT -o net2 -j RETURN
+-t nat -A WEIR_OUT -m owner --uid-owner 0 -j RETURN
+-t nat -A WEIR_OUT -m owner --uid-owner 1000-1999 -j RETURN
+-t nat -A WEIR_OUT -m owner --gid-owner 7-4294967294 -j RETURN
+-t nat -A WEIR_OUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -d fd00::/8 -m comment --comment weir:out_turned -j REDIRECT --to-ports 15001
+-t filter -A WEIR_GUARD -i net1 -j RETURN
+-t filter -A WEIR_GUARD -i net2 -j RETURN
+-t filter -A WEIR_QUIC -o lo -j RETURN
+-t filter -A WEIR_QUIC -m cgroup --path weir -j RETURN
+-t filter -A WEIR_QUIC -o net1 -j RETURN
+-t filter -A WEIR_QUIC -o net2 -j RETURN
+-t filter -A WEIR_QUIC -m owner --uid-owner 0 -j RETURN
+-t filter -A WEIR_QUIC -m owner --uid-owner 1000-1999 -j RETURN
+-t filter -A WEIR_QUIC -m owner --gid-owner 7-4294967294 -j RETURN
+-t filter -A WEIR_QUIC -p udp -m multiport --dports 443 -d fd00::/8 -m comment --comment weir:quic_refused -j REJECT --reject-with icmp6-port-unreachable
+`, "\n")
+	if diff := cmp.Diff(want, more.String()); diff != "" {
+		t.Error(diff)
+	}
+	if v4 := lines(t, s, false); strings.Contains(v4, "quic_refused") || strings.Contains(v4, "icmp6") {
+		t.Errorf("IPv4 has IPv6's:\n%s", v4)
+	}
+}
+
+// TestRefusals: what iptables cannot do is refused, and nothing is left of it.
+func TestRefusals(t *testing.T) {
+	s := spec(capture.Bypass{Path: "weir", ID: 1, Level: 1})
+	s.ExcludeInterfaces = []string{"net1", "odd+"}
+	for _, v6 := range []bool{false, true} {
+		_, err := render(capture.Rules(s), v6)
+		refused, ok := errors.AsType[*RefusedError](err)
+		if !ok || refused.Option != Refusals()[0] || !strings.Contains(err.Error(), `exclude-interfaces: "odd+"`) {
+			t.Errorf("%v", err)
+		}
+	}
+	each(t, func(t *testing.T, ns *nstest.NS, b Backend) {
+		before := b.save(t, ns)
+		changed, err := apply(ns, b, s)
+		if _, ok := errors.AsType[*RefusedError](err); !ok || changed {
+			t.Errorf("changed %v, error %v", changed, err)
+		}
+		if diff := cmp.Diff(before, b.save(t, ns)); diff != "" {
+			t.Errorf("left behind:\n%s", diff)
+		}
+	})
+}
+
+// TestApplyExclusions: the optional rules come, are seen to be there and go.
+func TestApplyExclusions(t *testing.T) {
+	cg := nstest.NewCgroup(t)
+	s := spec(cg.Bypass)
+	s.ExcludeOutboundUIDs = []capture.IDRange{{First: 0, Last: 0}, {First: 1000, Last: 1999}}
+	s.ExcludeOutboundGIDs = []capture.IDRange{{First: 7, Last: capture.MaxID}}
+	s.ExcludeInterfaces, s.RefuseQUIC = []string{"net1"}, true
+	each(t, func(t *testing.T, ns *nstest.NS, b Backend) {
+		if _, err := apply(ns, b, spec(cg.Bypass)); err != nil {
+			t.Fatal(err)
+		}
+		plain := b.save(t, ns)
+		for _, want := range []bool{true, false} {
+			if changed, err := apply(ns, b, s); err != nil || changed != want {
+				t.Fatalf("changed %v, want %v, error %v", changed, want, err)
+			}
+		}
+		with := b.save(t, ns)
+		for _, want := range []string{"-j WEIR_QUIC", "--uid-owner 1000-1999", "--gid-owner 7-4294967294", "-A WEIR_GUARD -i net1 -j RETURN"} {
+			if !strings.Contains(with, want) {
+				t.Errorf("no %q in\n%s", want, with)
+			}
+		}
+		ns.Run(t, "ip6tables"+b.Variant, "-F", "WEIR_QUIC")
+		if changed, err := apply(ns, b, s); err != nil || !changed {
+			t.Errorf("flushed: changed %v, error %v", changed, err)
+		}
+		if changed, err := apply(ns, b, spec(cg.Bypass)); err != nil || !changed {
+			t.Errorf("without: changed %v, error %v", changed, err)
+		}
+		if diff := cmp.Diff(plain, b.save(t, ns)); diff != "" {
+			t.Errorf("there and back:\n%s", diff)
+		}
+		if _, err := apply(ns, b, s); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		ns.Do(func() { err = b.Delete() })
+		if left := b.save(t, ns); err != nil || strings.Contains(left, "WEIR") {
+			t.Errorf("%v, left:\n%s", err, left)
+		}
+	})
+}
+
 func TestDigestKnowsTheCgroup(t *testing.T) {
 	a := digest(capture.Rules(spec(capture.Bypass{Path: "weir", ID: 1, Level: 1})))
 	b := digest(capture.Rules(spec(capture.Bypass{Path: "weir", ID: 2, Level: 1})))

@@ -18,7 +18,7 @@ const marker = "weir:"
 // as arguments.
 type chain struct {
 	table   string // "nat" or "filter"
-	builtin string // "PREROUTING", "OUTPUT" or "INPUT"
+	builtin string // "PREROUTING", "OUTPUT", "INPUT"
 	name    string // "WEIR_IN"
 	rules   [][]string
 }
@@ -52,8 +52,8 @@ func render(r capture.Ruleset, v6 bool) ([]chain, error) {
 // each list that it meets. A rule of the other family comes to none.
 func renderRule(r capture.Rule, v6 bool) ([][]string, error) {
 	lists := [][]string{nil}
-	if needsTCP(r) {
-		lists = [][]string{{"-p", "tcp"}}
+	if p := protocol(r); p != "" {
+		lists = [][]string{{"-p", p}}
 	}
 	for _, m := range r.Matches {
 		choices, err := renderMatch(m, v6)
@@ -68,7 +68,7 @@ func renderRule(r capture.Rule, v6 bool) ([][]string, error) {
 		}
 		lists = next
 	}
-	end, err := renderEnd(r)
+	end, err := renderEnd(r, v6)
 	if err != nil {
 		return nil, err
 	}
@@ -80,14 +80,17 @@ func renderRule(r capture.Rule, v6 bool) ([][]string, error) {
 
 func join(a, b []string) []string { return append(append([]string(nil), a...), b...) }
 
-func needsTCP(r capture.Rule) bool {
+// protocol is the one that a rule's matches imply, or empty.
+func protocol(r capture.Rule) string {
 	for _, m := range r.Matches {
 		switch m.(type) {
 		case capture.TCP, capture.FirstPacket, capture.DestPort:
-			return true
+			return "tcp"
+		case capture.UDPDestPort:
+			return "udp"
 		}
 	}
-	return false
+	return ""
 }
 
 func renderMatch(m capture.Match, v6 bool) ([][]string, error) {
@@ -106,6 +109,12 @@ func renderMatch(m capture.Match, v6 bool) ([][]string, error) {
 		return one(join([]string{"-m", "tcp"}, not(m.Not, "--tcp-flags", "FIN,SYN,RST,ACK", "SYN"))...)
 	case capture.DestPort:
 		return renderPorts(m.Ports), nil
+	case capture.UDPDestPort:
+		return renderPorts(m.Ports), nil
+	case capture.Interface:
+		return renderInterface(m)
+	case capture.SocketOwner:
+		return renderOwner(m), nil
 	case capture.DestAddr:
 		return renderPrefixes(m.Prefixes, v6), nil
 	case capture.OwnSocket:
@@ -159,7 +168,31 @@ func renderPrefixes(prefixes []netip.Prefix, v6 bool) [][]string {
 	return out
 }
 
-func renderEnd(r capture.Rule) ([]string, error) {
+// renderOwner is one choice for each range: an owner match takes one.
+func renderOwner(m capture.SocketOwner) [][]string {
+	option := "--uid-owner"
+	if m.Group {
+		option = "--gid-owner"
+	}
+	var out [][]string
+	for _, r := range m.IDs {
+		out = append(out, []string{"-m", "owner", option, r.String()})
+	}
+	return out
+}
+
+func renderInterface(m capture.Interface) ([][]string, error) {
+	if strings.HasSuffix(m.Name, "+") {
+		return nil, &RefusedError{Option: plusInterface, Value: m.Name}
+	}
+	option := "-i"
+	if m.Out {
+		option = "-o"
+	}
+	return [][]string{{option, m.Name}}, nil
+}
+
+func renderEnd(r capture.Rule, v6 bool) ([]string, error) {
 	var args []string
 	if r.Counter != "" {
 		args = append(args, "-m", "comment", "--comment", marker+r.Counter)
@@ -171,6 +204,12 @@ func renderEnd(r capture.Rule) ([]string, error) {
 		return append(args, "-j", "REDIRECT", "--to-ports", fmt.Sprint(r.Verdict.Port)), nil
 	case capture.Reject:
 		return append(args, "-j", "REJECT", "--reject-with", "tcp-reset"), nil
+	case capture.Unreachable:
+		with := "icmp-port-unreachable"
+		if v6 {
+			with = "icmp6-port-unreachable"
+		}
+		return append(args, "-j", "REJECT", "--reject-with", with), nil
 	}
 	return nil, fmt.Errorf("no words for %v", r.Verdict)
 }

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -33,12 +34,18 @@ type decoder struct {
 	masked []byte
 	imm    []byte
 	proto  bool // "l4proto tcp" was seen and no match has used it yet
+	udp    bool // "l4proto udp" was seen and no match has used it yet
+	hton   bool // what is loaded was turned into network byte order
 	family byte // "nfproto" was seen and no match has used it yet
 }
 
 func decodeRule(r rawRule, sets map[string]rawSet) capture.Rule {
 	d := decoder{sets: sets}
 	for _, raw := range r.exprs {
+		if raw.name == "byteorder" {
+			d.byteorder(raw)
+			continue
+		}
 		e := newExpr(raw.name)
 		if e == nil || expr.Unmarshal(unix.NFPROTO_INET, raw.data, e) != nil {
 			d.foreign(raw.name)
@@ -47,6 +54,7 @@ func decodeRule(r rawRule, sets map[string]rawSet) capture.Rule {
 		d.step(e, raw)
 	}
 	d.keepTCP()
+	d.keepUDP()
 	return d.rule
 }
 
@@ -90,8 +98,12 @@ func (d *decoder) match(m capture.Match) {
 	default:
 		d.keepTCP()
 	}
+	if _, ok := m.(capture.UDPDestPort); ok {
+		d.udp = false
+	}
+	d.keepUDP()
 	d.rule.Matches = append(d.rule.Matches, m)
-	d.loaded, d.masked = nil, nil
+	d.loaded, d.masked, d.hton = nil, nil, false
 }
 
 // keepTCP writes down an "l4proto tcp" that the next match does not imply.
@@ -99,6 +111,15 @@ func (d *decoder) keepTCP() {
 	if d.proto {
 		d.proto = false
 		d.rule.Matches = append(d.rule.Matches, capture.TCP{})
+	}
+}
+
+// keepUDP writes down an "l4proto udp" that is no part of another match. Weir
+// writes none.
+func (d *decoder) keepUDP() {
+	if d.udp {
+		d.udp = false
+		d.rule.Matches = append(d.rule.Matches, foreign{text: "meta l4proto udp"})
 	}
 }
 
@@ -121,13 +142,16 @@ func (d *decoder) step(e expr.Any, raw rawExpr) {
 		}
 		d.rule.Verdict = capture.Verdict{Kind: capture.Redirect, Port: binary.BigEndian.Uint16(d.imm)}
 	case *expr.Reject:
-		if e.Type != unix.NFT_REJECT_TCP_RST {
+		switch {
+		case e.Type == unix.NFT_REJECT_TCP_RST:
+			d.rule.Verdict = capture.Verdict{Kind: capture.Reject}
+		case e.Type == unix.NFT_REJECT_ICMPX_UNREACH && e.Code == unix.NFT_REJECT_ICMPX_PORT_UNREACH:
+			d.rule.Verdict = capture.Verdict{Kind: capture.Unreachable}
+		default:
 			d.foreign("reject")
-			return
 		}
-		d.rule.Verdict = capture.Verdict{Kind: capture.Reject}
 	default:
-		d.loaded, d.masked = e, nil
+		d.loaded, d.masked, d.hton = e, nil, false
 	}
 }
 
@@ -149,6 +173,10 @@ func (d *decoder) compare(c *expr.Cmp) {
 	plain := not || c.Op == expr.CmpOpEq
 	is := func(want []byte) bool { return plain && bytes.Equal(c.Data, want) }
 	native32 := binaryutil.NativeEndian.PutUint32
+	if d.hton {
+		d.foreign("byteorder")
+		return
+	}
 	switch l := d.loaded.(type) {
 	case *expr.Meta:
 		switch {
@@ -157,6 +185,12 @@ func (d *decoder) compare(c *expr.Cmp) {
 			return
 		case l.Key == expr.MetaKeyL4PROTO && !not && is([]byte{unix.IPPROTO_TCP}):
 			d.proto = true
+			return
+		case l.Key == expr.MetaKeyL4PROTO && !not && is([]byte{unix.IPPROTO_UDP}):
+			d.udp = true
+			return
+		case (l.Key == expr.MetaKeyIIFNAME || l.Key == expr.MetaKeyOIFNAME) && c.Op == expr.CmpOpEq && len(c.Data) == unix.IFNAMSIZ:
+			d.match(capture.Interface{Out: l.Key == expr.MetaKeyOIFNAME, Name: strings.TrimRight(string(c.Data), "\x00")})
 			return
 		case l.Key == expr.MetaKeyNFPROTO && !not && plain && len(c.Data) == 1:
 			d.family = c.Data[0]
@@ -207,20 +241,22 @@ func (d *decoder) proto0() bool {
 }
 
 func (d *decoder) lookup(l *expr.Lookup) {
+	if meta, ok := d.loaded.(*expr.Meta); ok {
+		d.owner(l, meta)
+		return
+	}
 	p, ok := d.loaded.(*expr.Payload)
 	in, known := d.sets[l.SetName]
-	if !ok || !known || l.Invert || d.masked != nil {
+	if !ok || !known || l.Invert || d.masked != nil || d.hton {
 		d.foreign("lookup")
 		return
 	}
 	intervals := decodeSet(in)
 	switch {
-	case p.Base == expr.PayloadBaseTransportHeader && p.Offset == offTCPDport && p.Len == 2 && d.proto0():
-		var ports []capture.PortRange
-		for _, i := range intervals {
-			ports = append(ports, capture.PortRange{First: binary.BigEndian.Uint16(i.first), Last: binary.BigEndian.Uint16(i.last)})
-		}
-		d.match(capture.DestPort{Ports: ports})
+	case p.Base == expr.PayloadBaseTransportHeader && p.Offset == offDport && p.Len == 2 && d.udp:
+		d.match(capture.UDPDestPort{Ports: toPorts(intervals)})
+	case p.Base == expr.PayloadBaseTransportHeader && p.Offset == offDport && p.Len == 2 && d.proto0():
+		d.match(capture.DestPort{Ports: toPorts(intervals)})
 	case p.Base == expr.PayloadBaseNetworkHeader &&
 		(d.family == unix.NFPROTO_IPV4 && p.Offset == offIPv4Daddr && p.Len == 4 ||
 			d.family == unix.NFPROTO_IPV6 && p.Offset == offIPv6Daddr && p.Len == 16):
@@ -233,6 +269,14 @@ func (d *decoder) lookup(l *expr.Lookup) {
 	default:
 		d.foreign("lookup")
 	}
+}
+
+func toPorts(in []interval) []capture.PortRange {
+	var out []capture.PortRange
+	for _, i := range in {
+		out = append(out, capture.PortRange{First: binary.BigEndian.Uint16(i.first), Last: binary.BigEndian.Uint16(i.last)})
+	}
+	return out
 }
 
 // decodeSet sorts a set's elements and pairs starts with ends.

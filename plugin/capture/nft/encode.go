@@ -17,7 +17,7 @@ const reg = unix.NFT_REG_1
 
 // Offsets into headers, and bits, that no package names.
 const (
-	offTCPDport    = 2
+	offDport       = 2 // of TCP and of UDP
 	offTCPFlags    = 13
 	offIPv4Daddr   = 16
 	offIPv6Daddr   = 24
@@ -53,6 +53,8 @@ func (e *encoder) rule(r capture.Rule) ([]expr.Any, error) {
 			&expr.Redir{RegisterProtoMin: reg})
 	case capture.Reject:
 		e.add(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
+	case capture.Unreachable:
+		e.add(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})
 	default:
 		return nil, fmt.Errorf("no encoding for %v", r.Verdict)
 	}
@@ -80,8 +82,28 @@ func (e *encoder) match(m capture.Match) error {
 			compare(m.Not, []byte{tcpSyn}))
 	case capture.DestPort:
 		e.tcp()
-		e.add(payload(expr.PayloadBaseTransportHeader, offTCPDport, 2))
-		return e.lookup(nftables.TypeInetService, portIntervals(m.Ports))
+		e.add(payload(expr.PayloadBaseTransportHeader, offDport, 2))
+		return e.lookup(nftables.TypeInetService, portIntervals(m.Ports), false)
+	case capture.UDPDestPort:
+		e.add(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, compare(false, []byte{unix.IPPROTO_UDP}),
+			payload(expr.PayloadBaseTransportHeader, offDport, 2))
+		return e.lookup(nftables.TypeInetService, portIntervals(m.Ports), false)
+	case capture.Interface:
+		key := expr.MetaKeyIIFNAME
+		if m.Out {
+			key = expr.MetaKeyOIFNAME
+		}
+		e.add(&expr.Meta{Key: key, Register: reg}, compare(false, ifName(m.Name)))
+	case capture.SocketOwner:
+		key, kind := expr.MetaKeySKUID, nftables.TypeUID
+		if m.Group {
+			key, kind = expr.MetaKeySKGID, nftables.TypeGID
+		}
+		// The kernel loads these in its own byte order; intervals have an order only
+		// in the network's.
+		e.add(&expr.Meta{Key: key, Register: reg},
+			&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: 4, Size: 4})
+		return e.lookup(kind, idIntervals(m.IDs), true)
 	case capture.DestAddr:
 		family, offset, kind := byte(unix.NFPROTO_IPV4), uint32(offIPv4Daddr), nftables.TypeIPAddr
 		if m.Prefixes[0].Addr().Is6() {
@@ -89,7 +111,7 @@ func (e *encoder) match(m capture.Match) error {
 		}
 		e.add(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg}, compare(false, []byte{family}),
 			payload(expr.PayloadBaseNetworkHeader, offset, kind.Bytes))
-		return e.lookup(kind, prefixIntervals(m.Prefixes))
+		return e.lookup(kind, prefixIntervals(m.Prefixes), false)
 	case capture.OwnSocket:
 		e.add(&expr.Socket{Key: expr.SocketKeyCgroupv2, Level: uint32(m.Cgroup.Level), Register: reg},
 			compare(false, binaryutil.NativeEndian.PutUint64(m.Cgroup.ID)))
@@ -117,9 +139,9 @@ func (e *encoder) tcp() {
 }
 
 // lookup compares the register with a set of its own, anonymous, so that it goes
-// with the rule.
-func (e *encoder) lookup(kind nftables.SetDatatype, in []interval) error {
-	set := &nftables.Set{Table: e.table, Anonymous: true, Constant: true, KeyType: kind, Interval: ranged(in)}
+// with the rule. It is a set of intervals if it must be, or if tree says so.
+func (e *encoder) lookup(kind nftables.SetDatatype, in []interval, tree bool) error {
+	set := &nftables.Set{Table: e.table, Anonymous: true, Constant: true, KeyType: kind, Interval: tree || ranged(in)}
 	var elements []nftables.SetElement
 	for _, i := range in {
 		elements = append(elements, nftables.SetElement{Key: i.first})
@@ -160,6 +182,21 @@ func portIntervals(ports []capture.PortRange) []interval {
 	for _, p := range ports {
 		out = append(out, interval{binary.BigEndian.AppendUint16(nil, p.First), binary.BigEndian.AppendUint16(nil, p.Last)})
 	}
+	return out
+}
+
+func idIntervals(ids []capture.IDRange) []interval {
+	var out []interval
+	for _, r := range ids {
+		out = append(out, interval{binary.BigEndian.AppendUint32(nil, r.First), binary.BigEndian.AppendUint32(nil, r.Last)})
+	}
+	return out
+}
+
+// ifName is an interface's name as the kernel keeps it: IFNAMSIZ bytes.
+func ifName(name string) []byte {
+	out := make([]byte, unix.IFNAMSIZ)
+	copy(out, name)
 	return out
 }
 

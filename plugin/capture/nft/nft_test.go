@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -30,6 +31,15 @@ func ports(t testing.TB, s string) []capture.PortRange {
 	return p
 }
 
+func ids(t testing.TB, s string) []capture.IDRange {
+	t.Helper()
+	p, err := capture.ParseIDs(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // specs are Specs that use every kind of rule.
 func specs(t testing.TB, b capture.Bypass) map[string]capture.Spec {
 	excludes, includes, cidrs, ends := spec(b), spec(b), spec(b), spec(b)
@@ -43,7 +53,16 @@ func specs(t testing.TB, b capture.Bypass) map[string]capture.Spec {
 	ends.IncludeOutboundPorts = ports(t, "1-65535")
 	ends.IncludeOutboundCIDRs = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 	ends.ExcludeOutboundCIDRs = []netip.Prefix{netip.MustParsePrefix("240.0.0.0/4"), netip.MustParsePrefix("ff00::/8")}
-	return map[string]capture.Spec{"default": spec(b), "excludes": excludes, "includes": includes, "cidrs": cidrs, "ends": ends}
+	owners, interfaces, quic := spec(b), spec(b), spec(b)
+	owners.ExcludeOutboundUIDs = ids(t, "0,1000-1999,2001,4294967294")
+	owners.ExcludeOutboundGIDs = ids(t, "1,2,256,65536") // their order differs from byte order to byte order
+	interfaces.ExcludeInterfaces = []string{"net1", "eth1.100", "123456789012345", "odd+", "lo"}
+	quic.RefuseQUIC = true
+	quic.ExcludeOutboundUIDs = ids(t, "0-4294967294")
+	quic.ExcludeInterfaces = []string{"net1"}
+	quic.IncludeOutboundCIDRs = cidrs.IncludeOutboundCIDRs
+	return map[string]capture.Spec{"default": spec(b), "excludes": excludes, "includes": includes, "cidrs": cidrs, "ends": ends,
+		"owners": owners, "interfaces": interfaces, "quic": quic}
 }
 
 // TestKernelHoldsWhatTheTextSays loads the text with nft into one namespace and
@@ -186,6 +205,53 @@ func TestDriftIsSeen(t *testing.T) {
 			}
 			if changed, err := b.Apply(rules); err != nil || !changed {
 				t.Errorf("changed %v, error %v", changed, err)
+			}
+			if diff := cmp.Diff(want, ns.Run(t, "nft", "list", "ruleset")); diff != "" {
+				t.Errorf("after the repair (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestDriftOfExclusionsIsSeen: each of the expressions that only some Specs need is
+// read back for what it is.
+func TestDriftOfExclusionsIsSeen(t *testing.T) {
+	cg := nstest.NewCgroup(t)
+	s := spec(cg.Bypass)
+	s.ExcludeOutboundUIDs, s.ExcludeOutboundGIDs = ids(t, "1000-1999"), ids(t, "7,9")
+	s.ExcludeInterfaces, s.RefuseQUIC = []string{"net1"}, true
+	replace := func(chain, words, by string) string {
+		return fmt.Sprintf(`nft replace rule inet weir %s handle $(nft -a list chain inet weir %[1]s | sed -n 's/.*%s.*handle //p' | head -1) %s`, chain, words, by)
+	}
+	for name, script := range map[string]string{
+		"other users":           replace("out", "skuid", "meta skuid '{ 1000-2000 }' return"),
+		"one user, compared":    replace("out", "skuid", "meta skuid 1000 return"),
+		"users not in order":    replace("out", "skuid", "meta skuid '{ 1000, 1999 }' return"),
+		"all other users":       replace("out", "skuid", "meta skuid != '{ 1000-1999 }' return"),
+		"users by their range":  replace("out", "skuid", "meta skuid 1000-1999 return"),
+		"group for user":        replace("out", "skuid", "meta skgid '{ 1000-1999 }' return"),
+		"one group less":        replace("out", "skgid", "meta skgid '{ 7 }' return"),
+		"another interface":     replace("out", "oifname", "oifname net2 return"),
+		"interfaces' beginning": replace("out", "oifname", "oifname 'net1*' return"),
+		"all other interfaces":  replace("in", "iifname", "iifname != net1 return"),
+		"in for out":            replace("out", "oifname", "meta oifkind net1 return"),
+		"TCP for UDP":           replace("quic", "dport", "tcp dport 443 counter name quic_refused reject with icmpx port-unreachable"),
+		"source for dest":       replace("quic", "dport", "udp sport 443 counter name quic_refused reject with icmpx port-unreachable"),
+		"all of UDP":            replace("quic", "dport", "meta l4proto udp counter name quic_refused reject with icmpx port-unreachable"),
+		"another error":         replace("quic", "dport", "udp dport '{ 443 }' counter name quic_refused reject with icmpx admin-prohibited"),
+		"IPv4's error":          replace("quic", "dport", "udp dport '{ 443 }' counter name quic_refused reject with icmp port-unreachable"),
+		"no QUIC chain":         "nft flush chain inet weir quic; nft delete chain inet weir quic",
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns := nstest.New(t)
+			b, rules := Backend{NS: ns.FD()}, capture.Rules(s)
+			if _, err := b.Apply(rules); err != nil {
+				t.Fatal(err)
+			}
+			want := ns.Run(t, "nft", "list", "ruleset")
+			ns.Run(t, "sh", "-ec", script)
+			if changed, err := b.Apply(rules); err != nil || !changed {
+				t.Errorf("changed %v, error %v, after\n%s", changed, err, ns.Run(t, "nft", "list", "ruleset"))
 			}
 			if diff := cmp.Diff(want, ns.Run(t, "nft", "list", "ruleset")); diff != "" {
 				t.Errorf("after the repair (-want +got):\n%s", diff)
