@@ -28,6 +28,7 @@ import (
 
 	"github.com/weirmesh/weir/agent/attach"
 	"github.com/weirmesh/weir/agent/attachpb"
+	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/push"
 	"github.com/weirmesh/weir/agent/repair"
@@ -37,11 +38,8 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-// Limits of one proxy.
-const (
-	proxyMaxProcs    = 2
-	proxyMemoryLimit = 128 << 20 // bytes
-)
+// proxyMaxProcs is GOMAXPROCS of a proxy.
+const proxyMaxProcs = 2
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -153,7 +151,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		HostCgroupNS: f.cgroupNS,
 		UIDBase:      uint32(f.uidBase),
 		MaxProcs:     proxyMaxProcs,
-		MemoryLimit:  proxyMemoryLimit,
+		Limits:       launch.Limits{Memory: decide.DefaultMemoryLimit, CPUWeight: decide.DefaultCPUWeight},
 		Log:          log,
 		Session:      pusher.Session,
 		Restarted: func(a launch.Attachment) {

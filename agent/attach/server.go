@@ -124,6 +124,8 @@ func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.De
 		PodName:      begin.GetPodName(),
 		PodUID:       begin.GetPodUid(),
 		Spec:         dec.Spec,
+		Limits:       launch.Limits{Memory: dec.Proxy.MemoryLimit, CPUWeight: dec.Proxy.CPUWeight},
+		OpaquePorts:  dec.Proxy.OpaquePorts,
 	}
 	for _, text := range begin.GetAddresses() {
 		addr, err := netip.ParseAddr(text)
@@ -134,9 +136,12 @@ func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.De
 	}
 	a, err := s.Proxies.Start(ctx, req, claimed)
 	var wrong *launch.NamespaceError
+	var limit *launch.LimitError
 	switch {
 	case errors.As(err, &wrong):
 		return launch.Attachment{}, attachpb.WrongNamespace.Fail("%v", err)
+	case errors.As(err, &limit):
+		return launch.Attachment{}, attachpb.Unsupported.Fail("%v", err)
 	case err != nil:
 		return launch.Attachment{}, attachpb.ProxyFailed.Fail("%v", err)
 	}

@@ -55,7 +55,7 @@ func serve(t *testing.T) (attachpb.AttachClient, *launch.Manager, *[]string) {
 	manager, err := launch.Open(launch.Options{
 		RunDir: t.TempDir(), NetnsDir: "/run/netns", CgroupRoot: "/sys/fs/cgroup",
 		CgroupParent: fmt.Sprintf("weir-attach-test-%d", os.Getpid()),
-		Proxy:        "/bin/true", UIDBase: 1879048192, MaxProcs: 2, MemoryLimit: 64 << 20, Log: log,
+		Proxy:        "/bin/true", UIDBase: 1879048192, MaxProcs: 2, Limits: launch.Limits{Memory: 64 << 20, CPUWeight: 100}, Log: log,
 		Session: func(ctx context.Context, _ *launch.Instance) { <-ctx.Done() },
 	})
 	if err != nil {

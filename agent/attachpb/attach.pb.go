@@ -522,6 +522,10 @@ type Spec struct {
 	IncludeOutboundPorts []*PortRange           `protobuf:"bytes,9,rep,name=include_outbound_ports,json=includeOutboundPorts,proto3" json:"include_outbound_ports,omitempty"`
 	ExcludeOutboundCidrs []string               `protobuf:"bytes,10,rep,name=exclude_outbound_cidrs,json=excludeOutboundCidrs,proto3" json:"exclude_outbound_cidrs,omitempty"`
 	IncludeOutboundCidrs []string               `protobuf:"bytes,11,rep,name=include_outbound_cidrs,json=includeOutboundCidrs,proto3" json:"include_outbound_cidrs,omitempty"`
+	ExcludeOutboundUids  []*IDRange             `protobuf:"bytes,20,rep,name=exclude_outbound_uids,json=excludeOutboundUids,proto3" json:"exclude_outbound_uids,omitempty"`
+	ExcludeOutboundGids  []*IDRange             `protobuf:"bytes,21,rep,name=exclude_outbound_gids,json=excludeOutboundGids,proto3" json:"exclude_outbound_gids,omitempty"`
+	ExcludeInterfaces    []string               `protobuf:"bytes,22,rep,name=exclude_interfaces,json=excludeInterfaces,proto3" json:"exclude_interfaces,omitempty"`
+	RefuseQuic           bool                   `protobuf:"varint,23,opt,name=refuse_quic,json=refuseQuic,proto3" json:"refuse_quic,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -633,6 +637,34 @@ func (x *Spec) GetIncludeOutboundCidrs() []string {
 	return nil
 }
 
+func (x *Spec) GetExcludeOutboundUids() []*IDRange {
+	if x != nil {
+		return x.ExcludeOutboundUids
+	}
+	return nil
+}
+
+func (x *Spec) GetExcludeOutboundGids() []*IDRange {
+	if x != nil {
+		return x.ExcludeOutboundGids
+	}
+	return nil
+}
+
+func (x *Spec) GetExcludeInterfaces() []string {
+	if x != nil {
+		return x.ExcludeInterfaces
+	}
+	return nil
+}
+
+func (x *Spec) GetRefuseQuic() bool {
+	if x != nil {
+		return x.RefuseQuic
+	}
+	return false
+}
+
 type PortRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	First         uint32                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
@@ -685,6 +717,59 @@ func (x *PortRange) GetLast() uint32 {
 	return 0
 }
 
+// IDRange is users or groups, by number.
+type IDRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint32                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint32                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IDRange) Reset() {
+	*x = IDRange{}
+	mi := &file_agent_attachpb_attach_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IDRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IDRange) ProtoMessage() {}
+
+func (x *IDRange) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_attachpb_attach_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IDRange.ProtoReflect.Descriptor instead.
+func (*IDRange) Descriptor() ([]byte, []int) {
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *IDRange) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *IDRange) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 type DelRequest struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -698,7 +783,7 @@ type DelRequest struct {
 
 func (x *DelRequest) Reset() {
 	*x = DelRequest{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[9]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +795,7 @@ func (x *DelRequest) String() string {
 func (*DelRequest) ProtoMessage() {}
 
 func (x *DelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[9]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +808,7 @@ func (x *DelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelRequest.ProtoReflect.Descriptor instead.
 func (*DelRequest) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{9}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DelRequest) GetContainerId() string {
@@ -755,7 +840,7 @@ type DelReply struct {
 
 func (x *DelReply) Reset() {
 	*x = DelReply{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[10]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -767,7 +852,7 @@ func (x *DelReply) String() string {
 func (*DelReply) ProtoMessage() {}
 
 func (x *DelReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[10]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -780,7 +865,7 @@ func (x *DelReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DelReply.ProtoReflect.Descriptor instead.
 func (*DelReply) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{10}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{11}
 }
 
 type CheckRequest struct {
@@ -794,7 +879,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[11]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +891,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[11]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +904,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{11}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CheckRequest) GetContainerId() string {
@@ -855,7 +940,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[12]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +952,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[12]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +965,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{12}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CheckReply) GetSpec() *Spec {
@@ -906,7 +991,7 @@ type GCRequest struct {
 
 func (x *GCRequest) Reset() {
 	*x = GCRequest{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[13]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1003,7 @@ func (x *GCRequest) String() string {
 func (*GCRequest) ProtoMessage() {}
 
 func (x *GCRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[13]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1016,7 @@ func (x *GCRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCRequest.ProtoReflect.Descriptor instead.
 func (*GCRequest) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{13}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GCRequest) GetValid() []*Sandbox {
@@ -951,7 +1036,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[14]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1048,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[14]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1061,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{14}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Sandbox) GetContainerId() string {
@@ -1001,7 +1086,7 @@ type GCReply struct {
 
 func (x *GCReply) Reset() {
 	*x = GCReply{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[15]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1098,7 @@ func (x *GCReply) String() string {
 func (*GCReply) ProtoMessage() {}
 
 func (x *GCReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[15]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1111,7 @@ func (x *GCReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GCReply.ProtoReflect.Descriptor instead.
 func (*GCReply) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{15}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{16}
 }
 
 type StatusRequest struct {
@@ -1037,7 +1122,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[16]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1134,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[16]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1147,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{16}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{17}
 }
 
 type StatusReply struct {
@@ -1074,7 +1159,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1171,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1184,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{17}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StatusReply) GetVersion() string {
@@ -1143,7 +1228,7 @@ const file_agent_attachpb_attach_proto_rawDesc = "" +
 	"\aRefused\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\v\n" +
-	"\tCommitted\"\xdb\x04\n" +
+	"\tCommitted\"\xc5\x06\n" +
 	"\x04Spec\x12#\n" +
 	"\routbound_port\x18\x01 \x01(\rR\foutboundPort\x12!\n" +
 	"\finbound_port\x18\x02 \x01(\rR\vinboundPort\x12\x1f\n" +
@@ -1157,8 +1242,16 @@ const file_agent_attachpb_attach_proto_rawDesc = "" +
 	"\x16include_outbound_ports\x18\t \x03(\v2\x19.weir.attach.v1.PortRangeR\x14includeOutboundPorts\x124\n" +
 	"\x16exclude_outbound_cidrs\x18\n" +
 	" \x03(\tR\x14excludeOutboundCidrs\x124\n" +
-	"\x16include_outbound_cidrs\x18\v \x03(\tR\x14includeOutboundCidrs\"5\n" +
+	"\x16include_outbound_cidrs\x18\v \x03(\tR\x14includeOutboundCidrs\x12K\n" +
+	"\x15exclude_outbound_uids\x18\x14 \x03(\v2\x17.weir.attach.v1.IDRangeR\x13excludeOutboundUids\x12K\n" +
+	"\x15exclude_outbound_gids\x18\x15 \x03(\v2\x17.weir.attach.v1.IDRangeR\x13excludeOutboundGids\x12-\n" +
+	"\x12exclude_interfaces\x18\x16 \x03(\tR\x11excludeInterfaces\x12\x1f\n" +
+	"\vrefuse_quic\x18\x17 \x01(\bR\n" +
+	"refuseQuic\"5\n" +
 	"\tPortRange\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"3\n" +
+	"\aIDRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\"]\n" +
 	"\n" +
@@ -1204,7 +1297,7 @@ func file_agent_attachpb_attach_proto_rawDescGZIP() []byte {
 	return file_agent_attachpb_attach_proto_rawDescData
 }
 
-var file_agent_attachpb_attach_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_agent_attachpb_attach_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_agent_attachpb_attach_proto_goTypes = []any{
 	(*AddRequest)(nil),    // 0: weir.attach.v1.AddRequest
 	(*Begin)(nil),         // 1: weir.attach.v1.Begin
@@ -1215,15 +1308,16 @@ var file_agent_attachpb_attach_proto_goTypes = []any{
 	(*Committed)(nil),     // 6: weir.attach.v1.Committed
 	(*Spec)(nil),          // 7: weir.attach.v1.Spec
 	(*PortRange)(nil),     // 8: weir.attach.v1.PortRange
-	(*DelRequest)(nil),    // 9: weir.attach.v1.DelRequest
-	(*DelReply)(nil),      // 10: weir.attach.v1.DelReply
-	(*CheckRequest)(nil),  // 11: weir.attach.v1.CheckRequest
-	(*CheckReply)(nil),    // 12: weir.attach.v1.CheckReply
-	(*GCRequest)(nil),     // 13: weir.attach.v1.GCRequest
-	(*Sandbox)(nil),       // 14: weir.attach.v1.Sandbox
-	(*GCReply)(nil),       // 15: weir.attach.v1.GCReply
-	(*StatusRequest)(nil), // 16: weir.attach.v1.StatusRequest
-	(*StatusReply)(nil),   // 17: weir.attach.v1.StatusReply
+	(*IDRange)(nil),       // 9: weir.attach.v1.IDRange
+	(*DelRequest)(nil),    // 10: weir.attach.v1.DelRequest
+	(*DelReply)(nil),      // 11: weir.attach.v1.DelReply
+	(*CheckRequest)(nil),  // 12: weir.attach.v1.CheckRequest
+	(*CheckReply)(nil),    // 13: weir.attach.v1.CheckReply
+	(*GCRequest)(nil),     // 14: weir.attach.v1.GCRequest
+	(*Sandbox)(nil),       // 15: weir.attach.v1.Sandbox
+	(*GCReply)(nil),       // 16: weir.attach.v1.GCReply
+	(*StatusRequest)(nil), // 17: weir.attach.v1.StatusRequest
+	(*StatusReply)(nil),   // 18: weir.attach.v1.StatusReply
 }
 var file_agent_attachpb_attach_proto_depIdxs = []int32{
 	1,  // 0: weir.attach.v1.AddRequest.begin:type_name -> weir.attach.v1.Begin
@@ -1236,23 +1330,25 @@ var file_agent_attachpb_attach_proto_depIdxs = []int32{
 	8,  // 7: weir.attach.v1.Spec.include_inbound_ports:type_name -> weir.attach.v1.PortRange
 	8,  // 8: weir.attach.v1.Spec.exclude_outbound_ports:type_name -> weir.attach.v1.PortRange
 	8,  // 9: weir.attach.v1.Spec.include_outbound_ports:type_name -> weir.attach.v1.PortRange
-	7,  // 10: weir.attach.v1.CheckReply.spec:type_name -> weir.attach.v1.Spec
-	14, // 11: weir.attach.v1.GCRequest.valid:type_name -> weir.attach.v1.Sandbox
-	0,  // 12: weir.attach.v1.Attach.Add:input_type -> weir.attach.v1.AddRequest
-	9,  // 13: weir.attach.v1.Attach.Del:input_type -> weir.attach.v1.DelRequest
-	11, // 14: weir.attach.v1.Attach.Check:input_type -> weir.attach.v1.CheckRequest
-	13, // 15: weir.attach.v1.Attach.GC:input_type -> weir.attach.v1.GCRequest
-	16, // 16: weir.attach.v1.Attach.Status:input_type -> weir.attach.v1.StatusRequest
-	3,  // 17: weir.attach.v1.Attach.Add:output_type -> weir.attach.v1.AddReply
-	10, // 18: weir.attach.v1.Attach.Del:output_type -> weir.attach.v1.DelReply
-	12, // 19: weir.attach.v1.Attach.Check:output_type -> weir.attach.v1.CheckReply
-	15, // 20: weir.attach.v1.Attach.GC:output_type -> weir.attach.v1.GCReply
-	17, // 21: weir.attach.v1.Attach.Status:output_type -> weir.attach.v1.StatusReply
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	9,  // 10: weir.attach.v1.Spec.exclude_outbound_uids:type_name -> weir.attach.v1.IDRange
+	9,  // 11: weir.attach.v1.Spec.exclude_outbound_gids:type_name -> weir.attach.v1.IDRange
+	7,  // 12: weir.attach.v1.CheckReply.spec:type_name -> weir.attach.v1.Spec
+	15, // 13: weir.attach.v1.GCRequest.valid:type_name -> weir.attach.v1.Sandbox
+	0,  // 14: weir.attach.v1.Attach.Add:input_type -> weir.attach.v1.AddRequest
+	10, // 15: weir.attach.v1.Attach.Del:input_type -> weir.attach.v1.DelRequest
+	12, // 16: weir.attach.v1.Attach.Check:input_type -> weir.attach.v1.CheckRequest
+	14, // 17: weir.attach.v1.Attach.GC:input_type -> weir.attach.v1.GCRequest
+	17, // 18: weir.attach.v1.Attach.Status:input_type -> weir.attach.v1.StatusRequest
+	3,  // 19: weir.attach.v1.Attach.Add:output_type -> weir.attach.v1.AddReply
+	11, // 20: weir.attach.v1.Attach.Del:output_type -> weir.attach.v1.DelReply
+	13, // 21: weir.attach.v1.Attach.Check:output_type -> weir.attach.v1.CheckReply
+	16, // 22: weir.attach.v1.Attach.GC:output_type -> weir.attach.v1.GCReply
+	18, // 23: weir.attach.v1.Attach.Status:output_type -> weir.attach.v1.StatusReply
+	19, // [19:24] is the sub-list for method output_type
+	14, // [14:19] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_agent_attachpb_attach_proto_init() }
@@ -1276,7 +1372,7 @@ func file_agent_attachpb_attach_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_attachpb_attach_proto_rawDesc), len(file_agent_attachpb_attach_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

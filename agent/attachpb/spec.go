@@ -21,6 +21,10 @@ func FromSpec(s capture.Spec) *Spec {
 		IncludeOutboundPorts: fromPorts(s.IncludeOutboundPorts),
 		ExcludeOutboundCidrs: fromPrefixes(s.ExcludeOutboundCIDRs),
 		IncludeOutboundCidrs: fromPrefixes(s.IncludeOutboundCIDRs),
+		ExcludeOutboundUids:  fromIDs(s.ExcludeOutboundUIDs),
+		ExcludeOutboundGids:  fromIDs(s.ExcludeOutboundGIDs),
+		ExcludeInterfaces:    s.ExcludeInterfaces,
+		RefuseQuic:           s.RefuseQUIC,
 	}
 }
 
@@ -37,6 +41,10 @@ func (x *Spec) ToSpec() (capture.Spec, error) {
 		IncludeOutboundPorts: r.ports("include_outbound_ports", x.GetIncludeOutboundPorts()),
 		ExcludeOutboundCIDRs: r.prefixes("exclude_outbound_cidrs", x.GetExcludeOutboundCidrs()),
 		IncludeOutboundCIDRs: r.prefixes("include_outbound_cidrs", x.GetIncludeOutboundCidrs()),
+		ExcludeOutboundUIDs:  toIDs(x.GetExcludeOutboundUids()),
+		ExcludeOutboundGIDs:  toIDs(x.GetExcludeOutboundGids()),
+		ExcludeInterfaces:    x.GetExcludeInterfaces(),
+		RefuseQUIC:           x.GetRefuseQuic(),
 	}
 	if r.err != nil {
 		return capture.Spec{}, r.err
@@ -93,6 +101,23 @@ func fromPorts(in []capture.PortRange) []*PortRange {
 	var out []*PortRange
 	for _, p := range in {
 		out = append(out, &PortRange{First: uint32(p.First), Last: uint32(p.Last)})
+	}
+	return out
+}
+
+func fromIDs(in []capture.IDRange) []*IDRange {
+	var out []*IDRange
+	for _, r := range in {
+		out = append(out, &IDRange{First: r.First, Last: r.Last})
+	}
+	return out
+}
+
+// toIDs leaves the judging to Spec.Validate.
+func toIDs(in []*IDRange) []capture.IDRange {
+	var out []capture.IDRange
+	for _, r := range in {
+		out = append(out, capture.IDRange{First: r.GetFirst(), Last: r.GetLast()})
 	}
 	return out
 }

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/weirmesh/weir/agent/attachpb"
@@ -14,45 +15,60 @@ import (
 
 // annotation is one annotation this version understands. Where a pod gives both
 // the include and the exclude list of one kind, what is captured is the include
-// list without the exclude list.
+// list without the exclude list. All but name and set is for the pod's owner to
+// read: manifests/ANNOTATIONS.md is made of it.
 type annotation struct {
-	name string // without model.Prefix
-	set  func(spec *capture.Spec, value string, opts Options) error
+	name   string // without model.Prefix
+	value  string // what it may be
+	absent string // what holds without it
+	does   string
+	set    func(d *Decision, value string, opts Options) error
 }
+
+const (
+	portList  = "ports and ranges of ports: `80,8000-8010`"
+	cidrList  = "address ranges of both families: `10.0.0.0/8,fd00::/8`"
+	ownerList = "numbers and ranges of numbers, 0 to 4294967294: `0,1000-1999`"
+)
 
 // annotations are all that this version understands.
 var annotations = []annotation{
-	{"exclude-inbound-ports", func(s *capture.Spec, v string, _ Options) error {
-		return setPorts(&s.ExcludeInboundPorts, v)
-	}},
-	{"include-inbound-ports", func(s *capture.Spec, v string, opts Options) error {
-		return setForeignPorts(&s.IncludeInboundPorts, v, opts)
-	}},
-	{"exclude-outbound-ports", func(s *capture.Spec, v string, _ Options) error {
-		return setPorts(&s.ExcludeOutboundPorts, v)
-	}},
-	{"include-outbound-ports", func(s *capture.Spec, v string, opts Options) error {
-		return setForeignPorts(&s.IncludeOutboundPorts, v, opts)
-	}},
-	{"exclude-outbound-cidrs", func(s *capture.Spec, v string, _ Options) error {
-		return setPrefixes(&s.ExcludeOutboundCIDRs, v)
-	}},
-	{"include-outbound-cidrs", func(s *capture.Spec, v string, _ Options) error {
-		return setPrefixes(&s.IncludeOutboundCIDRs, v)
-	}},
+	{"exclude-inbound-ports", portList, "none", "TCP connections to these ports of the pod go past the proxy",
+		func(d *Decision, v string, _ Options) error { return setPorts(&d.Spec.ExcludeInboundPorts, v) }},
+	{"include-inbound-ports", portList + ", none of them the proxy's", "all", "of the TCP connections to the pod, only those to these ports go through the proxy",
+		func(d *Decision, v string, opts Options) error {
+			return setForeignPorts(&d.Spec.IncludeInboundPorts, v, opts)
+		}},
+	{"exclude-outbound-ports", portList, "none", "TCP connections of the pod to these ports go past the proxy",
+		func(d *Decision, v string, _ Options) error { return setPorts(&d.Spec.ExcludeOutboundPorts, v) }},
+	{"include-outbound-ports", portList + ", none of them the proxy's", "all", "of the pod's TCP connections, only those to these ports go through the proxy",
+		func(d *Decision, v string, opts Options) error {
+			return setForeignPorts(&d.Spec.IncludeOutboundPorts, v, opts)
+		}},
+	{"exclude-outbound-cidrs", cidrList, "none", "connections of the pod to these addresses go past the proxy",
+		func(d *Decision, v string, _ Options) error { return setPrefixes(&d.Spec.ExcludeOutboundCIDRs, v) }},
+	{"include-outbound-cidrs", cidrList, "all", "of the pod's connections, only those to these addresses go through the proxy",
+		func(d *Decision, v string, _ Options) error { return setPrefixes(&d.Spec.IncludeOutboundCIDRs, v) }},
+	{"exclude-outbound-uids", ownerList, "none", "connections of processes that run as these users go past the proxy; counted is the user that made the socket, as the pod's user namespace numbers it",
+		func(d *Decision, v string, _ Options) error { return setIDs(&d.Spec.ExcludeOutboundUIDs, v) }},
+	{"exclude-outbound-gids", ownerList, "none", "the same for groups; supplementary groups do not count",
+		func(d *Decision, v string, _ Options) error { return setIDs(&d.Spec.ExcludeOutboundGIDs, v) }},
+	{"exclude-interfaces", "names of interfaces, which need not exist: `net1,net2`", "none", "what enters or leaves the pod by these interfaces goes past the proxy, in both directions; the proxy's own ports stay closed there too",
+		setInterfaces},
+	{"opaque-ports", portList, "none", "what goes to these ports, of the pod or dialled by it, is passed on as it is; no effect yet, as the proxy looks into nothing so far",
+		func(d *Decision, v string, _ Options) error { return setPorts(&d.Proxy.OpaquePorts, v) }},
+	{"quic", "`pass` or `reject`", "`pass`", "`reject` answers UDP from the pod to port 443 with ICMP or ICMPv6 port unreachable, so that HTTP/3 clients go on over TCP at once; not for users, groups, interfaces and addresses that are not captured, nor on lo",
+		setQUIC},
+	{"proxy-memory-limit", "a quantity as Kubernetes writes them, from " + inMi(MinMemoryLimit) + " to " + inMi(MaxMemoryLimit) + ": `64Mi`", "`" + inMi(DefaultMemoryLimit) + "`", "memory that the pod's proxy may use, none of it swapped; Go's own limit (GOMEMLIMIT) is nine tenths of it",
+		setMemoryLimit},
+	{"proxy-cpu-weight", "a number from 1 to 10000", fmt.Sprintf("`%d`", DefaultCPUWeight), "share of the CPU that the pod's proxy gets among the node's proxies when there is not enough: `cpu.weight` of cgroup v2, converted to `cpu.shares` on v1",
+		setCPUWeight},
 }
 
-// unsupported are annotations with a meaning that this version does not give
-// them. Ignoring one would capture what its pod asked to leave alone.
-var unsupported = []string{
-	"exclude-outbound-uids", "exclude-outbound-gids", "exclude-interfaces", "opaque-ports", "quic",
-	"proxy-memory-limit", "proxy-cpu-weight",
-}
-
-// traffic reads the annotations of a captured pod. The first bad one in order of
+// wishes reads the annotations of a captured pod. The first bad one in order of
 // name is the error, so that a pod's event is the same at every retry.
-func traffic(pod model.Pod, opts Options) (capture.Spec, error) {
-	var spec capture.Spec
+func wishes(pod model.Pod, opts Options) (Decision, error) {
+	var d Decision
 	for _, key := range slices.Sorted(maps.Keys(pod.Annotations)) {
 		name, ours := strings.CutPrefix(key, model.Prefix)
 		if !ours {
@@ -61,21 +77,18 @@ func traffic(pod model.Pod, opts Options) (capture.Spec, error) {
 		value := pod.Annotations[key]
 		i := slices.IndexFunc(annotations, func(a annotation) bool { return a.name == name })
 		if i < 0 {
-			return capture.Spec{}, unknown(pod, name, value)
+			return Decision{}, unknown(pod, name, value)
 		}
-		if err := annotations[i].set(&spec, value, opts); err != nil {
-			return capture.Spec{}, attachpb.InvalidRequest.Fail("annotation %s on pod %s is %q: %v", key, pod.ID(), value, err)
+		if err := annotations[i].set(&d, value, opts); err != nil {
+			return Decision{}, attachpb.InvalidRequest.Fail("annotation %s on pod %s is %q: %v", key, pod.ID(), value, err)
 		}
 	}
-	return spec, nil
+	return d, nil
 }
 
 // unknown is the failure for an annotation that is not in annotations.
 func unknown(pod model.Pod, name, value string) error {
 	subject := fmt.Sprintf("annotation %s%s=%q on pod %s", model.Prefix, name, value, pod.ID())
-	if slices.Contains(unsupported, name) {
-		return attachpb.InvalidRequest.Fail("%s is not supported by this version", subject)
-	}
 	if model.Prefix+name == CaptureLabel {
 		return attachpb.InvalidRequest.Fail("%s means nothing: %s is a label", subject, CaptureLabel)
 	}
@@ -105,6 +118,53 @@ func setForeignPorts(list *[]capture.PortRange, value string, opts Options) erro
 			return fmt.Errorf("\"%s\": includes %d, a port of the proxy itself", r, own)
 		}
 	}
+	return nil
+}
+
+func setIDs(list *[]capture.IDRange, value string) error {
+	ids, err := capture.ParseIDs(value)
+	if err != nil {
+		return err
+	}
+	*list = ids
+	return nil
+}
+
+func setInterfaces(d *Decision, value string, _ Options) error {
+	names, err := capture.ParseInterfaces(value)
+	if err != nil {
+		return err
+	}
+	d.Spec.ExcludeInterfaces = names
+	return nil
+}
+
+func setQUIC(d *Decision, value string, _ Options) error {
+	switch value {
+	case "pass":
+	case "reject":
+		d.Spec.RefuseQUIC = true
+	default:
+		return fmt.Errorf(`neither "pass" nor "reject"`)
+	}
+	return nil
+}
+
+func setMemoryLimit(d *Decision, value string, _ Options) error {
+	limit, err := parseBytes(value, MinMemoryLimit, MaxMemoryLimit)
+	if err != nil {
+		return err
+	}
+	d.Proxy.MemoryLimit = limit
+	return nil
+}
+
+func setCPUWeight(d *Decision, value string, _ Options) error {
+	weight, err := strconv.ParseUint(value, 10, 16)
+	if err != nil || weight < 1 || weight > maxCPUWeight {
+		return fmt.Errorf("not a number between 1 and %d", maxCPUWeight)
+	}
+	d.Proxy.CPUWeight = uint32(weight)
 	return nil
 }
 

@@ -35,7 +35,31 @@ type Decision struct {
 	// Spec has only the traffic fields set; the proxy's ports and the bypass are
 	// the node's to fill in. The zero Spec captures all TCP.
 	Spec capture.Spec
+	// Proxy is what the pod wants of its proxy.
+	Proxy Proxy
 }
+
+// Proxy is what a pod may ask of its proxy. Zeros leave it to the node.
+type Proxy struct {
+	MemoryLimit int64  // bytes, MinMemoryLimit to MaxMemoryLimit
+	CPUWeight   uint32 // as cgroup v2's cpu.weight, 1 to 10000
+	// OpaquePorts, the pod's or dialled by it, carry what is not to be looked into.
+	OpaquePorts []capture.PortRange
+}
+
+// Bounds of a proxy's memory, in bytes, and what it gets without a wish.
+const (
+	MinMemoryLimit     = 32 << 20
+	MaxMemoryLimit     = 16 << 30
+	DefaultMemoryLimit = 128 << 20
+)
+
+// DefaultCPUWeight is what a proxy gets without a wish, and what the kernel gives
+// to a cgroup.
+const (
+	DefaultCPUWeight = 100
+	maxCPUWeight     = 10000
+)
 
 // Capture decides on one pod. In order of weight: an exempt namespace, the host's
 // network and, if so configured, a static pod are never captured; then the pod's
@@ -60,11 +84,12 @@ func Capture(pod model.Pod, ns model.Namespace, opts Options) (Decision, error) 
 			"pod %s has runtimeClassName %q, whose traffic may never meet the capture rules; allowRuntimeClasses lists those that are fine",
 			pod.ID(), pod.RuntimeClass)
 	}
-	spec, err := traffic(pod, opts)
+	d, err := wishes(pod, opts)
 	if err != nil {
 		return Decision{}, err
 	}
-	return Decision{Captured: true, Reason: reason, Spec: spec}, nil
+	d.Captured, d.Reason = true, reason
+	return d, nil
 }
 
 // exemption says why no label can have this pod captured.

@@ -3,7 +3,6 @@ package decide
 import (
 	"errors"
 	"net/netip"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -138,10 +137,38 @@ func TestWhatIsRefused(t *testing.T) {
 			`annotation weirmesh.io/include-outbound-cidrs on pod shop/front is "10.1.2.3/8": "10.1.2.3/8": has bits behind its length; the range is 10.0.0.0/8`},
 		{"IPv4 in IPv6's clothes", annotated("include-outbound-cidrs", "::ffff:10.0.0.0/104"), shop(label("enabled")), attachpb.InvalidRequest,
 			`annotation weirmesh.io/include-outbound-cidrs on pod shop/front is "::ffff:10.0.0.0/104": "::ffff:10.0.0.0/104": write IPv4 ranges as IPv4`},
-		{"an annotation of a later version", annotated("exclude-outbound-uids", "1000"), shop(label("enabled")), attachpb.InvalidRequest,
-			`annotation weirmesh.io/exclude-outbound-uids="1000" on pod shop/front is not supported by this version`},
+		{"a user by name", annotated("exclude-outbound-uids", "root"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/exclude-outbound-uids on pod shop/front is "root": "root": not a number between 0 and 4294967294`},
+		{"the user that stands for none", annotated("exclude-outbound-uids", "1000-4294967295"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/exclude-outbound-uids on pod shop/front is "1000-4294967295": "1000-4294967295": not a number between 0 and 4294967294`},
+		{"a range of groups that ends before it starts", annotated("exclude-outbound-gids", "9-8"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/exclude-outbound-gids on pod shop/front is "9-8": "9-8": the range ends before it starts`},
+		{"an empty list of groups", annotated("exclude-outbound-gids", ""), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/exclude-outbound-gids on pod shop/front is "": "": not a number between 0 and 4294967294`},
+		{"an interface with an alias", annotated("exclude-interfaces", "net1,eth0:1"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/exclude-interfaces on pod shop/front is "net1,eth0:1": "eth0:1": not an interface's name: ':' is in it`},
+		{"an interface that Linux does not have", annotated("exclude-interfaces", "1234567890123456"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/exclude-interfaces on pod shop/front is "1234567890123456": "1234567890123456": not an interface's name: those have 1 to 15 characters`},
+		{"an opaque port that is none", annotated("opaque-ports", "0"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/opaque-ports on pod shop/front is "0": "0": not a port between 1 and 65535`},
+		{"QUIC neither way", annotated("quic", "Reject"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/quic on pod shop/front is "Reject": neither "pass" nor "reject"`},
+		{"too little memory", annotated("proxy-memory-limit", "33554431"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/proxy-memory-limit on pod shop/front is "33554431": not between 32Mi and 16Gi`},
+		{"too much memory", annotated("proxy-memory-limit", "18G"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/proxy-memory-limit on pod shop/front is "18G": not between 32Mi and 16Gi`},
+		{"memory in no unit of Kubernetes", annotated("proxy-memory-limit", "64MB"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/proxy-memory-limit on pod shop/front is "64MB": not a quantity like 64Mi or 134217728`},
+		{"no weight", annotated("proxy-cpu-weight", "0"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/proxy-cpu-weight on pod shop/front is "0": not a number between 1 and 10000`},
+		{"too much weight", annotated("proxy-cpu-weight", "10001"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/proxy-cpu-weight on pod shop/front is "10001": not a number between 1 and 10000`},
+		{"half a weight", annotated("proxy-cpu-weight", "0.5"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/proxy-cpu-weight on pod shop/front is "0.5": not a number between 1 and 10000`},
 		{"an annotation that is misspelt", annotated("exclude-inbound-port", "80"), shop(label("enabled")), attachpb.InvalidRequest,
 			`unknown annotation weirmesh.io/exclude-inbound-port="80" on pod shop/front; did you mean weirmesh.io/exclude-inbound-ports?`},
+		{"a short one that is misspelt: near to everything", annotated("quit", "x"), shop(label("enabled")), attachpb.InvalidRequest,
+			`unknown annotation weirmesh.io/quit="x" on pod shop/front`},
 		{"an annotation that is like none", annotated("sidecar", "no"), shop(label("enabled")), attachpb.InvalidRequest,
 			`unknown annotation weirmesh.io/sidecar="no" on pod shop/front`},
 		{"a label among the annotations", annotated("capture", "disabled"), shop(label("enabled")), attachpb.InvalidRequest,
@@ -158,15 +185,6 @@ func TestWhatIsRefused(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
-	}
-}
-
-func TestEveryUnsupportedAnnotationIsRefused(t *testing.T) {
-	for _, name := range unsupported {
-		pod := model.Pod{Namespace: "shop", Name: "front", Labels: label("enabled"), Annotations: map[string]string{"weirmesh.io/" + name: "1"}}
-		if _, err := Capture(pod, shop(nil), Defaults()); err == nil || !strings.Contains(err.Error(), "not supported by this version") {
-			t.Errorf("%s: got %v", name, err)
-		}
 	}
 }
 
@@ -214,6 +232,54 @@ func TestWhatOfAPodIsCaptured(t *testing.T) {
 	}
 }
 
+func TestWhatAPodGetsOfItsOtherWishes(t *testing.T) {
+	all := Decision{
+		Captured: true,
+		Reason:   "label weirmesh.io/capture=enabled on pod shop/front",
+		Spec: capture.Spec{
+			ExcludeOutboundUIDs: []capture.IDRange{{First: 0, Last: 0}, {First: 1000, Last: 1999}},
+			ExcludeOutboundGIDs: []capture.IDRange{{First: 7, Last: capture.MaxID}},
+			ExcludeInterfaces:   []string{"net1", "eth0.100"},
+			RefuseQUIC:          true,
+		},
+		Proxy: Proxy{
+			MemoryLimit: 64 << 20,
+			CPUWeight:   10000,
+			OpaquePorts: []capture.PortRange{{First: 3306, Last: 3306}, {First: 5000, Last: 5999}},
+		},
+	}
+	tests := []struct {
+		promise     string
+		annotations map[string]string
+		want        Decision
+	}{
+		{"all of them", map[string]string{
+			"weirmesh.io/exclude-outbound-uids": "0, 1000-1999",
+			"weirmesh.io/exclude-outbound-gids": "7-4294967294",
+			"weirmesh.io/exclude-interfaces":    "net1, eth0.100",
+			"weirmesh.io/opaque-ports":          "3306,5000-5999",
+			"weirmesh.io/quic":                  "reject",
+			"weirmesh.io/proxy-memory-limit":    "64Mi",
+			"weirmesh.io/proxy-cpu-weight":      "10000",
+		}, all},
+		{"what is the default already", map[string]string{"weirmesh.io/quic": "pass"}, Decision{Captured: true, Reason: all.Reason}},
+		{"an opaque port may be the proxy's: it is nobody's there", map[string]string{"weirmesh.io/opaque-ports": "15001"},
+			Decision{Captured: true, Reason: all.Reason, Proxy: Proxy{OpaquePorts: []capture.PortRange{{First: 15001, Last: 15001}}}}},
+	}
+	for _, test := range tests {
+		t.Run(test.promise, func(t *testing.T) {
+			pod := model.Pod{Namespace: "shop", Name: "front", Labels: label("enabled"), Annotations: test.annotations}
+			got, err := Capture(pod, shop(nil), Defaults())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, got, prefixes); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestOptionsThatCannotBeMeant(t *testing.T) {
 	if err := Defaults().Validate(); err != nil {
 		t.Errorf("the defaults: %v", err)
@@ -236,8 +302,10 @@ func TestOptionsThatCannotBeMeant(t *testing.T) {
 // Whatever an annotation says, the answer is a failure with the right code or a
 // spec that survives the wire and keeps off the proxy.
 func FuzzAnnotation(f *testing.F) {
-	for _, name := range []string{"exclude-inbound-ports", "include-outbound-ports", "exclude-outbound-cidrs", "include-outbound-cidr", "quic", ""} {
-		for _, value := range []string{"", "80", "80,8000-8010", "15001", "0-0", "65536", "10.0.0.0/8,fd00::/8", "10.0.0.1", "::ffff:1.2.3.4/128", "fe80::1%eth0/64", "\n"} {
+	for _, name := range []string{"exclude-inbound-ports", "include-outbound-ports", "exclude-outbound-cidrs", "include-outbound-cidr", "exclude-outbound-uids", "exclude-interfaces",
+		"opaque-ports", "quic", "proxy-memory-limit", "proxy-cpu-weight", ""} {
+		for _, value := range []string{"", "80", "80,8000-8010", "15001", "0-0", "65536", "10.0.0.0/8,fd00::/8", "10.0.0.1", "::ffff:1.2.3.4/128", "fe80::1%eth0/64", "\n",
+			"reject", "0,4294967294", "eth0,net1+", "64Mi", "1.5e8", "10000"} {
 			f.Add(name, value)
 		}
 	}
@@ -256,6 +324,12 @@ func FuzzAnnotation(f *testing.F) {
 			if own, covers := opts.ownPort(r); covers {
 				t.Errorf("%s includes the proxy's port %d", r, own)
 			}
+		}
+		if l := d.Proxy.MemoryLimit; l != 0 && (l < MinMemoryLimit || l > MaxMemoryLimit) {
+			t.Errorf("memory limit %d", l)
+		}
+		if d.Proxy.CPUWeight > maxCPUWeight {
+			t.Errorf("CPU weight %d", d.Proxy.CPUWeight)
 		}
 		d.Spec.OutboundPort, d.Spec.InboundPort = opts.OutboundPort, opts.InboundPort
 		d.Spec.Bypass = capture.Bypass{Path: "weir", ID: 1, Level: 1}

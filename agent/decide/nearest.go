@@ -17,12 +17,9 @@ func nearest(name string) string {
 		}
 	}
 	for _, a := range annotations {
-		consider(a.name)
-	}
-	for _, known := range unsupported {
 		// A short name is near to everything that is short.
-		if len(known) > 2*maxTypos {
-			consider(known)
+		if len(a.name) > 2*maxTypos {
+			consider(a.name)
 		}
 	}
 	return best

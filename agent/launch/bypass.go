@@ -153,7 +153,7 @@ func enterCgroupNS(path string) error {
 // dialInCgroup dials probeAddr from a process that was started in a cgroup below
 // the proxies' parent.
 func (m *Manager) dialInCgroup(ctx context.Context, name string) error {
-	if _, err := m.cgroups.make(name, m.opts.MemoryLimit); err != nil {
+	if _, err := m.cgroups.make(name, Limits{}, m.opts.Limits); err != nil {
 		return err
 	}
 	defer func() { _ = m.cgroups.remove(name) }()

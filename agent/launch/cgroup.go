@@ -91,10 +91,13 @@ func parseMountInfo(line string) (string, string, bool) {
 	return fields[4], fstype, true
 }
 
-// delegate lets the cgroups below dir have a memory limit, where the v2
-// hierarchy has that controller. On a hybrid node v1 has it, and this does nothing.
+// delegate lets the cgroups below dir have limits, where the v2 hierarchy has
+// those controllers; each by itself, as one that is not there has all refused. On
+// a hybrid node v1 has them, and this does nothing.
 func delegate(dir string) {
-	_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+memory"), 0)
+	for _, controller := range []string{"+memory", "+cpu"} {
+		_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(controller), 0)
+	}
 }
 
 // makeCgroup makes one cgroup. A v1 cpuset must have processors and memory nodes
@@ -138,31 +141,26 @@ func (c *cgroups) bypass() (capture.Bypass, error) {
 	return capture.Bypass{Path: c.parent, ID: st.Ino, Level: strings.Count(c.parent, "/") + 1}, nil
 }
 
-// make makes the cgroup of one proxy in every hierarchy, limited to limit bytes
-// of memory, none of it swapped (keys live in it). It returns the v1 files that a
-// thread writes itself into; in v2 a process is started in its cgroup, see open.
-func (c *cgroups) make(name string, limit int64) ([]string, error) {
+// make makes the cgroup of one proxy in every hierarchy, with the limits asked
+// for, else the defaults; a *LimitError if one that was asked for cannot be had. It
+// returns the v1 files that a thread writes itself into; in v2 a process is started
+// in its cgroup, see open.
+func (c *cgroups) make(name string, asked, defaults Limits) ([]string, error) {
 	var tasks []string
+	done := map[string]bool{}
 	for _, root := range c.roots {
 		dir := filepath.Join(root, c.parent, name)
 		if err := makeCgroup(dir); err != nil {
 			return nil, err
 		}
-		for file, value := range map[string]string{
-			"memory.max":            strconv.FormatInt(limit, 10),
-			"memory.swap.max":       "0",
-			"memory.limit_in_bytes": strconv.FormatInt(limit, 10),
-			"memory.swappiness":     "0",
-		} {
-			if err := os.WriteFile(filepath.Join(dir, file), []byte(value), 0); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
-				return nil, fmt.Errorf("cgroups: %w", err)
-			}
+		if err := asked.or(defaults).limit(dir, done); err != nil {
+			return nil, err
 		}
 		if root != c.v2 {
 			tasks = append(tasks, filepath.Join(dir, "tasks"))
 		}
 	}
-	return tasks, nil
+	return tasks, asked.missing(done)
 }
 
 // open opens the v2 cgroup of one proxy, to start a process in it

@@ -86,7 +86,7 @@ func newNode(t *testing.T) *node {
 		Proxy:        proxy,
 		UIDBase:      1879048192,
 		MaxProcs:     2,
-		MemoryLimit:  128 << 20,
+		Limits:       launch.Limits{Memory: 128 << 20, CPUWeight: 100},
 		Log:          slog.New(slog.DiscardHandler),
 		Session:      pusher.Session,
 	}}

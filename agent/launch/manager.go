@@ -40,7 +40,7 @@ type Options struct {
 	HostCgroupNS string // the cgroup namespace that runtimes run plugins in, /proc/1/ns/cgroup
 	UIDBase      uint32 // proxies run as UIDBase, UIDBase+1, …
 	MaxProcs     int    // GOMAXPROCS of a proxy
-	MemoryLimit  int64  // bytes a proxy's cgroup may use
+	Limits       Limits // of a proxy whose pod asks for none
 
 	Log *slog.Logger
 	// Session speaks to one proxy until ctx is done. It calls
@@ -64,7 +64,9 @@ type Request struct {
 	Addresses                     []netip.Addr
 	// Spec is without bypass and, unless others than the usual ones are wanted,
 	// without ports: Start fills them in.
-	Spec capture.Spec
+	Spec        capture.Spec
+	Limits      Limits // what the pod asks for
+	OpaquePorts []capture.PortRange
 }
 
 // Instance is one running proxy: one generation of an attachment.
@@ -276,6 +278,8 @@ func (m *Manager) claim(req Request, inode uint64, bypass capture.Bypass) (*atta
 		PodUID:       req.PodUID,
 		Addresses:    req.Addresses,
 		Spec:         spec,
+		Limits:       req.Limits,
+		OpaquePorts:  req.OpaquePorts,
 		ProxyUID:     uid,
 	}}
 	m.attachments[req.ContainerID] = a

@@ -56,7 +56,7 @@ func (m *Manager) socketGlob(id string) string {
 // are handed to it; without any, it opens its own, in its own cgroup. It returns
 // the process and the agent's copies of all listeners.
 func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, []listener, error) {
-	tasks, err := m.cgroups.make(a.ContainerID, m.opts.MemoryLimit)
+	tasks, err := m.cgroups.make(a.ContainerID, a.Limits, m.opts.Limits)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -83,7 +83,7 @@ func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, 
 		// An empty root blinds the Go runtime to its cgroup's limits.
 		Env: []string{
 			"GOMAXPROCS=" + strconv.Itoa(m.opts.MaxProcs),
-			"GOMEMLIMIT=" + strconv.FormatInt(m.opts.MemoryLimit*9/10, 10),
+			"GOMEMLIMIT=" + strconv.FormatInt(a.Limits.or(m.opts.Limits).Memory*9/10, 10),
 		},
 		Dir:        "/",
 		ExtraFiles: []*os.File{theirs, control}, // descriptors 3 and 4

@@ -29,6 +29,8 @@ type Attachment struct {
 	PodUID       string
 	Addresses    []netip.Addr
 	Spec         capture.Spec
+	Limits       Limits // asked for by the pod
+	OpaquePorts  []capture.PortRange
 	ProxyUID     uint32
 	Generation   uint32 // of the newest proxy; its socket carries it
 	Committed    bool   // the rules are in place and the plugin knows

@@ -119,7 +119,7 @@ func (x AccessLog_Direction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AccessLog_Direction.Descriptor instead.
 func (AccessLog_Direction) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{14, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{15, 0}
 }
 
 // Launch is one packet on the launch socket (SOCK_SEQPACKET, the proxy's
@@ -594,9 +594,11 @@ func (*Resource_Proxy) isResource_Body() {}
 func (*Resource_Destination) isResource_Body() {}
 
 type ProxyConfig struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	OwnAddresses  []string               `protobuf:"bytes,1,rep,name=own_addresses,json=ownAddresses,proto3" json:"own_addresses,omitempty"` // the pod's
-	MeshRanges    []string               `protobuf:"bytes,2,rep,name=mesh_ranges,json=meshRanges,proto3" json:"mesh_ranges,omitempty"`       // CIDRs in which an unknown address must be asked for
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	OwnAddresses []string               `protobuf:"bytes,1,rep,name=own_addresses,json=ownAddresses,proto3" json:"own_addresses,omitempty"` // the pod's
+	MeshRanges   []string               `protobuf:"bytes,2,rep,name=mesh_ranges,json=meshRanges,proto3" json:"mesh_ranges,omitempty"`       // CIDRs in which an unknown address must be asked for
+	// Ports, dialled or the application's, that carry what is not to be looked into.
+	OpaquePorts   []*PortRange `protobuf:"bytes,10,rep,name=opaque_ports,json=opaquePorts,proto3" json:"opaque_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -645,6 +647,66 @@ func (x *ProxyConfig) GetMeshRanges() []string {
 	return nil
 }
 
+func (x *ProxyConfig) GetOpaquePorts() []*PortRange {
+	if x != nil {
+		return x.OpaquePorts
+	}
+	return nil
+}
+
+// PortRange is first to last, both included.
+type PortRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint32                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint32                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortRange) Reset() {
+	*x = PortRange{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortRange) ProtoMessage() {}
+
+func (x *PortRange) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortRange.ProtoReflect.Descriptor instead.
+func (*PortRange) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PortRange) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *PortRange) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
 // Destination is route.Destination on the wire.
 type Destination struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -656,7 +718,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +730,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +743,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{7}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Destination) GetService() string {
@@ -708,7 +770,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +782,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +795,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{8}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -766,7 +828,7 @@ type FromProxy struct {
 
 func (x *FromProxy) Reset() {
 	*x = FromProxy{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +840,7 @@ func (x *FromProxy) String() string {
 func (*FromProxy) ProtoMessage() {}
 
 func (x *FromProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +853,7 @@ func (x *FromProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FromProxy.ProtoReflect.Descriptor instead.
 func (*FromProxy) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{9}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FromProxy) GetMessage() isFromProxy_Message {
@@ -891,7 +953,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +965,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +978,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Subscribe) GetVersions() map[string]string {
@@ -935,7 +997,7 @@ type Unsubscribe struct {
 
 func (x *Unsubscribe) Reset() {
 	*x = Unsubscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1009,7 @@ func (x *Unsubscribe) String() string {
 func (*Unsubscribe) ProtoMessage() {}
 
 func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1022,7 @@ func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsubscribe.ProtoReflect.Descriptor instead.
 func (*Unsubscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{11}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Unsubscribe) GetNames() []string {
@@ -979,7 +1041,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1053,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1066,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Ack) GetNonce() uint64 {
@@ -1024,7 +1086,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1098,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1111,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{13}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Nack) GetNonce() uint64 {
@@ -1091,7 +1153,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1165,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1178,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{14}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AccessLog) GetStartUnixNanos() int64 {
@@ -1273,11 +1335,16 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x122\n" +
 	"\x05proxy\x18\x03 \x01(\v2\x1a.weir.proxy.v1.ProxyConfigH\x00R\x05proxy\x12>\n" +
 	"\vdestination\x18\x04 \x01(\v2\x1a.weir.proxy.v1.DestinationH\x00R\vdestinationB\x06\n" +
-	"\x04body\"S\n" +
+	"\x04body\"\x90\x01\n" +
 	"\vProxyConfig\x12#\n" +
 	"\rown_addresses\x18\x01 \x03(\tR\fownAddresses\x12\x1f\n" +
 	"\vmesh_ranges\x18\x02 \x03(\tR\n" +
-	"meshRanges\"^\n" +
+	"meshRanges\x12;\n" +
+	"\fopaque_ports\x18\n" +
+	" \x03(\v2\x18.weir.proxy.v1.PortRangeR\vopaquePorts\"5\n" +
+	"\tPortRange\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"^\n" +
 	"\vDestination\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x125\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x17.weir.proxy.v1.EndpointR\tendpoints\"6\n" +
@@ -1345,7 +1412,7 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(LaunchReply_Stage)(0),   // 0: weir.proxy.v1.LaunchReply.Stage
 	(AccessLog_Direction)(0), // 1: weir.proxy.v1.AccessLog.Direction
@@ -1356,15 +1423,16 @@ var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(*Update)(nil),           // 6: weir.proxy.v1.Update
 	(*Resource)(nil),         // 7: weir.proxy.v1.Resource
 	(*ProxyConfig)(nil),      // 8: weir.proxy.v1.ProxyConfig
-	(*Destination)(nil),      // 9: weir.proxy.v1.Destination
-	(*Endpoint)(nil),         // 10: weir.proxy.v1.Endpoint
-	(*FromProxy)(nil),        // 11: weir.proxy.v1.FromProxy
-	(*Subscribe)(nil),        // 12: weir.proxy.v1.Subscribe
-	(*Unsubscribe)(nil),      // 13: weir.proxy.v1.Unsubscribe
-	(*Ack)(nil),              // 14: weir.proxy.v1.Ack
-	(*Nack)(nil),             // 15: weir.proxy.v1.Nack
-	(*AccessLog)(nil),        // 16: weir.proxy.v1.AccessLog
-	nil,                      // 17: weir.proxy.v1.Subscribe.VersionsEntry
+	(*PortRange)(nil),        // 9: weir.proxy.v1.PortRange
+	(*Destination)(nil),      // 10: weir.proxy.v1.Destination
+	(*Endpoint)(nil),         // 11: weir.proxy.v1.Endpoint
+	(*FromProxy)(nil),        // 12: weir.proxy.v1.FromProxy
+	(*Subscribe)(nil),        // 13: weir.proxy.v1.Subscribe
+	(*Unsubscribe)(nil),      // 14: weir.proxy.v1.Unsubscribe
+	(*Ack)(nil),              // 15: weir.proxy.v1.Ack
+	(*Nack)(nil),             // 16: weir.proxy.v1.Nack
+	(*AccessLog)(nil),        // 17: weir.proxy.v1.AccessLog
+	nil,                      // 18: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	3,  // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
@@ -1373,22 +1441,23 @@ var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	6,  // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
 	7,  // 4: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
 	8,  // 5: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
-	9,  // 6: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
-	10, // 7: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
-	12, // 8: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
-	13, // 9: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
-	14, // 10: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
-	15, // 11: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
-	16, // 12: weir.proxy.v1.FromProxy.access_log:type_name -> weir.proxy.v1.AccessLog
-	17, // 13: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	1,  // 14: weir.proxy.v1.AccessLog.direction:type_name -> weir.proxy.v1.AccessLog.Direction
-	5,  // 15: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	11, // 16: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	16, // [16:17] is the sub-list for method output_type
-	15, // [15:16] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	10, // 6: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
+	9,  // 7: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
+	11, // 8: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
+	13, // 9: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
+	14, // 10: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
+	15, // 11: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
+	16, // 12: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
+	17, // 13: weir.proxy.v1.FromProxy.access_log:type_name -> weir.proxy.v1.AccessLog
+	18, // 14: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	1,  // 15: weir.proxy.v1.AccessLog.direction:type_name -> weir.proxy.v1.AccessLog.Direction
+	5,  // 16: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	12, // 17: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	17, // [17:18] is the sub-list for method output_type
+	16, // [16:17] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -1403,7 +1472,7 @@ func file_agent_proxypb_proxy_proto_init() {
 		(*Resource_Proxy)(nil),
 		(*Resource_Destination)(nil),
 	}
-	file_agent_proxypb_proxy_proto_msgTypes[9].OneofWrappers = []any{
+	file_agent_proxypb_proxy_proto_msgTypes[10].OneofWrappers = []any{
 		(*FromProxy_Subscribe)(nil),
 		(*FromProxy_Unsubscribe)(nil),
 		(*FromProxy_Ack)(nil),
@@ -1416,7 +1485,7 @@ func file_agent_proxypb_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -144,6 +144,9 @@ func (p *Pusher) resource(i *launch.Instance, name string) *proxypb.Resource {
 		for _, m := range p.MeshRanges {
 			config.MeshRanges = append(config.MeshRanges, m.String())
 		}
+		for _, p := range i.Attachment.OpaquePorts {
+			config.OpaquePorts = append(config.OpaquePorts, &proxypb.PortRange{First: uint32(p.First), Last: uint32(p.Last)})
+		}
 		r.Body = &proxypb.Resource_Proxy{Proxy: config}
 	} else {
 		addr, err := proxypb.ParseDestinationName(name)

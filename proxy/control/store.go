@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,7 +56,11 @@ type proxyConfig struct {
 	version string
 	own     map[netip.Addr]struct{}
 	mesh    []netip.Prefix
+	opaque  []portRange
 }
+
+// portRange is first to last, both included.
+type portRange struct{ first, last uint16 }
 
 // NewStore returns one that holds nothing and wants the pod's own config.
 func NewStore() *Store {
@@ -90,6 +95,16 @@ func (s *Store) Own(addr netip.Addr) bool {
 	}
 	_, ok := s.config.own[addr]
 	return ok
+}
+
+// Opaque reports whether the pod has it that what goes to a port, of the pod or
+// dialled by it, is not to be looked into.
+func (s *Store) Opaque(port uint16) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.config != nil && slices.ContainsFunc(s.config.opaque, func(r portRange) bool {
+		return r.first <= port && port <= r.last
+	})
 }
 
 // Destination says what addr stands for. The first to ask subscribes to it; all

@@ -3,6 +3,7 @@ package control
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 
 	"github.com/weirmesh/weir/agent/proxypb"
@@ -100,6 +101,12 @@ func parseConfig(msg *proxypb.ProxyConfig) (*proxyConfig, error) {
 			return nil, fmt.Errorf("mesh range: %w", err)
 		}
 		out.mesh = append(out.mesh, prefix)
+	}
+	for _, r := range msg.GetOpaquePorts() {
+		if r.GetFirst() == 0 || r.GetFirst() > r.GetLast() || r.GetLast() > math.MaxUint16 {
+			return nil, fmt.Errorf("opaque ports: %d to %d is no range of ports", r.GetFirst(), r.GetLast())
+		}
+		out.opaque = append(out.opaque, portRange{uint16(r.GetFirst()), uint16(r.GetLast())})
 	}
 	return out, nil
 }
