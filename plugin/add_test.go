@@ -282,6 +282,21 @@ func TestAddRollsBack(t *testing.T) {
 			t.Errorf("rules left behind:\n%s", out)
 		}
 	})
+	t.Run("iptables cannot do it", func(t *testing.T) {
+		a, pod := newAgent(t), newPod(t)
+		spec := newSpec(t)
+		spec.ExcludeInterfaces = []string{"odd+"}
+		a.captureWith(spec, committed)
+		o := invocation{command: "ADD", netns: pod.Path(), conf: map[string]any{
+			"backend": "iptables", "lockDir": filepath.Join(t.TempDir(), "lock"), "timeout": "10s"}}.run(t, a)
+		if strings.Contains(o.stdout, "not found") {
+			t.Skip("no iptables here")
+		}
+		o.failed(t, 100, attachpb.Unsupported, "exclude-interfaces", "odd+")
+		if a.applied != nil {
+			t.Error("Applied was sent")
+		}
+	})
 	t.Run("a spec without a bypass", func(t *testing.T) {
 		a, pod := newAgent(t), newPod(t)
 		spec := newSpec(t)

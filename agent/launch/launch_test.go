@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/agent/push"
+	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/plugin/capture/nstest"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -398,4 +400,100 @@ func TestAProxyThatDoesNotStartLeavesNothing(t *testing.T) {
 		t.Log(err)
 	}
 	n.nothingLeft("c1")
+}
+
+// limitsOf are the limits of a container's proxy: its memory and its share of the
+// CPU as the cgroups have them, and Go's own limit.
+func (n *node) limitsOf(id string) (string, string, string) {
+	n.Helper()
+	read := func(names ...string) string {
+		for _, dir := range n.cgroups(id) {
+			for _, name := range names {
+				if b, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
+					return strings.TrimSpace(string(b))
+				}
+			}
+		}
+		n.Skipf("no hierarchy here has any of %v", names)
+		return ""
+	}
+	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", n.pid(id)))
+	if err != nil {
+		n.Fatal(err)
+	}
+	limit := ""
+	for _, v := range strings.Split(string(env), "\x00") {
+		if l, ok := strings.CutPrefix(v, "GOMEMLIMIT="); ok {
+			limit = l
+		}
+	}
+	return read("memory.max", "memory.limit_in_bytes"), read("cpu.weight", "cpu.shares"), limit
+}
+
+func TestAPodsWishesForItsProxyHoldForEachOfItsProxies(t *testing.T) {
+	n := newNode(t)
+	_, req := n.sandbox("c1")
+	req.Limits = launch.Limits{Memory: 32 << 20, CPUWeight: 10000}
+	req.OpaquePorts = []capture.PortRange{{First: 3306, Last: 3306}}
+	a := n.start(req)
+	if len(a.OpaquePorts) != 1 || a.Limits != req.Limits {
+		t.Errorf("attachment %+v", a)
+	}
+	_, plain := n.sandbox("c2")
+	n.start(plain)
+	check := func(when, id, memory, limit string, cpu ...string) {
+		t.Helper()
+		m, c, l := n.limitsOf(id)
+		if m != memory || l != limit || !slices.Contains(cpu, c) {
+			t.Errorf("%s: memory %s, CPU %s, GOMEMLIMIT %s", when, m, c, l)
+		}
+	}
+	check("asked for", "c1", "33554432", "30198988", "10000", "262144")
+	check("not asked for", "c2", "134217728", "120795955", "100", "2597")
+
+	if err := n.manager.Commit("c1"); err != nil {
+		t.Fatal(err)
+	}
+	pid := n.pid("c1")
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.gone(pid)
+	for range 200 {
+		if list := n.manager.List(); slices.ContainsFunc(list, func(a launch.Attachment) bool { return a.ContainerID == "c1" && a.Generation == 2 }) {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	check("started again", "c1", "33554432", "30198988", "10000", "262144")
+}
+
+// TestALimitThatTheNodeDoesNotHaveIsRefused: where only a hierarchy without
+// controllers is seen, a wish cannot come true; without one the pod starts.
+func TestALimitThatTheNodeDoesNotHaveIsRefused(t *testing.T) {
+	n := newNode(t)
+	const bare = "/sys/fs/cgroup/unified"
+	have, err := os.ReadFile(bare + "/cgroup.controllers")
+	if err != nil || strings.Contains(string(have), "memory") {
+		t.Skip("cgroup v2 has the controller here")
+	}
+	other := n.opts
+	other.RunDir, other.CgroupRoot, other.CgroupParent = t.TempDir(), bare, n.opts.CgroupParent+"-bare"
+	m, err := launch.Open(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	_, req := n.sandbox("c1")
+	req.Limits.Memory = 64 << 20
+	_, err = m.Start(t.Context(), req, unclaimed)
+	if limit, ok := errors.AsType[*launch.LimitError](err); !ok {
+		t.Errorf("%v, %v", limit, err)
+	}
+	if left := m.List(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	if _, err := os.Stat(filepath.Join(bare, other.CgroupParent, "c1")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left: its cgroup, %v", err)
+	}
 }

@@ -13,9 +13,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -89,6 +91,7 @@ func start(t *testing.T) *setup {
 	go func() { _ = server.Serve(listener) }()
 	s.instance = launch.NewInstance(launch.Attachment{
 		PodNamespace: "shop", PodName: "front", Addresses: []netip.Addr{netip.MustParseAddr("10.244.0.5")},
+		OpaquePorts: []capture.PortRange{{First: 3306, Last: 3306}, {First: 5000, Last: 5999}},
 	}, path)
 	s.pusher = &Pusher{
 		View: s.view,
@@ -219,6 +222,9 @@ func TestAProxyIsReadyWhenItAcknowledgedItsFirstConfig(t *testing.T) {
 	default:
 	}
 	config := u.GetResources()[0].GetProxy()
+	if diff := cmp.Diff([]*proxypb.PortRange{{First: 3306, Last: 3306}, {First: 5000, Last: 5999}}, config.GetOpaquePorts(), protocmp.Transform()); diff != "" {
+		t.Errorf("opaque ports: %s", diff)
+	}
 	if diff := cmp.Diff([]string{"10.244.0.5"}, config.GetOwnAddresses()); diff != "" {
 		t.Error(diff)
 	}

@@ -189,14 +189,15 @@ func FuzzFirstByte(f *testing.F) {
 
 // FuzzUpdate: whatever an agent sends is taken or refused.
 func FuzzUpdate(f *testing.F) {
-	f.Add("proxy", "1", "10.0.0.1", "10.0.0.0/8")
-	f.Add("dst/10.0.0.1:80", "1", "10.0.0.2:80", "a/b")
-	f.Fuzz(func(t *testing.T, name, version, x, y string) {
+	f.Add("proxy", "1", "10.0.0.1", "10.0.0.0/8", uint32(80), uint32(90))
+	f.Add("dst/10.0.0.1:80", "1", "10.0.0.2:80", "a/b", uint32(0), uint32(1<<16))
+	f.Fuzz(func(t *testing.T, name, version, x, y string, first, last uint32) {
 		s := NewStore()
 		defer s.Close()
 		session, _ := s.begin()
 		_ = s.apply(session, &proxypb.Update{Removed: []string{name}, Resources: []*proxypb.Resource{
-			{Name: name, Version: version, Body: &proxypb.Resource_Proxy{Proxy: &proxypb.ProxyConfig{OwnAddresses: []string{x}, MeshRanges: []string{y}}}},
+			{Name: name, Version: version, Body: &proxypb.Resource_Proxy{Proxy: &proxypb.ProxyConfig{OwnAddresses: []string{x}, MeshRanges: []string{y},
+				OpaquePorts: []*proxypb.PortRange{{First: first, Last: last}}}}},
 		}})
 		_ = s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{
 			{Name: name, Version: version, Body: &proxypb.Resource_Destination{Destination: &proxypb.Destination{Service: y, Endpoints: []*proxypb.Endpoint{{Address: x}}}}},

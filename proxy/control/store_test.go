@@ -240,6 +240,9 @@ func TestApplyWholeOrNothing(t *testing.T) {
 	for i, bad := range []*proxypb.Update{
 		{Resources: []*proxypb.Resource{{Name: "proxy", Version: "2", Body: &proxypb.Resource_Proxy{Proxy: &proxypb.ProxyConfig{OwnAddresses: []string{"me"}}}}}},
 		{Resources: []*proxypb.Resource{{Name: "proxy", Version: "2", Body: &proxypb.Resource_Proxy{Proxy: &proxypb.ProxyConfig{MeshRanges: []string{"10.0.0.0"}}}}}},
+		{Resources: []*proxypb.Resource{opaqueResource(0, 80)}},
+		{Resources: []*proxypb.Resource{opaqueResource(81, 80)}},
+		{Resources: []*proxypb.Resource{opaqueResource(1, 65536)}},
 		{Resources: []*proxypb.Resource{{Name: "pr0xy", Version: "2", Body: proxyResource("").Body}}},
 		{Resources: []*proxypb.Resource{proxyResource("")}},
 		{Resources: []*proxypb.Resource{{Name: "dst/x", Version: "2", Body: destinationResource(inside, "", back).Body}}},
@@ -264,6 +267,29 @@ func TestApplyWholeOrNothing(t *testing.T) {
 			t.Errorf("%d: %s", i, diff)
 		}
 		cancel()
+	}
+}
+
+func opaqueResource(first, last uint32) *proxypb.Resource {
+	return &proxypb.Resource{Name: "proxy", Version: "2", Body: &proxypb.Resource_Proxy{Proxy: &proxypb.ProxyConfig{
+		OpaquePorts: []*proxypb.PortRange{{First: 3306, Last: 3306}, {First: first, Last: last}},
+	}}}
+}
+
+func TestOpaque(t *testing.T) {
+	s := NewStore()
+	defer s.Close()
+	if s.Opaque(3306) {
+		t.Error("opaque before there is a config")
+	}
+	session, _ := s.begin()
+	if err := s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{opaqueResource(5000, 65535)}}); err != nil {
+		t.Fatal(err)
+	}
+	for port, want := range map[uint16]bool{3305: false, 3306: true, 3307: false, 4999: false, 5000: true, 65535: true} {
+		if got := s.Opaque(port); got != want {
+			t.Errorf("%d: %v", port, got)
+		}
 	}
 }
 
