@@ -100,20 +100,30 @@ var checks = map[string]check{
 // dialAsProxyUID dials with the proxy's uid from outside its cgroup, and wants to
 // be captured like anybody.
 func (w *world) dialAsProxyUID(addr string) error {
+	captured, err := w.dialAs(&syscall.Credential{Uid: proxyUID, Gid: proxyUID}, addr)
+	if err != nil {
+		return fmt.Errorf("dial with the proxy's uid: %w", err)
+	}
+	if !captured {
+		return errors.New("a process with the proxy's uid was not captured")
+	}
+	return nil
+}
+
+// dialAs dials from a process of the pod that runs as somebody, and says whether
+// the proxy took the connection.
+func (w *world) dialAs(who *syscall.Credential, addr string) (bool, error) {
 	w.proxy.forget()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), asDialer+"="+addr)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: proxyUID, Gid: proxyUID}}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who}
 	var said []byte
 	var err error
 	w.pod.Do(func() { said, err = cmd.CombinedOutput() })
 	if err != nil {
-		return fmt.Errorf("dial with the proxy's uid: %w: %s", err, said)
+		return false, fmt.Errorf("%w: %s", err, said)
 	}
-	if w.proxy.idle() == nil {
-		return errors.New("a process with the proxy's uid was not captured")
-	}
-	return nil
+	return w.proxy.idle() != nil, nil
 }
 
 // udp sends a datagram to addr, from the pod or from its peer, and waits for the

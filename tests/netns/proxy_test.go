@@ -25,6 +25,7 @@ import (
 const (
 	asProxy  = "WEIR_NETNS_TEST_PROXY" // the value is how many connections it takes
 	asDialer = "WEIR_NETNS_TEST_DIAL"  // the value is an address
+	asSender = "WEIR_NETNS_TEST_SEND"  // the value is an address
 
 	proxyUID = 23456
 	// A bypass that does not work is a storm of connections; this ends it.
@@ -37,6 +38,8 @@ func TestMain(m *testing.M) {
 		os.Exit(proxyMain(os.Getenv(asProxy)))
 	case os.Getenv(asDialer) != "":
 		os.Exit(dialMain(os.Getenv(asDialer)))
+	case os.Getenv(asSender) != "":
+		os.Exit(sendMain(os.Getenv(asSender)))
 	}
 	os.Exit(m.Run())
 }
