@@ -22,9 +22,8 @@ type todo struct {
 }
 
 type attempt struct {
-	pod     model.Pod
-	traffic launch.Traffic
-	reason  string
+	pod model.Pod
+	dec decide.Decision
 }
 
 type release struct {
@@ -55,7 +54,7 @@ func plan(pods []model.Pod, namespace func(string) model.Namespace, attachments 
 			out.complaints = append(out.complaints, complaint{pod, "CaptureFailed", dec.Warning})
 		case i < 0 && dec.Captured && pod.Phase == model.PodRunning && len(pod.Addresses) > 0:
 			// A pod that is still being created is its ADD's business.
-			out.capture = append(out.capture, attempt{pod, dec.Spec, dec.Reason})
+			out.capture = append(out.capture, attempt{pod, dec})
 		case i >= 0 && !attachments[i].Committed, i >= 0 && attachments[i].Released:
 			// An ADD is under way, or the last connections are.
 		case i >= 0 && !dec.Captured:

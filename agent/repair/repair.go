@@ -154,15 +154,17 @@ func (l *Loop) captureAll(ctx context.Context, wanted []attempt) {
 			continue
 		}
 		delete(l.said, c.pod.ID())
-		l.Log.Info("pod captured in place", "pod", c.pod.ID(), "reason", c.reason)
-		l.Event(c.pod, "Normal", "CaptureRepaired", "captured in place, without a restart: "+c.reason)
+		l.Log.Info("pod captured in place", "pod", c.pod.ID(), "reason", c.dec.Reason)
+		l.Event(c.pod, "Normal", "CaptureRepaired", "captured in place, without a restart: "+c.dec.Reason)
 	}
 }
 
 // capture captures one running pod: first the proxy, then the rules.
 func (l *Loop) capture(ctx context.Context, c attempt, sandbox launch.Sandbox) error {
 	req := sandbox.Request()
-	req.PodNamespace, req.PodName, req.PodUID, req.Spec = c.pod.Namespace, c.pod.Name, c.pod.UID, c.traffic
+	req.PodNamespace, req.PodName, req.PodUID = c.pod.Namespace, c.pod.Name, c.pod.UID
+	req.Spec, req.OpaquePorts = c.dec.Spec, c.dec.Proxy.OpaquePorts
+	req.Limits = launch.Limits{Memory: c.dec.Proxy.MemoryLimit, CPUWeight: c.dec.Proxy.CPUWeight}
 	a, err := l.start(ctx, req)
 	if err != nil {
 		return err
