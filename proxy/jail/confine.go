@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"unsafe"
 
-	seccomp "github.com/elastic/go-seccomp-bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,55 +19,48 @@ func Confine() error {
 		return fmt.Errorf("dumpable: %w", err)
 	}
 	unix.Umask(0o077)
-	filter := seccomp.Filter{
-		NoNewPrivs: true, // set already by the first stage; again costs nothing
-		Flag:       seccomp.FilterFlagTSync,
-		Policy:     allowed(),
+	// Set already by the first stage; again costs nothing.
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("no_new_privs: %w", err)
 	}
-	if err := seccomp.LoadFilter(filter); err != nil {
-		return fmt.Errorf("seccomp: %w", err)
+	filter, err := program(auditArch, allowed())
+	if err != nil {
+		return err
 	}
-	return nil
+	return install(filter)
 }
 
 // allowed is what a Go program needs that serves and dials sockets: no file can
 // be opened, nothing executed, no process made. The rest fails with EPERM; the Go
 // runtime takes that for "not available" where it merely asks.
-func allowed() seccomp.Policy {
-	equal := func(argument uint32, value uint64) seccomp.Condition {
-		return seccomp.Condition{Argument: argument, Operation: seccomp.Equal, Value: value}
-	}
-	when := func(name string, conditions ...seccomp.Condition) seccomp.NameWithConditions {
-		return seccomp.NameWithConditions{Name: name, Conditions: conditions}
-	}
+func allowed() []rule {
+	equal := func(argument, value uint32) condition { return condition{argument: argument, value: value} }
+	when := func(nr uint32, conditions ...condition) rule { return rule{nr: nr, when: conditions} }
 	stream := equal(1, unix.SOCK_STREAM|unix.SOCK_CLOEXEC)
-	return seccomp.Policy{
-		DefaultAction: seccomp.ActionErrno,
-		Syscalls: []seccomp.SyscallGroup{{
-			Action: seccomp.ActionAllow,
-			Names: []string{
-				// Data, most frequent first.
-				"splice", "epoll_pwait", "futex", "read", "write", "close",
-				"recvfrom", "sendto", "accept4", "connect", "shutdown",
-				"getsockname", "getpeername", "getsockopt", "setsockopt",
-				"recvmsg", "sendmsg", "readv", "writev",
-				"pipe2", "fcntl", "epoll_create1", "epoll_ctl", "eventfd2",
-				// Memory.
-				"mmap", "munmap", "madvise", "mprotect",
-				// Time, threads, signals.
-				"clock_gettime", "nanosleep", "sched_yield", "sched_getaffinity", "getrandom",
-				"gettid", "getpid", "tgkill", "sigaltstack", "rt_sigaction", "rt_sigprocmask",
-				"rt_sigreturn", "restart_syscall", "exit", "exit_group",
-			},
-			NamesWithCondtions: []seccomp.NameWithConditions{
-				// TCP sockets, made the way package upstream makes them.
-				when("socket", equal(0, unix.AF_INET), stream),
-				when("socket", equal(0, unix.AF_INET6), stream),
-				// Threads, not processes.
-				when("clone", seccomp.Condition{Argument: 0, Operation: seccomp.BitsSet, Value: unix.CLONE_THREAD}),
-				// Is the next byte urgent? (package relay)
-				when("ioctl", equal(1, unix.SIOCATMARK)),
-			},
-		}},
+	rules := []rule{
+		// TCP sockets, made the way package upstream makes them.
+		when(unix.SYS_SOCKET, equal(0, unix.AF_INET), stream),
+		when(unix.SYS_SOCKET, equal(0, unix.AF_INET6), stream),
+		// Threads, not processes.
+		when(unix.SYS_CLONE, condition{argument: 0, value: unix.CLONE_THREAD, bits: true}),
+		// Is the next byte urgent? (package relay)
+		when(unix.SYS_IOCTL, equal(1, unix.SIOCATMARK)),
 	}
+	for _, nr := range []uint32{
+		// Data, most frequent first.
+		unix.SYS_SPLICE, unix.SYS_EPOLL_PWAIT, unix.SYS_FUTEX, unix.SYS_READ, unix.SYS_WRITE, unix.SYS_CLOSE,
+		unix.SYS_RECVFROM, unix.SYS_SENDTO, unix.SYS_ACCEPT4, unix.SYS_CONNECT, unix.SYS_SHUTDOWN,
+		unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME, unix.SYS_GETSOCKOPT, unix.SYS_SETSOCKOPT,
+		unix.SYS_RECVMSG, unix.SYS_SENDMSG, unix.SYS_READV, unix.SYS_WRITEV,
+		unix.SYS_PIPE2, unix.SYS_FCNTL, unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EVENTFD2,
+		// Memory.
+		unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MADVISE, unix.SYS_MPROTECT,
+		// Time, threads, signals.
+		unix.SYS_CLOCK_GETTIME, unix.SYS_NANOSLEEP, unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY, unix.SYS_GETRANDOM,
+		unix.SYS_GETTID, unix.SYS_GETPID, unix.SYS_TGKILL, unix.SYS_SIGALTSTACK, unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK,
+		unix.SYS_RT_SIGRETURN, unix.SYS_RESTART_SYSCALL, unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
+	} {
+		rules = append(rules, rule{nr: nr})
+	}
+	return rules
 }

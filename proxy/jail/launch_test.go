@@ -169,10 +169,3 @@ func TestReceiveLaunch(t *testing.T) {
 		t.Errorf("closed: %v", err)
 	}
 }
-
-func TestPolicyAssembles(t *testing.T) {
-	policy := allowed()
-	if _, err := policy.Assemble(); err != nil {
-		t.Error(err)
-	}
-}
