@@ -153,14 +153,11 @@ func enterCgroupNS(path string) error {
 // dialInCgroup dials probeAddr from a process that was started in a cgroup below
 // the proxies' parent.
 func (m *Manager) dialInCgroup(ctx context.Context, name string) error {
-	if _, err := m.cgroups.make(name, Limits{}, m.opts.Limits); err != nil {
-		return err
-	}
-	defer func() { _ = m.cgroups.remove(name) }()
-	dir, err := m.cgroups.open(name)
+	dir, err := m.cgroups.begin(name, Limits{}, m.opts.Limits).v2()
 	if err != nil {
 		return err
 	}
+	defer func() { _ = m.cgroups.remove(name) }()
 	defer dir.Close()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", DialCommand, probeAddr.String())
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}

@@ -141,32 +141,56 @@ func (c *cgroups) bypass() (capture.Bypass, error) {
 	return capture.Bypass{Path: c.parent, ID: st.Ino, Level: strings.Count(c.parent, "/") + 1}, nil
 }
 
-// make makes the cgroup of one proxy in every hierarchy, with the limits asked
-// for, else the defaults; a *LimitError if one that was asked for cannot be had. It
-// returns the v1 files that a thread writes itself into; in v2 a process is started
-// in its cgroup, see open.
-func (c *cgroups) make(name string, asked, defaults Limits) ([]string, error) {
-	var tasks []string
-	done := map[string]bool{}
-	for _, root := range c.roots {
-		dir := filepath.Join(root, c.parent, name)
-		if err := makeCgroup(dir); err != nil {
-			return nil, err
-		}
-		if err := asked.or(defaults).limit(dir, done); err != nil {
-			return nil, err
-		}
-		if root != c.v2 {
-			tasks = append(tasks, filepath.Join(dir, "tasks"))
-		}
-	}
-	return tasks, asked.missing(done)
+// made is a proxy's cgroups while they are being made: what was asked for, what
+// is put in, and which limits some hierarchy has taken.
+type made struct {
+	*cgroups
+	name          string
+	asked, limits Limits
+	done          map[string]bool
 }
 
-// open opens the v2 cgroup of one proxy, to start a process in it
-// (CLONE_INTO_CGROUP, Linux 5.7).
-func (c *cgroups) open(name string) (*os.File, error) {
-	return os.Open(filepath.Join(c.v2, c.parent, name))
+// begin starts making the cgroups of one proxy, with the limits asked for, else
+// the defaults.
+func (c *cgroups) begin(name string, asked, defaults Limits) *made {
+	return &made{cgroups: c, name: name, asked: asked, limits: asked.or(defaults), done: map[string]bool{}}
+}
+
+// v2 makes the v2 cgroup and opens it to start a process in (CLONE_INTO_CGROUP,
+// Linux 5.7).
+func (m *made) v2() (*os.File, error) {
+	dir, err := m.in(m.cgroups.v2)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(dir)
+}
+
+// v1 makes the cgroups in the v1 hierarchies and returns the files that a thread
+// writes itself into. A limit that was asked for and that no hierarchy has taken
+// is a *LimitError.
+func (m *made) v1() ([]string, error) {
+	var tasks []string
+	for _, root := range m.roots {
+		if root == m.cgroups.v2 {
+			continue
+		}
+		dir, err := m.in(root)
+		if err != nil {
+			return nil, err
+		}
+		tasks = append(tasks, filepath.Join(dir, "tasks"))
+	}
+	return tasks, m.asked.missing(m.done)
+}
+
+// in makes the cgroup in one hierarchy.
+func (m *made) in(root string) (string, error) {
+	dir := filepath.Join(root, m.parent, m.name)
+	if err := makeCgroup(dir); err != nil {
+		return "", err
+	}
+	return dir, m.limits.limit(dir, m.done)
 }
 
 // pids lists the processes of one proxy's cgroup; normally one.

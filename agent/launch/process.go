@@ -56,11 +56,8 @@ func (m *Manager) socketGlob(id string) string {
 // are handed to it; without any, it opens its own, in its own cgroup. It returns
 // the process and the agent's copies of all listeners.
 func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, []listener, error) {
-	tasks, err := m.cgroups.make(a.ContainerID, a.Limits, m.opts.Limits)
-	if err != nil {
-		return nil, nil, err
-	}
-	cgroup, err := m.cgroups.open(a.ContainerID)
+	cgroups := m.cgroups.begin(a.ContainerID, a.Limits, m.opts.Limits)
+	cgroup, err := cgroups.v2()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -111,7 +108,12 @@ func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, 
 	}
 	p := &process{pidfd: os.NewFile(uintptr(pidfd), "pidfd"), cmd: cmd}
 
-	launched, err := handshake(ours, launchMessage(a, tasks, kept), kept)
+	// It joins these only when it is told to: they are made while it executes.
+	tasks, err := cgroups.v1()
+	var launched []listener
+	if err == nil {
+		launched, err = handshake(ours, launchMessage(a, tasks, kept), kept)
+	}
 	if err != nil {
 		p.kill()
 		return nil, nil, fmt.Errorf("proxy of %s/%s: %w", a.PodNamespace, a.PodName, err)
