@@ -38,7 +38,7 @@ func TestTheBenchmarkOfADDRuns(t *testing.T) {
 	if err := json.Unmarshal(content, &r); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{nameADD, nameRules, nameEach("nft"), nameEach("legacy"), nameRestore("nft"), nameRestore("legacy"), nameChain, nameLaunch, nameOpen, nameIdle}
+	want := []string{nameADD, nameDEL, nameExempt, nameVersion, nameRules, nameEach("nft"), nameEach("legacy"), nameRestore("nft"), nameRestore("legacy"), nameChain, nameLaunch, nameBurst, nameBurstDEL, nameOpen, nameIdle}
 	if len(r.Series) != len(want) {
 		t.Errorf("%d series, want %d", len(r.Series), len(want))
 	}

@@ -42,11 +42,14 @@ func services() []pod.Service {
 }
 
 // writeManifests writes all pods and Services there will be.
-func (b *addBench) writeManifests(proxies int) error {
+func (b *addBench) writeManifests(f addFlags) error {
 	node := &pod.Pod{Addresses: []netip.Addr{pod.PodRange4.Masked().Addr().Next()}}
 	objects := []any{pod.CapturedNamespace(namespace), (&pod.Pod{Namespace: namespace, Name: "pod"}).Manifest()}
-	for i := range proxies {
+	for i := range f.proxies {
 		objects = append(objects, idlePod(i).Manifest())
+	}
+	for i := range f.burst {
+		objects = append(objects, burstPod(i).Manifest())
 	}
 	for _, s := range services() {
 		objects = append(objects, s.Manifest())
