@@ -11,10 +11,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -495,5 +497,35 @@ func TestALimitThatTheNodeDoesNotHaveIsRefused(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(bare, other.CgroupParent, "c1")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left: its cgroup, %v", err)
+	}
+}
+
+func TestOnlySomeProxiesAreStartedAtOnce(t *testing.T) {
+	n := newNode(t)
+	most := 2 * runtime.NumCPU()
+	var working, seen atomic.Int32
+	errNotWanted := errors.New("not wanted")
+	var starts sync.WaitGroup
+	for i := range 2*most + 1 {
+		_, req := n.sandbox(fmt.Sprintf("turn-%d", i))
+		starts.Go(func() {
+			_, err := n.manager.Start(t.Context(), req, func(launch.Attachment) error {
+				defer working.Add(-1)
+				for now := working.Add(1); ; {
+					if before := seen.Load(); before >= now || seen.CompareAndSwap(before, now) {
+						break
+					}
+				}
+				time.Sleep(20 * time.Millisecond)
+				return errNotWanted
+			})
+			if !errors.Is(err, errNotWanted) {
+				t.Errorf("%s: %v", req.ContainerID, err)
+			}
+		})
+	}
+	starts.Wait()
+	if got := int(seen.Load()); got != most {
+		t.Errorf("%d at once, want %d", got, most)
 	}
 }

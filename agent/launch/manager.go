@@ -20,6 +20,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -96,6 +97,8 @@ type Manager struct {
 	store   store
 	host    uint64 // inode of the host's network namespace
 
+	starting chan struct{} // a place for each Start that may be at work
+
 	ctx    context.Context // of the supervisors
 	cancel context.CancelFunc
 	work   sync.WaitGroup
@@ -131,6 +134,10 @@ func (a *attachment) snapshot() Attachment {
 	return a.state
 }
 
+// startsPerCPU bounds the proxies that are being started. To start one is work for
+// the CPU: of all the pods of a node at once, each would be ready when the last is.
+const startsPerCPU = 2
+
 // NamespaceError says that a network namespace is gone, or not the pod's.
 type NamespaceError struct{ Err error }
 
@@ -156,7 +163,7 @@ func Open(opts Options) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("launch: %w", err)
 	}
-	m := &Manager{opts: opts, cgroups: c, store: s, host: host, attachments: map[string]*attachment{}}
+	m := &Manager{opts: opts, cgroups: c, store: s, host: host, starting: make(chan struct{}, startsPerCPU*runtime.NumCPU()), attachments: map[string]*attachment{}}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m, nil
 }
@@ -172,6 +179,12 @@ func (m *Manager) Bypass() (capture.Bypass, error) { return m.cgroups.bypass() }
 func (m *Manager) Start(ctx context.Context, req Request, claimed func(Attachment) error) (Attachment, error) {
 	if err := ValidID(req.ContainerID); err != nil {
 		return Attachment{}, err
+	}
+	select {
+	case m.starting <- struct{}{}:
+		defer func() { <-m.starting }()
+	case <-ctx.Done():
+		return Attachment{}, fmt.Errorf("%d proxies are being started, and this one's turn did not come: %w", cap(m.starting), context.Cause(ctx))
 	}
 	bypass, err := m.cgroups.bypass()
 	if err != nil {
