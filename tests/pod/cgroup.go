@@ -123,3 +123,21 @@ func removeCgroup(dir string) error {
 		}
 	}
 }
+
+// Cgroups lists the cgroups below the parent of the node's proxies, in every
+// hierarchy.
+func (n *Node) Cgroups() ([]string, error) {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, mount := range mounts {
+		found, err := filepath.Glob(filepath.Join(mount, n.Name, "*") + "/")
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, found...)
+	}
+	return out, nil
+}
