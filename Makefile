@@ -99,13 +99,15 @@ unit: ## unit tests with the race detector; some need root and say so
 fuzz: ## each fuzz target for FUZZTIME
 	.ci/fuzz
 
-.PHONY: netns demo-test cycles cluster-test e2e bench-smoke
+.PHONY: netns demo-test cycles first-packets cluster-test e2e bench-smoke
 netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 5m ./tests/netns
 demo-test: ## the demo, twice at once, and with a broken rule; needs root
 	$(TEST) -timeout 5m ./tests/demo
 cycles: ## attach and detach, CYCLES times (500): nothing is left behind; needs root
 	$(TEST) -timeout 60m -run 'Cycles|Left' ./tests/chain $(if $(CYCLES),-cycles $(CYCLES))
+first-packets: ## of PODS pods (100), flooding as ADD returns: none gets away uncaptured; needs root
+	$(TEST) -timeout 30m -run FirstPackets ./tests/chain $(if $(PODS),-pods $(PODS))
 cluster-test: ## the test cluster itself; needs root
 	$(TEST) -timeout 5m -run TestCluster ./tests/cluster
 bench-smoke: ## the benchmarks run, for seconds; nothing is judged; needs root

@@ -65,22 +65,35 @@ type Chain struct {
 // NewChain makes the chain from the plugins in folders. ran, if not nil, is told
 // of each plugin of the chain that ran.
 func (n *Node) NewChain(folders []string, ran func(command string, r Ran)) (*Chain, error) {
-	conf := map[string]any{
-		"cniVersion": "1.1.0",
-		"name":       "weir-pods",
-		"plugins": []any{
-			map[string]any{
-				"type": "bridge", "bridge": "pods0", "isGateway": true, "isDefaultGateway": true,
-				"ipam": map[string]any{
-					"type": "host-local", "dataDir": filepath.Join(NodeDir, "cni/networks"),
-					"ranges": []any{
-						[]any{map[string]string{"subnet": PodRange4.String()}},
-						[]any{map[string]string{"subnet": PodRange6.String()}},
-					},
-				},
+	return n.newChain("1.1.0", folders, ran, map[string]any{"type": "weir-cni"})
+}
+
+// NewChainIn makes the chain in a version of the CNI specification: "0.3.1".
+func (n *Node) NewChainIn(version string, folders []string) (*Chain, error) {
+	return n.newChain(version, folders, nil, map[string]any{"type": "weir-cni"})
+}
+
+// NewBareChain makes the chain without weir-cni, to compare with.
+func (n *Node) NewBareChain(folders []string) (*Chain, error) {
+	return n.newChain("1.1.0", folders, nil)
+}
+
+// newChain puts plugins behind the bridge.
+func (n *Node) newChain(version string, folders []string, ran func(command string, r Ran), plugins ...any) (*Chain, error) {
+	bridge := map[string]any{
+		"type": "bridge", "bridge": "pods0", "isGateway": true, "isDefaultGateway": true,
+		"ipam": map[string]any{
+			"type": "host-local", "dataDir": filepath.Join(NodeDir, "cni/networks"),
+			"ranges": []any{
+				[]any{map[string]string{"subnet": PodRange4.String()}},
+				[]any{map[string]string{"subnet": PodRange6.String()}},
 			},
-			map[string]any{"type": "weir-cni"},
 		},
+	}
+	conf := map[string]any{
+		"cniVersion": version,
+		"name":       "weir-pods",
+		"plugins":    append([]any{bridge}, plugins...),
 	}
 	content, err := json.Marshal(conf)
 	if err != nil {
@@ -126,11 +139,42 @@ func (c *Chain) Del(ctx context.Context, p *Pod) error {
 	return nil
 }
 
+// Check has the chain's plugins look whether p is as ADD left it (CNI 0.4.0).
+func (c *Chain) Check(ctx context.Context, p *Pod) error {
+	if err := c.cni.CheckNetworkList(ctx, c.list, p.runtimeConf()); err != nil {
+		return fmt.Errorf("CHECK %s: %w", p.ID(), err)
+	}
+	return nil
+}
+
+// GC has the chain's plugins drop what belongs to none of pods (CNI 1.1.0).
+func (c *Chain) GC(ctx context.Context, pods ...*Pod) error {
+	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
+	for _, p := range pods {
+		args.ValidAttachments = append(args.ValidAttachments, types.GCAttachment{ContainerID: p.ContainerID, IfName: ifName})
+	}
+	if err := c.cni.GCNetworkList(ctx, c.list, args); err != nil {
+		return fmt.Errorf("GC: %w", err)
+	}
+	return nil
+}
+
+// Status asks the chain's plugins whether they can ADD (CNI 1.1.0).
+func (c *Chain) Status(ctx context.Context) error {
+	if err := c.cni.GetStatusNetworkList(ctx, c.list); err != nil {
+		return fmt.Errorf("STATUS: %w", err)
+	}
+	return nil
+}
+
+// ifName is the pods' interface.
+const ifName = "eth0"
+
 func (p *Pod) runtimeConf() *libcni.RuntimeConf {
 	return &libcni.RuntimeConf{
 		ContainerID: p.ContainerID,
 		NetNS:       p.Netns,
-		IfName:      "eth0",
+		IfName:      ifName,
 		Args: [][2]string{
 			{"IgnoreUnknown", "1"},
 			{"K8S_POD_NAMESPACE", p.Namespace},
