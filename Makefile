@@ -99,11 +99,13 @@ unit: ## unit tests with the race detector; some need root and say so
 fuzz: ## each fuzz target for FUZZTIME
 	.ci/fuzz
 
-.PHONY: netns demo-test cycles first-packets cluster-test e2e bench-smoke
+.PHONY: netns demo-test verbs cycles first-packets cluster-test e2e bench-smoke
 netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 5m ./tests/netns
 demo-test: ## the demo, twice at once, and with a broken rule; needs root
 	$(TEST) -timeout 5m ./tests/demo
+verbs: ## every CNI verb in every version, through libcni; needs root
+	$(TEST) -timeout 5m -run 'Verb|Failures' ./tests/chain
 cycles: ## attach and detach, CYCLES times (500): nothing is left behind; needs root
 	$(TEST) -timeout 60m -run 'Cycles|Left' ./tests/chain $(if $(CYCLES),-cycles $(CYCLES))
 first-packets: ## of PODS pods (100), flooding as ADD returns: none gets away uncaptured; needs root
