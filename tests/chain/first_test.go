@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -14,23 +15,17 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weirmesh/weir/tests/pod"
+	"github.com/weirmesh/weir/tests/probe"
 )
 
 var probed = flag.Int("pods", 100, "pods whose first packets are watched")
 
-const (
-	// sinkPort is where the sink listens: on the node, outside all pods.
-	sinkPort = 9000
-	// probePorts is the first of the ports that a probe connects from, and
-	// probePorts+flood-1 the last. They are below the kernel's range for sockets that
-	// did not choose, so a proxy's own connections never come from them.
-	probePorts = 20000
-	// flood is how many connections of each family a probe starts, at once.
-	flood = 40
-)
+// sinkPort is where the sink listens: on the node, outside all pods.
+const sinkPort = 9000
+
+// flood is how many connections a probe starts, of both families.
+const flood = 2 * probe.Connections
 
 // sinkRules count, on the node, the first packets to the sink by who sent them.
 var sinkRules = fmt.Sprintf(`table inet sink {
@@ -41,7 +36,7 @@ var sinkRules = fmt.Sprintf(`table inet sink {
 		tcp dport %d tcp flags & (syn | ack) == syn tcp sport %d-%d counter name uncaptured
 		tcp dport %d tcp flags & (syn | ack) == syn tcp sport != %d-%d counter name captured
 	}
-}`, sinkPort, probePorts, probePorts+flood-1, sinkPort, probePorts, probePorts+flood-1)
+}`, sinkPort, probe.FirstPort, probe.LastPort, sinkPort, probe.FirstPort, probe.LastPort)
 
 // TestFirstPacketsAreCaptured floods connections from pods the moment that ADD
 // returns, where a runtime starts the pod's first process.
@@ -54,12 +49,12 @@ func TestFirstPacketsAreCaptured(t *testing.T) {
 	}
 	answered := probeAll(t, chain, pods(t, "probe", *probed))
 	uncaptured, captured := counted(t, "uncaptured"), counted(t, "captured")
-	t.Logf("%d pods, %d connections each: %d answered; first packets at the sink: %d by proxies, %d uncaptured", *probed, 2*flood, answered, captured, uncaptured)
+	t.Logf("%d pods, %d connections each: %d answered; first packets at the sink: %d by proxies, %d uncaptured", *probed, flood, answered, captured, uncaptured)
 	if uncaptured != 0 {
 		t.Errorf("%d first packets got away uncaptured", uncaptured)
 	}
 	// Every connection that is answered went through a proxy, and most must be.
-	if want := *probed * flood; answered < want || captured < answered {
+	if want := *probed * flood / 2; answered < want || captured < answered {
 		t.Errorf("%d connections answered, by %d of proxies, want %d at least", answered, captured, want)
 	}
 
@@ -70,8 +65,8 @@ func TestFirstPacketsAreCaptured(t *testing.T) {
 	}
 	const controls = 3
 	probeAll(t, bare, pods(t, "control", controls))
-	if got := counted(t, "uncaptured"); got < controls*2*flood {
-		t.Errorf("control: %d first packets of %d pods without weir-cni are seen, want %d", got, controls, controls*2*flood)
+	if got := counted(t, "uncaptured"); got < controls*flood {
+		t.Errorf("control: %d first packets of %d pods without weir-cni are seen, want %d", got, controls, controls*flood)
 	}
 }
 
@@ -143,7 +138,7 @@ func probeAll(t *testing.T, chain *pod.Chain, ps []*pod.Pod) int {
 		places <- struct{}{}
 		running.Go(func() {
 			defer func() { <-places }()
-			answered[i], errs[i] = probe(t.Context(), chain, p)
+			answered[i], errs[i] = probeOne(t.Context(), chain, p)
 		})
 	}
 	running.Wait()
@@ -157,8 +152,8 @@ func probeAll(t *testing.T, chain *pod.Chain, ps []*pod.Pod) int {
 	return sum
 }
 
-// probe is one pod's. Its thread waits in the namespace while ADD is under way.
-func probe(ctx context.Context, chain *pod.Chain, p *pod.Pod) (int, error) {
+// probeOne is the probe of one pod. Its thread waits in the namespace while ADD is under way.
+func probeOne(ctx context.Context, chain *pod.Chain, p *pod.Pod) (int, error) {
 	if err := sandbox(p, p.Name); err != nil {
 		return 0, err
 	}
@@ -170,7 +165,9 @@ func probe(ctx context.Context, chain *pod.Chain, p *pod.Pod) (int, error) {
 				return nil
 			}
 			var err error
-			answered, err = floodSink()
+			answered, err = probe.Flood(5*time.Second,
+				netip.AddrPortFrom(pod.PodRange4.Masked().Addr().Next(), sinkPort),
+				netip.AddrPortFrom(pod.PodRange6.Masked().Addr().Next(), sinkPort))
 			return err
 		})
 	}()
@@ -184,66 +181,4 @@ func probe(ctx context.Context, chain *pod.Chain, p *pod.Pod) (int, error) {
 		return 0, err
 	}
 	return answered, node.RemoveNamespace(p.Netns)
-}
-
-// floodSink starts all connections from the calling thread's namespace, without
-// waiting for any, and then counts those that are answered.
-func floodSink() (int, error) {
-	sink4 := pod.PodRange4.Masked().Addr().Next().As4()
-	sink6 := pod.PodRange6.Masked().Addr().Next().As16()
-	var fds []int
-	defer func() {
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-	}()
-	for i := range flood {
-		for _, to := range []struct {
-			family   int
-			from, to unix.Sockaddr
-		}{
-			{unix.AF_INET, &unix.SockaddrInet4{Port: probePorts + i}, &unix.SockaddrInet4{Port: sinkPort, Addr: sink4}},
-			{unix.AF_INET6, &unix.SockaddrInet6{Port: probePorts + i}, &unix.SockaddrInet6{Port: sinkPort, Addr: sink6}},
-		} {
-			fd, err := unix.Socket(to.family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-			if err != nil {
-				return 0, err
-			}
-			fds = append(fds, fd)
-			if to.family == unix.AF_INET6 {
-				if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-					return 0, err
-				}
-			}
-			if err := unix.Bind(fd, to.from); err != nil {
-				return 0, fmt.Errorf("port %d: %w", probePorts+i, err)
-			}
-			if err := unix.Connect(fd, to.to); err != nil && !errors.Is(err, unix.EINPROGRESS) {
-				return 0, fmt.Errorf("connect: %w", err)
-			}
-		}
-	}
-	answered := 0
-	for _, fd := range fds {
-		if readable(fd, 5*time.Second) {
-			answered++
-		}
-	}
-	return answered, nil
-}
-
-// readable reports whether a byte comes.
-func readable(fd int, within time.Duration) bool {
-	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	for deadline := time.Now().Add(within); ; {
-		left := time.Until(deadline)
-		if left <= 0 {
-			return false
-		}
-		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); errors.Is(err, unix.EINTR) {
-			continue
-		}
-		n, err := unix.Read(fd, make([]byte, 1))
-		return err == nil && n == 1
-	}
 }

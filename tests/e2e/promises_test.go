@@ -35,6 +35,7 @@ var undisturbed = []promise{
 // after the other, in this order.
 var disturbing = []promise{
 	{"fifty pods at once are all captured", fiftyAtOnce},
+	{"the first packets of pods are captured", firstPackets},
 	{"a pod whose capture fails never runs", failsClosed},
 	{"a killed proxy's callers wait and are served", proxyKilled},
 	{"an agent that is killed is not missed", agentKilled},

@@ -21,6 +21,7 @@ const usage = `usage: app <command> [flags] [arguments]
   serve            answer HTTP, and TCP echo
   get URL...       ask, and print one JSON line for each answer
   talk ADDRESS     keep one connection to an echo server and talk on it
+  flood ADDRESS... start many connections at once, from ports that tell them from a proxy's
   sleep DURATION   do nothing
 `
 
@@ -49,6 +50,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return get(ctx, args, stdin, stdout, stderr)
 	case "talk":
 		return talk(ctx, args, stdin, stdout, stderr)
+	case "flood":
+		return flood(args, stdout)
 	case "sleep":
 		return pause(ctx, args)
 	default:

@@ -16,13 +16,15 @@ import (
 	"github.com/weirmesh/weir/tests/e2e/app/report"
 )
 
-// serve answers HTTP on every address of -listen and echoes on those of -echo,
+// serve answers HTTP on every address of -listen, echoes on those of -echo and
+// counts on those of -sink,
 // until ctx is done.
 func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("app serve", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	listen := flags.String("listen", ":8080", "HTTP `addresses`, separated by commas")
 	echo := flags.String("echo", "", "TCP echo `addresses`, separated by commas")
+	sinks := flags.String("sink", "", "TCP `addresses` where connections are counted by whether package probe made them, separated by commas")
 	next := flags.String("next", "", "`URL` that is asked before a request is answered; its answer becomes part of ours")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -31,7 +33,8 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: handler{host, *next}, ReadHeaderTimeout: 10 * time.Second}
+	counts := &sink{}
+	server := &http.Server{Handler: handler{host, *next, counts}, ReadHeaderTimeout: 10 * time.Second}
 	failed := make(chan error)
 	for _, address := range addresses(*listen) {
 		listener, err := net.Listen("tcp", address)
@@ -48,6 +51,14 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 		defer listener.Close()
 		go acceptEchoes(listener)
 	}
+	for _, address := range addresses(*sinks) {
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			return err
+		}
+		defer listener.Close()
+		go counts.accept(listener)
+	}
 	select {
 	case err := <-failed:
 		return err
@@ -63,10 +74,11 @@ func addresses(list string) []string {
 type handler struct {
 	host string
 	next string
+	sink *sink
 }
 
 func (h handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	answer := report.Answer{Pod: h.host, Client: r.RemoteAddr, Host: r.Host, Path: r.URL.Path, Headers: r.Header}
+	answer := report.Answer{Pod: h.host, Client: r.RemoteAddr, Host: r.Host, Path: r.URL.Path, Headers: r.Header, Sink: h.sink.counted()}
 	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
 		answer.Local = local.String()
 	}

@@ -17,6 +17,13 @@ type Answer struct {
 	Path    string      `json:"path"`
 	Headers http.Header `json:"headers"`
 	Next    *Result     `json:"next,omitempty"` // of the request this one caused
+	Sink    Sink        `json:"sink"`
+}
+
+// Sink is what came to a server's sink, in connections.
+type Sink struct {
+	Uncaptured int `json:"uncaptured"` // from the ports of package probe
+	Others     int `json:"others"`
 }
 
 // Result is one request as its client saw it. Every request has a connection of
