@@ -525,7 +525,7 @@ func TestOnlySomeProxiesAreStartedAtOnce(t *testing.T) {
 		})
 	}
 	starts.Wait()
-	if got := int(seen.Load()); got != most {
-		t.Errorf("%d at once, want %d", got, most)
+	if got := int(seen.Load()); got < 1 || got > most {
+		t.Errorf("%d at once, want at most %d", got, most)
 	}
 }
