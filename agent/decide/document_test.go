@@ -56,6 +56,10 @@ the same, but for the second table.
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", a.name, a.value, a.absent, a.does, backends(a.name))
 	}
 	b.WriteString(`
+Who may change user or group in a pod may choose to be excluded: what a pod may
+not do is for its peers' policy to say, not for these. Refused QUIC is seen by its
+sender as EPERM or ECONNREFUSED.
+
 TCP is what is captured; UDP, SCTP, ICMP and raw sockets are not. The proxy's own
 ports, lo, and the proxy's own connections are never captured.
 

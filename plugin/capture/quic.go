@@ -6,7 +6,8 @@ const quicPort = 443
 
 // quic refuses outbound QUIC where its TCP would be turned aside, as far as
 // owners, interfaces and addresses go: what is excluded keeps its QUIC, and so do
-// lo and the proxy.
+// lo and the proxy. The sender's call fails with EPERM, as the packet ends in
+// this hook, or with what the ICMP error said, ECONNREFUSED.
 func quic(s Spec) Chain {
 	rules := []Rule{
 		leave(Loopback{Out: true}),
