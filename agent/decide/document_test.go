@@ -44,7 +44,8 @@ the prefix %[3]s. Lists are separated by commas. What any exclude list names is
 left alone, also where an include list names it. A value that means nothing, and
 an annotation that Weir does not know, fail the pod's ADD with WEIR-C006
 ([CODES.md](../plugin/CODES.md)), which names it: the pod waits, and its events say
-so. Annotations are read when the pod's sandbox is made.
+so. On a pod that runs, annotations about its traffic take effect when they change;
+opaque-ports and those about the proxy hold as they were when it was captured.
 
 Rules are put in by nftables or, where a node's kernel cannot, by iptables; both do
 the same, but for the second table.

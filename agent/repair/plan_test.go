@@ -79,6 +79,16 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// TestWishesForTheProxyComeAlong: captured in place, a pod gets the proxy that it
+// would have got at its birth.
+func TestWishesForTheProxyComeAlong(t *testing.T) {
+	pod := running("enabled", map[string]string{"weirmesh.io/proxy-memory-limit": "64Mi", "weirmesh.io/quic": "reject"})
+	p := plan([]model.Pod{pod}, func(n string) model.Namespace { return model.Namespace{Name: n} }, nil, decide.Defaults())
+	if len(p.capture) != 1 || p.capture[0].dec.Proxy.MemoryLimit != 64<<20 || !p.capture[0].dec.Spec.RefuseQUIC {
+		t.Errorf("%+v", p.capture)
+	}
+}
+
 func TestAPodIsFoundByAllItsAddressesInOneNamespace(t *testing.T) {
 	six := netip.MustParseAddr("fd00::5")
 	pod := model.Pod{Addresses: []netip.Addr{addr, six}}

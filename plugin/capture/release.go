@@ -1,5 +1,7 @@
 package capture
 
+import "slices"
+
 // Released says what takes the place of a Spec's rules while a pod is let go:
 // nothing is turned aside any more, and what was turned aside before goes on. The
 // translation of those connections ends with the last rule that needs conntrack
@@ -9,6 +11,7 @@ package capture
 func Released(s Spec) Ruleset {
 	out := Rules(s)
 	out.Counters = []string{GuardPort}
+	out.Chains = slices.DeleteFunc(out.Chains, func(c Chain) bool { return c.Name == "quic" })
 	hold := []Rule{{Matches: []Match{FirstPacket{}, Untranslated{}}, Verdict: Verdict{Kind: Return}}}
 	for i := range out.Chains {
 		c := &out.Chains[i]

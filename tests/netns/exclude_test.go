@@ -277,6 +277,16 @@ func TestOptionalRules(t *testing.T) {
 				t.Errorf("%s counted %d datagrams, not 3", capture.QUICRefused, n)
 			}
 
+			// Released, nothing is refused any more.
+			released := spec(w.cgroup.Bypass)
+			options(&released)
+			w.change(t, capture.Released(released))
+			for _, f := range families {
+				if err := w.answering(f.peer, 443, func() error { return w.sendAs(nil, false, at(f.peer, 443)) }); err != nil {
+					t.Errorf("released: %v", err)
+				}
+			}
+
 			// Without the options everything is as in any other world.
 			w.apply(t, nil)
 			for what := range optional {
