@@ -13,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The source ports, from first to last. They are below the kernel's range for
+// sockets that did not choose one, so a proxy's never are among them.
 const (
-	// FirstPort and LastPort are the source ports. They are below the kernel's range
-	// for sockets that did not choose one, so a proxy's never are among them.
 	FirstPort = 20000
 	LastPort  = 20039
-	// Connections is how many are started to each address.
-	Connections = LastPort - FirstPort + 1
 )
+
+// Connections is how many are started to each address.
+const Connections = LastPort - FirstPort + 1
 
 // Uncaptured reports whether a connection from there is the probe's own.
 func Uncaptured(from netip.AddrPort) bool {
