@@ -39,7 +39,7 @@ func passedOn(t *testing.T, o outcome, version string) {
 }
 
 func TestAddPassesTheResultOn(t *testing.T) {
-	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+	for _, version := range []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		t.Run("exempt "+version, func(t *testing.T) {
 			// No agent, no namespace: neither is asked for.
 			a := &agent{socket: filepath.Join(t.TempDir(), "none.sock")}
@@ -150,7 +150,7 @@ func TestAddBadInput(t *testing.T) {
 		"prevResult nonsense":  {invocation{conf: map[string]any{"prevResult": map[string]any{"ips": "none"}}}, 6, attachpb.BadInput, "prevResult"},
 		"IP without address":   {invocation{conf: map[string]any{"prevResult": map[string]any{"cniVersion": "1.1.0", "ips": []any{map[string]any{}}}}}, 6, attachpb.BadInput, "prevResult"},
 		"unknown version":      {invocation{conf: map[string]any{"cniVersion": "9.9.9"}}, 1, attachpb.BadConfig, "9.9.9"},
-		"old version":          {invocation{conf: map[string]any{"cniVersion": "0.3.0"}}, 1, attachpb.BadConfig, "0.3.0"},
+		"old version":          {invocation{conf: map[string]any{"cniVersion": "0.2.0"}}, 1, attachpb.BadConfig, "0.2.0"},
 		"no container ID":      {invocation{env: map[string]string{"CNI_CONTAINERID": ""}}, 4, attachpb.BadArgs, "CNI_CONTAINERID"},
 		"bad container ID":     {invocation{env: map[string]string{"CNI_CONTAINERID": "../x"}}, 4, attachpb.BadArgs, "../x"},
 		"no interface name":    {invocation{env: map[string]string{"CNI_IFNAME": ""}}, 4, attachpb.BadArgs, "CNI_IFNAME"},

@@ -1,4 +1,4 @@
-// Command weir-cni is a chained CNI plugin (specification 0.3.1 to 1.1.0) that
+// Command weir-cni is a chained CNI plugin (specification 0.3.0 to 1.1.0) that
 // turns a pod's TCP connections aside to the pod's own proxy.
 //
 // On ADD it asks the node's agent, which decides, starts the proxy and says what
@@ -94,7 +94,7 @@ func coded(command func(*skel.CmdArgs) error) func(*skel.CmdArgs) error {
 }
 
 func versions() version.PluginInfo {
-	return version.PluginSupports("0.3.1", "0.4.0", "1.0.0", "1.1.0")
+	return version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 }
 
 func pluginVersion() string {

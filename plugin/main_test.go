@@ -328,7 +328,7 @@ func TestVersion(t *testing.T) {
 	if err := json.Unmarshal([]byte(o.stdout), &got); err != nil {
 		t.Fatal(err)
 	}
-	if want := "[0.3.1 0.4.0 1.0.0 1.1.0]"; fmt.Sprint(got.SupportedVersions) != want {
+	if want := "[0.3.0 0.3.1 0.4.0 1.0.0 1.1.0]"; fmt.Sprint(got.SupportedVersions) != want {
 		t.Errorf("%v, want %s", got.SupportedVersions, want)
 	}
 }

@@ -15,11 +15,15 @@ import (
 // itself behind us: two that each want to be last would rewrite the file for
 // ever. An entry that comes first, with no primary before it, is moved.
 //
-// Of a Single a Chain is made, with its name and cniVersion.
+// Of a Single a Chain is made, with its name and cniVersion. Multus' delegates lose
+// what they have of ours: it stands behind Multus.
 func Add(conf []byte, entry Entry) ([]byte, error) {
 	doc, err := parse(conf)
 	if err != nil {
 		return nil, err
+	}
+	if bare := doc.undelegated(); len(bare) != len(conf) {
+		return Add(bare, entry)
 	}
 	if err := doc.checkVersion(); err != nil {
 		return nil, err
@@ -47,12 +51,15 @@ func Add(conf []byte, entry Entry) ([]byte, error) {
 	return Add(bare, entry)
 }
 
-// Remove returns conf without weir-cni: the same bytes if it is not in there,
-// and what Add was given if Add put it there.
+// Remove returns conf without weir-cni, also in Multus' delegates: the same bytes
+// if it is not in there, and what Add was given if Add put it there.
 func Remove(conf []byte) ([]byte, error) {
 	doc, err := parse(conf)
 	if err != nil {
 		return nil, err
+	}
+	if bare := doc.undelegated(); len(bare) != len(conf) {
+		return Remove(bare)
 	}
 	ours := doc.ours()
 	if len(ours) == 0 {
@@ -61,11 +68,7 @@ func Remove(conf []byte) ([]byte, error) {
 	if len(ours) == len(doc.plugins) {
 		return nil, ErrAlone
 	}
-	out := slices.Clone(conf)
-	for _, gap := range slices.Backward(doc.gapsWithout(ours)) {
-		out = slices.Delete(out, gap.start, gap.end)
-	}
-	return out, nil
+	return cut(conf, doc.gapsWithout(ours)), nil
 }
 
 // gapsWithout are the bytes to take out, in order, for the chain to lack the

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/diff"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -27,6 +28,8 @@ func testEntry() Entry {
 }
 
 // TestGolden chains weir-cni behind primaries as their documentation shows them.
+// Beside each file lies what the installer changes in it; of a single plugin's
+// configuration, how the list made of it differs.
 func TestGolden(t *testing.T) {
 	for _, pattern := range []string{"*.conflist", "*.conf"} {
 		files, err := filepath.Glob(filepath.Join("testdata", pattern))
@@ -48,16 +51,17 @@ func golden(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	got := diff.Diff("primary", before, "chained", after)
 	if *update {
-		if err := os.WriteFile(file+".golden", after, 0o644); err != nil {
+		if err := os.WriteFile(file+".diff", got, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want, err := os.ReadFile(file + ".golden")
+	want, err := os.ReadFile(file + ".diff")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(string(want), string(after)); diff != "" {
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
 		t.Errorf("Add (-want +got):\n%s", diff)
 	}
 
@@ -72,10 +76,17 @@ func golden(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if n := bytes.Count(removed, []byte(PluginType)); n > 0 {
+		t.Errorf("weir-cni is %d times in what Remove left:\n%s", n, removed)
+	}
+	bare, err := Remove(before)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if form, err := FormOf(before); err != nil {
 		t.Fatal(err)
-	} else if form == Chain && !bytes.Equal(removed, before) {
-		t.Errorf("Remove did not give back the file (-want +got):\n%s", cmp.Diff(string(before), string(removed)))
+	} else if form == Chain && !bytes.Equal(removed, bare) {
+		t.Errorf("Remove did not give back the file (-want +got):\n%s", cmp.Diff(string(bare), string(removed)))
 	}
 	checkRuns(t, after, kinds(t, before))
 }

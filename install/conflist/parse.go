@@ -33,7 +33,7 @@ var (
 )
 
 // versions are those weir-cni speaks. Earlier ones know no chains.
-var versions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+var versions = []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
 // noVersion is what a configuration without cniVersion means.
 const noVersion = "0.1.0"
@@ -182,8 +182,8 @@ func membersOf(src []byte) ([]member, error) {
 	return out, nil
 }
 
-// elementsOf returns the plugins of the array that m's value is.
-func elementsOf(src []byte, m member) ([]element, error) {
+// arrayOf returns the values of the array that m's value is.
+func arrayOf(src []byte, m member) ([]element, error) {
 	if src[m.start] != '[' {
 		return nil, fmt.Errorf("%w: not an array", ErrForm)
 	}
@@ -192,12 +192,24 @@ func elementsOf(src []byte, m member) ([]element, error) {
 		return nil, err
 	}
 	var out []element
-	for i := 0; dec.More(); i++ {
+	for dec.More() {
 		start, end, err := nextValue(dec)
 		if err != nil {
 			return nil, err
 		}
-		e := element{start: m.start + start, end: m.start + end}
+		out = append(out, element{start: m.start + start, end: m.start + end})
+	}
+	return out, nil
+}
+
+// elementsOf returns the plugins of the array that m's value is.
+func elementsOf(src []byte, m member) ([]element, error) {
+	out, err := arrayOf(src, m)
+	if err != nil {
+		return nil, err
+	}
+	for i := range out {
+		e := &out[i]
 		members, err := membersOf(src[e.start:e.end])
 		if err != nil {
 			return nil, fmt.Errorf("plugin %d: %w", i, err)
@@ -213,7 +225,6 @@ func elementsOf(src []byte, m member) ([]element, error) {
 		if e.kind == "" {
 			return nil, fmt.Errorf("%w: plugin %d has no type", ErrForm, i)
 		}
-		out = append(out, e)
 	}
 	return out, nil
 }
