@@ -1,16 +1,19 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/weirmesh/weir/install/conflist"
+	"github.com/weirmesh/weir/install/cri"
 	"github.com/weirmesh/weir/install/place"
 )
 
@@ -21,6 +24,9 @@ type options struct {
 	binDir  string
 	plugin  string
 	runDir  string
+	form    string
+	runtime string
+	owner   string
 	entry   conflist.Entry
 }
 
@@ -30,6 +36,8 @@ const (
 	maxTimeout = time.Minute
 	maxSunPath = 107 // bytes, sun_path of unix(7)
 )
+
+var ownerName = regexp.MustCompile(`^[^/]+/[^/]+$`)
 
 var backends = []string{"auto", "nftables", "iptables"}
 
@@ -45,6 +53,9 @@ func parseFlags(command string, args []string, stderr io.Writer) (options, error
 	if command == "run" {
 		fs.StringVar(&o.plugin, "plugin", "/weir-cni", "weir-cni, the `file` to copy")
 		fs.StringVar(&o.runDir, "run-dir", "/run/weir", "the agent's `folder`; its file \"ready\" is waited for")
+		fs.StringVar(&o.form, "chain", string(place.Auto), "`form`: entry (in the primary's list), dropin (a file of its own, which the runtime must read), auto (dropin if the runtime says that it has loaded it)")
+		fs.StringVar(&o.runtime, "runtime-socket", "/run/containerd/containerd.sock", "the container runtime's `socket`, asked for what it has loaded, with --chain=auto; empty: not asked")
+		fs.StringVar(&o.owner, "daemonset", "", "`namespace/name` of the DaemonSet that runs this: when stopped because it is deleted, uninstall; empty: never")
 		fs.StringVar(&o.entry.Socket, "socket", "/run/weir/attach.sock", "the agent's `socket`, a path on the host")
 		fs.Var((*names)(&o.entry.ExemptNamespaces), "exempt-namespaces", "`namespaces` never captured, separated by commas")
 		fs.DurationVar(&o.entry.Timeout, "timeout", 5*time.Second, "limit of a whole ADD")
@@ -79,10 +90,22 @@ func (o options) checkEntry() error {
 		return fmt.Errorf("--timeout %s must be between %s and %s", e.Timeout, minTimeout, maxTimeout)
 	case !slices.Contains(backends, e.Backend):
 		return fmt.Errorf("--backend %q must be one of %s", e.Backend, strings.Join(backends, ", "))
+	case !slices.Contains(place.Forms, place.Form(o.form)):
+		return fmt.Errorf("--chain %q must be one of %v", o.form, place.Forms)
+	case o.owner != "" && !ownerName.MatchString(o.owner):
+		return fmt.Errorf("--daemonset %q must be namespace/name", o.owner)
 	case o.plugin == "":
 		return errors.New("--plugin must name the file to copy")
 	}
 	return nil
+}
+
+// loaded asks the container runtime what it runs for pods; nil: it is not asked.
+func (o options) loaded() func(context.Context) ([]string, error) {
+	if o.runtime == "" {
+		return nil
+	}
+	return func(ctx context.Context) ([]string, error) { return cri.Loaded(ctx, o.runtime) }
 }
 
 func (o options) chain() place.Chain { return place.Chain{Dir: o.confDir, Entry: o.entry} }

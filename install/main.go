@@ -4,7 +4,8 @@
 //
 // It only places: weir-agent decides and serves, weir-cni does what is to be done
 // for a pod. When it ends (the DaemonSet is updated, the node shuts down) it
-// leaves the chain as it is; only the command "uninstall" takes it out.
+// leaves the chain as it is. It takes it out when it ends because its DaemonSet or
+// namespace is deleted, and by the command "uninstall".
 package main
 
 import (
@@ -16,9 +17,11 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
+	"github.com/weirmesh/weir/install/owner"
 	"github.com/weirmesh/weir/install/place"
 )
 
@@ -28,7 +31,8 @@ var version = "dev"
 const usage = `weir-install puts weir-cni into a node's CNI chain.
 
   weir-install run [flags]        copy the plugin, wait for the agent, chain it, and
-                                  keep it there until stopped; stopping undoes nothing
+                                  keep it there until stopped; stopping undoes nothing,
+                                  unless --daemonset is being deleted
   weir-install ready [flags]      exit 0 if new pods go through the plugin
   weir-install uninstall [flags]  take it out of the chain, then off the node
   weir-install version
@@ -48,6 +52,10 @@ const (
 // reloadTime is what a runtime gets to notice that its configuration changed,
 // before the plugin's program goes. It watches the folder: milliseconds.
 const reloadTime = time.Second
+
+// ownerTime is what the API server gets to answer when the program is stopped. It
+// and reloadTime are to fit into the grace period of the manifests, 10 s.
+const ownerTime = 5 * time.Second
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -94,13 +102,62 @@ func dispatch(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	}
 	switch command {
 	case "run":
-		keeper := place.Keeper{Plugin: o.place(), Chain: o.chain(), Marker: o.marker(), Log: log}
-		return keeper.Run(ctx)
+		return keep(ctx, o, log)
 	case "ready":
 		return ready(o)
 	default:
 		return uninstall(ctx, o, log)
 	}
+}
+
+// keep runs until it is stopped, and then finds out what for.
+func keep(ctx context.Context, o options, log *slog.Logger) error {
+	keeper := place.Keeper{
+		Plugin: o.place(), Chain: o.chain(), Marker: o.marker(),
+		Form: place.Form(o.form), Loaded: o.loaded(), Log: log,
+	}
+	namespace, name, _ := strings.Cut(o.owner, "/")
+	if namespace == "" {
+		return keeper.Run(ctx)
+	}
+	set, err := owner.InCluster(namespace, name)
+	if err != nil {
+		return fmt.Errorf("--daemonset %s: %w", o.owner, err)
+	}
+	watching, stop := context.WithCancel(ctx)
+	watched := make(chan struct{})
+	go watch(watching, set, watched)
+	err = keeper.Run(ctx)
+	stop()
+	<-watched
+	if err != nil {
+		return err
+	}
+	return leave(context.WithoutCancel(ctx), o, set, log)
+}
+
+func watch(ctx context.Context, set *owner.Owner, done chan<- struct{}) {
+	defer close(done)
+	set.Watch(ctx)
+}
+
+// leave uninstalls if the DaemonSet is being deleted, and does nothing if it is
+// not, or that cannot be known: a chain too many makes pods wait, one too few lets
+// them start uncaptured.
+func leave(ctx context.Context, o options, set *owner.Owner, log *slog.Logger) error {
+	asking, cancel := context.WithTimeout(ctx, ownerTime)
+	defer cancel()
+	deleted, err := set.Deleted(asking)
+	switch {
+	case err != nil:
+		log.Warn("stopped; everything stays on the node", "because", err)
+		return nil
+	case !deleted:
+		log.Info("stopped; everything stays on the node: the DaemonSet is there", "daemonset", o.owner)
+		return nil
+	}
+	log.Info("the DaemonSet or its namespace is being deleted: uninstalling", "daemonset", o.owner)
+	return uninstall(ctx, o, log)
 }
 
 func ready(o options) error {

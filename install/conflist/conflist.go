@@ -37,6 +37,8 @@ func Add(conf []byte, entry Entry) ([]byte, error) {
 	}
 	ours := doc.ours()
 	switch {
+	case len(doc.plugins) == 0:
+		return nil, fmt.Errorf("%w: it has a name and neither plugins nor a type", ErrDropIns)
 	case len(ours) == len(doc.plugins):
 		return nil, ErrAlone
 	case len(ours) == 0:
@@ -100,6 +102,19 @@ func Has(conf []byte) (bool, error) {
 	return len(doc.ours()) > 0, nil
 }
 
+// DropIn returns the entry as a file of its own.
+func DropIn(entry Entry) ([]byte, error) {
+	compact, err := entry.encode()
+	if err != nil {
+		return nil, err
+	}
+	text, err := layout{"\n  ", "\n"}.write(compact)
+	if err != nil {
+		return nil, err
+	}
+	return append(text, '\n'), nil
+}
+
 // fromSingle makes a chain of a single plugin's configuration.
 func fromSingle(doc document, wanted []byte) ([]byte, error) {
 	members, err := membersOf(doc.src)
@@ -147,4 +162,12 @@ func replaced(doc document, i int, wanted []byte) ([]byte, error) {
 		return nil, err
 	}
 	return slices.Concat(doc.src[:old.start], text, doc.src[old.end:]), nil
+}
+
+// IsDropIn says whether a plugin's file is ours.
+func IsDropIn(conf []byte) bool {
+	var plugin struct {
+		Type string `json:"type"`
+	}
+	return json.Unmarshal(conf, &plugin) == nil && plugin.Type == PluginType
 }

@@ -83,9 +83,9 @@ func golden(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if form, err := FormOf(before); err != nil {
+	if info, err := Inspect(before); err != nil {
 		t.Fatal(err)
-	} else if form == Chain && !bytes.Equal(removed, bare) {
+	} else if info.Form == Chain && !bytes.Equal(removed, bare) {
 		t.Errorf("Remove did not give back the file (-want +got):\n%s", cmp.Diff(string(bare), string(removed)))
 	}
 	checkRuns(t, after, kinds(t, before))

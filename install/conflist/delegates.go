@@ -47,14 +47,33 @@ func delegatesOf(src []byte, plugin element) []element {
 	return out
 }
 
+// delegates says whether a plugin runs others' configurations: from the file, or
+// by a name in it.
+func (d document) delegates() bool {
+	for _, p := range d.elements() {
+		members, err := membersOf(d.src[p.start:p.end])
+		if err != nil {
+			continue
+		}
+		if slices.ContainsFunc(members, func(m member) bool { return m.key == "delegates" || m.key == "clusterNetwork" }) {
+			return true
+		}
+	}
+	return false
+}
+
+// elements are the plugins of either form.
+func (d document) elements() []element {
+	if d.form == Single {
+		return []element{{start: 0, end: len(d.src)}}
+	}
+	return d.plugins
+}
+
 // undelegated returns the source without weir-cni in any delegate.
 func (d document) undelegated() []byte {
-	plugins := d.plugins
-	if d.form == Single {
-		plugins = []element{{start: 0, end: len(d.src)}}
-	}
 	var gaps []element
-	for _, p := range plugins {
+	for _, p := range d.elements() {
 		if p.kind != PluginType {
 			gaps = append(gaps, delegatedGaps(d.src, p)...)
 		}

@@ -50,7 +50,7 @@ func FuzzAdd(f *testing.F) {
 
 // checkLibcni: what a runtime could read before, it can read after.
 func checkLibcni(t *testing.T, conf, chained []byte) {
-	if form, _ := FormOf(conf); form == Chain {
+	if info, _ := Inspect(conf); info.Form == Chain {
 		if _, err := libcni.NetworkConfFromBytes(conf); err != nil {
 			return
 		}
@@ -78,7 +78,7 @@ func checkRemove(t *testing.T, conf, chained []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if form, _ := FormOf(conf); form == Chain && !had && !bytes.Equal(removed, bare) {
+	if info, _ := Inspect(conf); info.Form == Chain && !had && !bytes.Equal(removed, bare) {
 		t.Fatalf("Remove(Add) differs:\n%s\n%s", conf, removed)
 	}
 	if has, err := Has(removed); err != nil || has {

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
+	"strings"
 )
 
 // Form is what a configuration is.
@@ -26,7 +28,7 @@ var (
 	// fail every pod.
 	ErrVersion = errors.New("cniVersion not supported by weir-cni")
 	// ErrDropIns is a list whose plugins are all in files of their own (since
-	// libcni 1.3), which nothing here edits.
+	// libcni 1.3): an entry has no place in it.
 	ErrDropIns = errors.New("its plugins are drop-in files")
 	// ErrAlone is a chain without a primary plugin: nobody but us is in it.
 	ErrAlone = errors.New("no other plugin in the chain")
@@ -58,16 +60,53 @@ type document struct {
 	form    Form
 	name    string
 	version string    // for errors; empty: none is given
-	plugins []element // of a Chain
+	plugins []element // of a Chain; none: they are drop-ins
+	inlined bool      // loadOnlyInlinedPlugins: drop-ins are not read
 }
 
-// FormOf says what a configuration is, or why it is none.
-func FormOf(conf []byte) (Form, error) {
+// Info is what a configuration is.
+type Info struct {
+	Form Form
+	Name string // of the network
+	// Plugins are those in the configuration itself.
+	Plugins int
+	// DropIns: a libcni that knows drop-ins reads those of this network, too.
+	DropIns bool
+	// Delegates: one of its plugins runs others' configurations (Multus).
+	Delegates bool
+}
+
+// Inspect says what a configuration is, or why it is none.
+func Inspect(conf []byte) (Info, error) {
 	doc, err := parse(conf)
 	if err != nil {
-		return 0, err
+		return Info{}, err
 	}
-	return doc.form, nil
+	return Info{
+		Form: doc.form, Name: doc.name, Plugins: len(doc.elements()),
+		DropIns:   doc.form == Chain && !doc.inlined && networkName.MatchString(doc.name),
+		Delegates: doc.delegates(),
+	}, nil
+}
+
+// networkName is what libcni takes for one; it is a folder's name, too.
+var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`)
+
+// decodeBool takes what libcni does: strings, too.
+func decodeBool(value []byte, to *bool) error {
+	if err := json.Unmarshal(value, to); err == nil {
+		return nil
+	}
+	var text string
+	if err := decodeString(value, &text); err != nil {
+		return err
+	}
+	switch strings.ToLower(text) {
+	case "true", "false":
+		*to = strings.EqualFold(text, "true")
+		return nil
+	}
+	return fmt.Errorf("%w: neither true nor false", ErrForm)
 }
 
 func parse(src []byte) (document, error) {
@@ -89,6 +128,8 @@ func parse(src []byte) (document, error) {
 			if doc.form == 0 && kind != "" {
 				doc.form = Single
 			}
+		case "loadOnlyInlinedPlugins":
+			err = decodeBool(value, &doc.inlined)
 		case "plugins":
 			if doc.form == Chain {
 				return document{}, fmt.Errorf("%w: plugins is there twice", ErrForm)
@@ -101,8 +142,8 @@ func parse(src []byte) (document, error) {
 		}
 	}
 	switch {
-	case doc.form == 0 && doc.name != "":
-		return document{}, fmt.Errorf("%w: it has a name and neither plugins nor a type", ErrDropIns)
+	case doc.form == 0 && doc.name != "" && !doc.inlined:
+		doc.form = Chain // of drop-ins
 	case doc.form == 0:
 		return document{}, fmt.Errorf("%w: it has neither plugins nor a type", ErrForm)
 	case doc.form == Chain && len(doc.plugins) == 0:
@@ -111,6 +152,15 @@ func parse(src []byte) (document, error) {
 		return document{}, fmt.Errorf("%w: it has no name", ErrForm)
 	}
 	return doc, nil
+}
+
+// CheckVersion tells whether weir-cni can be in this chain, in whatever form.
+func CheckVersion(conf []byte) error {
+	doc, err := parse(conf)
+	if err != nil {
+		return err
+	}
+	return doc.checkVersion()
 }
 
 // checkVersion tells whether a runtime can run weir-cni in this chain. Of

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Temporary files carry our name, so that those of a killed run can be told from
@@ -42,8 +44,13 @@ func writeFile(path string, content []byte, mode fs.FileMode, old []byte) error 
 
 // replace puts content at path by rename, if the last check before it agrees.
 func replace(path string, mode fs.FileMode, content io.Reader, check func() error) error {
+	return replaceFrom(filepath.Dir(path), path, mode, content, check)
+}
+
+// replaceFrom does it with the temporary file in another folder of the same disk.
+func replaceFrom(stage, path string, mode fs.FileMode, content io.Reader, check func() error) error {
 	dir := filepath.Dir(path)
-	temp, err := os.CreateTemp(dir, tempPrefix+"*"+tempSuffix)
+	temp, err := os.CreateTemp(stage, tempPrefix+"*"+tempSuffix)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
@@ -56,6 +63,9 @@ func replace(path string, mode fs.FileMode, content io.Reader, check func() erro
 	}
 	if err == nil {
 		err = syncDir(dir)
+	}
+	if err == nil && stage != dir {
+		err = syncDir(stage)
 	}
 	if err != nil {
 		os.Remove(temp.Name()) // of no use any more; swept later if this fails
@@ -86,7 +96,31 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// sweep removes what killed runs left in dir. Only one installer runs on a node.
+// locked runs do while no other installer writes in dir, so that of two (one that
+// ends and one that begins, a command by hand) neither takes the other's temporary
+// file for a dead one's, or writes on what the other has just changed. The lock is
+// the folder's own: it leaves no file, and goes with the process.
+func locked(dir string, do func() error) error {
+	d, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return do()
+	}
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	for {
+		err := unix.Flock(int(d.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return do()
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("lock %s: %w", dir, err)
+		}
+	}
+}
+
+// sweep removes what killed runs left in dir. The caller has it locked.
 func sweep(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -7,10 +7,10 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
-	"golang.org/x/time/rate"
 )
 
 const (
@@ -19,13 +19,13 @@ const (
 	// pollChain is how often the chain is looked at without an event: folders can
 	// be removed and made again, and event queues overflow.
 	pollChain = 10 * time.Second
+	// pollMissing is how often a folder is looked for that is not there.
+	pollMissing = 500 * time.Millisecond
 	// retrySoon is when a file is looked at again that was half written.
 	retrySoon = 100 * time.Millisecond
-
-	// Two programs that undo each other's changes must not spin: after burst
-	// writes at once, one every interval.
-	writeBurst    = 10
-	writeInterval = 5 * time.Second
+	// together is how long events are gathered before the folder is looked at: a
+	// file that is written is several events.
+	together = 10 * time.Millisecond
 )
 
 // Keeper installs Weir's plugin on a node and keeps it there.
@@ -35,8 +35,15 @@ type Keeper struct {
 	// Marker is a file that exists once the agent was ready in this boot. Nothing
 	// is chained before: pods would wait for an agent that never came.
 	Marker string
+	// Form is how the plugin is chained. With Auto, Loaded is asked.
+	Form Form
+	// Loaded lists the types of the plugins that the container runtime has loaded
+	// for pods; nil: it cannot be asked.
+	Loaded func(context.Context) ([]string, error)
 	Log    *slog.Logger
 
+	form formState
+	pace pace
 	said map[string]string // topic → the last message about it, to say each once
 }
 
@@ -44,9 +51,6 @@ type Keeper struct {
 // The error is about what no waiting helps: a plugin that cannot be copied, a
 // folder that cannot be watched.
 func (k *Keeper) Run(ctx context.Context) error {
-	if err := errors.Join(sweep(k.Plugin.Dir), sweep(k.Chain.Dir)); err != nil {
-		return err
-	}
 	if err := k.place(); err != nil {
 		return err
 	}
@@ -98,23 +102,32 @@ func (k *Keeper) heal(ctx context.Context) error {
 	defer watcher.Close()
 	poll := time.NewTicker(pollChain)
 	defer poll.Stop()
-	writes := rate.NewLimiter(rate.Every(writeInterval), writeBurst)
 	for {
-		// Before looking, so that nothing gets between. Adding again is nothing;
-		// a folder that is not there is tried at the next poll.
-		for _, dir := range []string{k.Chain.Dir, k.Plugin.Dir} {
+		// Before looking, so that nothing gets between. Adding again is nothing.
+		var missing <-chan time.Time
+		for _, dir := range k.watched() {
 			if err := watcher.Add(dir); err != nil {
 				k.Log.Debug("folder cannot be watched, only polled", "folder", dir, "err", err)
+				missing = time.After(pollMissing)
 			}
 		}
-		soon, err := k.once(ctx, writes)
+		watched := k.form.dropIn
+		soon, err := k.once(ctx)
 		if err != nil {
 			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if k.form.dropIn != watched {
+			continue // its folder may have changed before it is watched
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-watcher.Events:
+			gather(watcher)
+		case <-missing:
 		case err := <-watcher.Errors:
 			k.Log.Debug("watch", "err", err) // an overflow: look again
 		case <-poll.C:
@@ -123,16 +136,42 @@ func (k *Keeper) heal(ctx context.Context) error {
 	}
 }
 
+// watched are the folders whose files are ours to keep: the drop-in's too.
+func (k *Keeper) watched() []string {
+	dirs := []string{k.Chain.Dir, k.Plugin.Dir}
+	if k.form.dropIn != "" {
+		dirs = append(dirs, filepath.Dir(k.form.dropIn))
+	}
+	return dirs
+}
+
+// gather takes what follows an event at once as one with it.
+func gather(watcher *fsnotify.Watcher) {
+	enough := time.After(together)
+	for {
+		select {
+		case <-watcher.Events:
+		case <-enough:
+			return
+		}
+	}
+}
+
 // once makes things right. The channel fires when to look again without an event.
-func (k *Keeper) once(ctx context.Context, writes *rate.Limiter) (<-chan time.Time, error) {
+func (k *Keeper) once(ctx context.Context) (<-chan time.Time, error) {
 	if !k.Plugin.There() {
 		if err := k.place(); err != nil {
 			return nil, err
 		}
 	}
-	healed, err := k.Chain.Heal()
+	healed, err := k.chain(ctx)
 	if err := errors.Join(healed.Skipped...); err != nil {
 		k.say("skipped", slog.LevelWarn, "passed over what no runtime can use: "+err.Error())
+	}
+	if healed.Changed {
+		delete(k.said, "chain")
+		k.Log.Info("chained", "primary", healed.Primary, "file", healed.File)
+		k.rest(ctx, healed.File)
 	}
 	switch {
 	case errors.Is(err, errChanged), errors.Is(err, errUnsettled):
@@ -141,19 +180,25 @@ func (k *Keeper) once(ctx context.Context, writes *rate.Limiter) (<-chan time.Ti
 		k.say("chain", slog.LevelInfo, err.Error()+": waiting for the cluster's CNI plugin to write its own")
 	case err != nil:
 		k.say("chain", slog.LevelError, "pods of this node are not captured: "+err.Error())
-	case healed.Changed:
-		delete(k.said, "chain")
-		k.Log.Info("chained", "primary", healed.Primary, "file", healed.File)
-		if writes.Tokens() < 1 {
-			k.Log.Warn("another program keeps changing the chain: slowing down. With Cilium set cni.exclusive=false", "file", healed.File)
-		}
-		if err := writes.Wait(ctx); err != nil {
-			return nil, nil // ctx is done
-		}
-	default:
+	case !healed.Changed:
 		k.say("chain", slog.LevelInfo, "the chain is as wanted: "+healed.File)
 	}
 	return nil, nil
+}
+
+// rest pauses after a write if another program keeps changing back what is
+// written: two that each insist would spin.
+func (k *Keeper) rest(ctx context.Context, file string) {
+	pause := k.pace.next(time.Now())
+	if pause == 0 {
+		return
+	}
+	k.Log.Warn("another program keeps changing the chain back: pods started meanwhile are not captured. With Cilium set cni.exclusive=false",
+		"reason", "ChainContested", "file", file, "writes", k.pace.streak, "pause", pause)
+	select {
+	case <-time.After(pause):
+	case <-ctx.Done():
+	}
 }
 
 // say logs a message if it is not the last one about its topic.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,12 +20,21 @@ import (
 	"github.com/weirmesh/weir/install/conflist"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if command := os.Getenv(onceEnv); command != "" {
+		os.Exit(once(command))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	list   = `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"p"}]}`
 	single = `{"cniVersion":"1.0.0","name":"n","type":"p"}`
 	half   = `{"cniVersion":"1.0.0","na`
+	ours   = `{"type":"weir-cni"}`
+	// What Multus writes, and what it had it from.
+	multus      = `{"cniVersion":"1.0.0","name":"m","type":"multus","clusterNetwork":"/host/etc/cni/net.d/10-a.conflist"}`
+	chainedList = `{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"p"},{"type":"weir-cni"}]}`
 )
 
 func testChain(t *testing.T, files map[string]string) Chain {
@@ -40,6 +50,9 @@ func testChain(t *testing.T, files map[string]string) Chain {
 func put(t *testing.T, dir, name, content string) {
 	t.Helper()
 	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -58,12 +71,18 @@ func look(t *testing.T, dir string) map[string]string {
 	}
 	out := map[string]string{}
 	for _, e := range entries {
+		if e.IsDir() {
+			for name, content := range look(t, filepath.Join(dir, e.Name())) {
+				out[e.Name()+"/"+name] = content
+			}
+			continue
+		}
 		content, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			t.Fatal(err)
 		}
 		out[e.Name()] = string(content)
-		if has, err := conflist.Has(content); err == nil && has {
+		if has, err := conflist.Has(content); err == nil && has || conflist.IsDropIn(content) {
 			out[e.Name()] = "chained"
 		}
 	}
@@ -117,6 +136,16 @@ func TestHeal(t *testing.T) {
 			map[string]string{"10-a.conflist.bak": list, ".10-a.conflist123": list}, ErrNoPrimary,
 		},
 		{
+			"Multus' delegate has nothing of ours, wherever Multus has it from",
+			map[string]string{"00-multus.conf": multus, "10-a.conflist": chainedList},
+			map[string]string{"00-multus-weir.conflist": "chained", "00-multus.conf": multus, "10-a.conflist": list}, nil,
+		},
+		{
+			"a drop-in goes when there is to be an entry",
+			map[string]string{"10-a.conflist": list, "n/zz-weir-cni.conf": ours, "old/zz-weir-cni.conf": ours},
+			map[string]string{"10-a.conflist": "chained"}, nil,
+		},
+		{
 			"a primary of drop-ins is in use, and no other",
 			map[string]string{"10-a.conflist": `{"cniVersion":"1.1.0","name":"n"}`, "20-b.conflist": list},
 			map[string]string{"10-a.conflist": `{"cniVersion":"1.1.0","name":"n"}`, "20-b.conflist": list}, conflist.ErrDropIns,
@@ -146,8 +175,13 @@ func TestHeal(t *testing.T) {
 			if _, err := c.Remove(); err != nil {
 				t.Fatal(err)
 			}
-			want := tt.files
-			delete(want, "10-a-weir.conflist")
+			want := maps.Clone(tt.files)
+			maps.DeleteFunc(want, func(name, content string) bool { return derived(name) || content == ours })
+			for name, content := range want {
+				if content == chainedList {
+					want[name] = list
+				}
+			}
 			if diff := cmp.Diff(want, look(t, c.Dir)); diff != "" {
 				t.Errorf("after Remove (-want +got):\n%s", diff)
 			}
@@ -278,6 +312,29 @@ func TestPlugin(t *testing.T) {
 // writes by rename, in place, and under another name.
 func TestKeeperHealsAtOnce(t *testing.T) {
 	c := testChain(t, map[string]string{"10-a.conflist": list})
+	k, log := testKeeper(t, c)
+	stop := run(t, k)
+
+	waitChained(t, c, "10-a.conflist")
+	if err := os.WriteFile(filepath.Join(c.Dir, "10-a.conflist"), []byte(list), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	waitChained(t, c, "10-a.conflist")
+	primaryWrites(t, filepath.Join(c.Dir, "10-a.conflist"), []byte(list+"\n"))
+	waitChained(t, c, "10-a.conflist")
+	primaryWrites(t, filepath.Join(c.Dir, "05-a.conflist"), []byte(list))
+	waitChained(t, c, "05-a.conflist")
+
+	stop()
+	if n := strings.Count(log.String(), "msg=chained"); n != 4 {
+		t.Errorf("chained %d times, want 4\n%s", n, log)
+	}
+}
+
+// testKeeper has all it waits for but a primary. Its log is to be read when it
+// has ended.
+func testKeeper(t *testing.T, c Chain) (*Keeper, *bytes.Buffer) {
+	t.Helper()
 	image := filepath.Join(t.TempDir(), "weir-cni")
 	marker := filepath.Join(t.TempDir(), "ready")
 	for _, path := range []string{image, marker} {
@@ -285,32 +342,22 @@ func TestKeeperHealsAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var log bytes.Buffer
-	k := Keeper{Plugin: Plugin{Source: image, Dir: t.TempDir()}, Chain: c, Marker: marker, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	log := new(bytes.Buffer)
+	return &Keeper{Plugin: Plugin{Source: image, Dir: t.TempDir()}, Chain: c, Marker: marker, Log: slog.New(slog.NewTextHandler(log, nil))}, log
+}
+
+// run runs it until the function returned is called.
+func run(t *testing.T, k *Keeper) func() {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- k.Run(ctx) }()
-
-	waitChained(t, c, "10-a.conflist")
-	if err := os.WriteFile(filepath.Join(c.Dir, "10-a.conflist"), []byte(list), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	waitChained(t, c, "10-a.conflist")
-	if err := writeFile(filepath.Join(c.Dir, "10-a.conflist"), []byte(list+"\n"), 0o600, nil); err != nil {
-		t.Fatal(err)
-	}
-	waitChained(t, c, "10-a.conflist")
-	if err := writeFile(filepath.Join(c.Dir, "05-a.conflist"), []byte(list), 0o600, nil); err != nil {
-		t.Fatal(err)
-	}
-	waitChained(t, c, "05-a.conflist")
-
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	if n := strings.Count(log.String(), "msg=chained"); n != 4 {
-		t.Errorf("chained %d times, want 4\n%s", n, &log)
+	return func() {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -326,4 +373,16 @@ func waitChained(t *testing.T, c Chain, name string) {
 		}
 	}
 	t.Fatalf("%s was not chained within a second: %v", name, look(t, c.Dir))
+}
+
+// primaryWrites replaces a file as other programs do it.
+func primaryWrites(t *testing.T, path string, content []byte) {
+	t.Helper()
+	temp := path + ".tmp"
+	if err := os.WriteFile(temp, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(temp, path); err != nil {
+		t.Fatal(err)
+	}
 }

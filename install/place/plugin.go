@@ -28,6 +28,19 @@ func (p Plugin) Path() string { return filepath.Join(p.Dir, conflist.PluginType)
 // that is there is replaced at once; a runtime that is just running it goes on
 // with the old. It says whether it copied.
 func (p Plugin) Place() (bool, error) {
+	copied := false
+	err := locked(p.Dir, func() error {
+		did, err := p.placeLocked()
+		copied = did
+		return err
+	})
+	return copied, err
+}
+
+func (p Plugin) placeLocked() (bool, error) {
+	if err := sweep(p.Dir); err != nil {
+		return false, err
+	}
 	src, err := os.Open(p.Source)
 	if err != nil {
 		return false, fmt.Errorf("place the plugin: %w", err)
@@ -83,6 +96,16 @@ func (p Plugin) There() bool {
 // Remove takes the plugin off the node. It must be in no chain any more. It says
 // whether there was one.
 func (p Plugin) Remove() (bool, error) {
+	removed := false
+	err := locked(p.Dir, func() error {
+		did, err := p.removeLocked()
+		removed = did
+		return err
+	})
+	return removed, err
+}
+
+func (p Plugin) removeLocked() (bool, error) {
 	if err := sweep(p.Dir); err != nil {
 		return false, err
 	}

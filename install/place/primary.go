@@ -33,13 +33,13 @@ var (
 type file struct {
 	path    string
 	content []byte
-	form    conflist.Form
+	info    conflist.Info
 }
 
 // chained is the file that has our entry, or shall have it: the list itself, or
 // the one derived from a single plugin's configuration.
 func (f file) chained() string {
-	if f.form == conflist.Single {
+	if f.info.Form == conflist.Single {
 		return strings.TrimSuffix(f.path, filepath.Ext(f.path)) + derivedSuffix
 	}
 	return f.path
@@ -64,9 +64,6 @@ func findPrimary(dir string, now time.Time) (file, []error, error) {
 			return f, skipped, nil
 		case errors.Is(err, fs.ErrNotExist): // just now
 			continue
-		case errors.Is(err, conflist.ErrDropIns):
-			// The runtime uses it, so no other will do.
-			return file{}, skipped, fmt.Errorf("%s: %w: write them into a list (\"plugins\"), weir-cni cannot be chained otherwise", path, err)
 		}
 		if unsettled(path, now) {
 			return file{}, skipped, fmt.Errorf("%s: %w: %w", path, errUnsettled, err)
@@ -104,7 +101,7 @@ func read(path string) (file, error) {
 	if err != nil {
 		return file{}, err
 	}
-	form, err := conflist.FormOf(content)
+	info, err := conflist.Inspect(content)
 	if err != nil {
 		return file{}, err
 	}
@@ -112,10 +109,10 @@ func read(path string) (file, error) {
 	if filepath.Ext(path) == ".conflist" {
 		want = conflist.Chain
 	}
-	if form != want {
+	if info.Form != want {
 		return file{}, fmt.Errorf("a list of plugins must be in a .conflist, a single plugin in a .conf or .json: %w", conflist.ErrForm)
 	}
-	return file{path, content, form}, nil
+	return file{path, content, info}, nil
 }
 
 func unsettled(path string, now time.Time) bool {
