@@ -96,10 +96,13 @@ func TestRights(t *testing.T) {
 			t.Errorf("a rule is to be about one resource: %v", rule)
 		}
 		name := strings.TrimSuffix(rule.Resources[0]+"."+rule.APIGroups[0], ".")
+		if len(rule.ResourceNames) > 0 {
+			name += " " + strings.Join(rule.ResourceNames, ", ")
+		}
 		granted[name] = strings.Join(rule.Verbs, ", ")
 	}
 	documented := map[string]string{}
-	row := regexp.MustCompile(`(?m)^\| ([a-z0-9.]+) \| ([a-z, ]+) \| .+ \|$`)
+	row := regexp.MustCompile(`(?m)^\| ([a-z0-9., -]+) \| ([a-z, ]+) \| .+ \|$`)
 	for _, m := range row.FindAllStringSubmatch(string(read(t, "README.md")), -1) {
 		documented[m[1]] = m[2]
 	}
@@ -159,6 +162,12 @@ func checkPaths(t *testing.T, pod corev1.PodSpec, c corev1.Container) {
 		_, mounted := mounts[path]
 		switch {
 		case flag == "--socket": // the host's
+		case flag == "--runtime-socket":
+			dir := filepath.Dir(path)
+			if _, ok := mounts[dir]; !ok {
+				t.Errorf("%s: %s is in no volume", c.Name, word)
+			}
+			mounts[dir] = true
 		case program.MatchString(path) && strings.Contains(image, "out/bin"+path+" "):
 		case mounted:
 			mounts[path] = true
@@ -183,6 +192,29 @@ func TestSocket(t *testing.T) {
 	}
 	if got, want := arg(t, pod, "install", "--socket"), run+"/attach.sock"; got != want {
 		t.Errorf("the plugin dials %s, the agent listens at %s", got, want)
+	}
+}
+
+// TestOwner checks that the installer asks for the DaemonSet that it is part of, and
+// may, and has the time to.
+func TestOwner(t *testing.T) {
+	set := one[*appsv1.DaemonSet](t)
+	pod := set.Spec.Template.Spec
+	if got, want := arg(t, pod, "install", "--daemonset"), "$(NAMESPACE)/"+set.Name; got != want {
+		t.Errorf("the installer asks for %s, it is part of %s", got, want)
+	}
+	env := container(t, pod, "install").Env
+	if len(env) != 1 || env[0].Name != "NAMESPACE" || env[0].ValueFrom.FieldRef.FieldPath != "metadata.namespace" {
+		t.Errorf("NAMESPACE is %v", env)
+	}
+	may := slices.ContainsFunc(one[*rbacv1.ClusterRole](t).Rules, func(r rbacv1.PolicyRule) bool {
+		return slices.Equal(r.Resources, []string{"daemonsets"}) && slices.Equal(r.ResourceNames, []string{set.Name}) && slices.Equal(r.Verbs, []string{"get"})
+	})
+	if !may {
+		t.Errorf("no right to get DaemonSet %s, or more than that", set.Name)
+	}
+	if *pod.TerminationGracePeriodSeconds < 10 {
+		t.Errorf("%d s of grace are too few for an uninstall", *pod.TerminationGracePeriodSeconds)
 	}
 }
 

@@ -27,7 +27,7 @@ const (
 	maxAnswer = 16 << 20 // bytes, what containerd sends at most
 )
 
-// ErrNotTold: the runtime answers, and not what it has loaded.
+// ErrNotTold is a runtime that answers, and does not say what it has loaded.
 var ErrNotTold = errors.New("the runtime does not tell its CNI configuration")
 
 // Loaded returns the types of the plugins that the runtime behind a unix socket

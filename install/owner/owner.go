@@ -49,7 +49,7 @@ const (
 	pingTime  = 15 * time.Second
 )
 
-// ErrUnknown: the API server gave no answer that decides.
+// ErrUnknown says that the API server gave no answer that decides.
 var ErrUnknown = errors.New("the API server does not say whether Weir is being deleted")
 
 // Owner is a DaemonSet and its namespace.
