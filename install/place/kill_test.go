@@ -40,6 +40,9 @@ func (n node) keeper(form Form) *Keeper {
 
 // do is a run of the installer that comes to an end.
 func (n node) do(what string) error {
+	if what == "replace" {
+		return replaceOften(n)
+	}
 	if what == "remove" {
 		k := n.keeper(Entry)
 		if _, err := k.Chain.Remove(); err != nil {

@@ -40,7 +40,11 @@ var disturbing = []promise{
 	{"a killed proxy's callers wait and are served", proxyKilled},
 	{"an agent that is killed is not missed", agentKilled},
 	{"without an agent new pods wait and running ones go on", agentAway},
+	{"a restart of the DaemonSet leaves the chain as it is, all the time", restarted},
+	{"the runtime loads the plugin as a drop-in and as an entry", chainForms},
 	{"uninstalled, pods start uncaptured; installed again, captured", uninstalled},
+	{"the DaemonSet deleted, pods start uncaptured; installed again, captured", daemonSetDeleted},
+	{"the namespace deleted, pods start uncaptured; installed again, captured", namespaceDeleted},
 }
 
 func TestWeir(t *testing.T) {
