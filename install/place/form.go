@@ -31,9 +31,11 @@ var Forms = []Form{Auto, DropIn, Entry}
 
 const (
 	// loadTime is what the runtime gets to notice a new file, before it is taken
-	// to read no drop-ins. It takes milliseconds.
-	loadTime = 2 * time.Second
-	askTime  = time.Second // one question
+	// to read no drop-ins: milliseconds, but on a node that is starting everything.
+	loadTime = 5 * time.Second
+	// askTime is what it gets to answer. containerd runs STATUS of every plugin
+	// first, which takes seconds on a node that is starting everything.
+	askTime  = 5 * time.Second
 	askAgain = 20 * time.Millisecond
 )
 
@@ -114,24 +116,22 @@ func (k *Keeper) choose(ctx context.Context) Form {
 // prove waits for the runtime to say that it has loaded the drop-in. If that, or
 // the list that it belongs to, is changed meanwhile, nothing is proved.
 func (k *Keeper) prove(ctx context.Context, healed Healed) error {
-	ctx, cancel := context.WithTimeout(ctx, loadTime)
-	defer cancel()
+	began := time.Now()
 	for {
 		types, err := k.ask(ctx)
 		if err == nil && slices.Contains(types, conflist.PluginType) {
 			return nil
 		}
-		if err == nil {
-			err = fmt.Errorf("%w: it has loaded %q", errNotLoaded, types)
-		}
 		if !k.Chain.has(healed) {
 			return errChanged
 		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(askAgain):
+		if err == nil {
+			err = fmt.Errorf("%w: it has loaded %q", errNotLoaded, types)
 		}
+		if time.Since(began) > loadTime || ctx.Err() != nil {
+			return err
+		}
+		time.Sleep(askAgain)
 	}
 }
 
