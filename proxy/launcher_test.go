@@ -299,7 +299,7 @@ func launch(t testing.TB, ns *namespace, msg *proxypb.Launch, inherited []kept) 
 	if serving.GetStage() != proxypb.LaunchReply_SERVING {
 		return nil, fmt.Errorf("%v where SERVING was due", serving)
 	}
-	if n, err := unix.Read(ours, make([]byte, 1)); err != nil {
+	if n, err := uninterrupted(func() (int, error) { return unix.Read(ours, make([]byte, 1)) }); err != nil {
 		return nil, fmt.Errorf("launch socket: %w", err)
 	} else if n != 0 {
 		return nil, fmt.Errorf("launch socket not closed: %d bytes", n)
@@ -307,10 +307,25 @@ func launch(t testing.TB, ns *namespace, msg *proxypb.Launch, inherited []kept) 
 	return p, nil
 }
 
+// uninterrupted repeats a call on a socket with a timeout, which a signal
+// interrupts in spite of SA_RESTART: signal(7).
+func uninterrupted(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
 // readReply reads one packet, or all of a stream.
 func readReply(fd int) (*proxypb.LaunchReply, []int, error) {
 	buf, oob := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(16*4))
-	n, oobn, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC)
+	var oobn int
+	n, err := uninterrupted(func() (int, error) {
+		n, forOOB, _, _, err := unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		oobn = forOOB
+		return n, err
+	})
 	if err != nil {
 		return nil, nil, err
 	}
