@@ -102,6 +102,7 @@ fuzz: ## each fuzz target for FUZZTIME
 .PHONY: netns demo-test verbs cycles first-packets cluster-test e2e bench-smoke
 netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 5m ./tests/netns
+	$(TEST) -timeout 2m -run ClientAddressMany ./proxy
 demo-test: ## the demo, twice at once, and with a broken rule; needs root
 	$(TEST) -timeout 5m ./tests/demo
 verbs: ## every CNI verb in every version, through libcni; needs root

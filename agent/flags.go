@@ -27,6 +27,7 @@ type flags struct {
 	exempt       names
 	exemptStatic bool
 	runtimes     names
+	keepClient   bool
 	uidBase      uint
 	accessLog    string
 	metrics      string
@@ -67,6 +68,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.Var(&f.exempt, "exempt-namespaces", "`namespaces` never captured, separated by commas")
 	fs.BoolVar(&f.exemptStatic, "exempt-static-pods", false, "never capture static pods")
 	fs.Var(&f.runtimes, "allow-runtime-classes", "runtimeClassName `values` whose pods keep their traffic in the namespace's own stack, separated by commas; others are refused")
+	fs.BoolVar(&f.keepClient, "keep-client-address", true, "applications see their callers' addresses, for which proxies get CAP_NET_RAW and nothing else; false, or where the rules are iptables': they see the pod's own address. Counts for pods that start from then on")
 	fs.UintVar(&f.uidBase, "uid-base", 1879048192, "proxies run as this `uid` and those above")
 	fs.StringVar(&f.accessLog, "access-log", "-", "`file` for access log lines; -: standard output")
 	fs.StringVar(&f.metrics, "metrics-address", ":15090", "`address` to serve Prometheus metrics on, at /metrics; empty: do not")

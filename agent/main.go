@@ -15,7 +15,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -52,11 +51,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case len(args) > 0 && args[0] == "ready":
 		err = ready(ctx, args[1:], stderr)
-	case len(args) == 2 && args[0] == launch.DialCommand:
-		var addr netip.AddrPort
-		if addr, err = netip.ParseAddrPort(args[1]); err == nil {
-			err = launch.Dial(addr)
-		}
+	case len(args) > 1 && args[0] == launch.DialCommand:
+		err = launch.RunDial(args[1:])
 	default:
 		err = serve(ctx, args, stdout, stderr)
 	}
@@ -139,7 +135,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		AccessLog:  telemetry.NewAccessLog(accessLog).Write,
 		Log:        log,
 	}
-	repairs := &repair.Loop{View: view.store, Decide: view.options, Event: view.recorder.PodEvent, Log: log}
+	repairs := &repair.Loop{View: view.store, Event: view.recorder.PodEvent, Log: log}
 	var metrics *telemetry.Metrics // they count the proxies, which are not there yet
 	proxies, err := launch.Open(launch.Options{
 		RunDir:       f.runDir,
@@ -165,10 +161,12 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer proxies.Close()
 	metrics = telemetry.NewMetrics(version, func() map[string]int { return podStates(proxies.List()) })
-	repairs.Proxies, repairs.Count = proxies, metrics.Operation
-	if err := proxies.TestBypass(ctx); err != nil {
+	// What the node cannot do is settled before the first pod, for all of them.
+	view.options.KeepClientAddress, err = proxies.TestNode(ctx, f.keepClient)
+	if err != nil {
 		return err
 	}
+	repairs.Decide, repairs.Proxies, repairs.Count = view.options, proxies, metrics.Operation
 	listener, err := attach.Listen(socketPath(f.runDir), log)
 	if err != nil {
 		return err

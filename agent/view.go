@@ -25,6 +25,7 @@ func openView(f flags, log *slog.Logger) (*view, error) {
 	options.ExemptNamespaces = f.exempt
 	options.ExemptStaticPods = f.exemptStatic
 	options.AllowRuntimeClasses = f.runtimes
+	options.KeepClientAddress = f.keepClient
 	if err := options.Validate(); err != nil {
 		return nil, err
 	}

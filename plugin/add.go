@@ -55,6 +55,7 @@ func attach(ctx context.Context, c conf, args *skel.CmdArgs, pod podArgs, result
 	if err != nil {
 		return err
 	}
+	begin.CanKeepClient = c.Backend != backendIPTables
 	ns, err := openNamespace(args.Netns)
 	if err != nil {
 		return err

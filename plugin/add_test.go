@@ -84,7 +84,7 @@ func TestAddCaptured(t *testing.T) {
 
 	want := &attachpb.Begin{
 		ContainerId: "c-1", Ifname: "eth0", Netns: pod.Path(), PodNamespace: "shop", PodName: "front-0", PodUid: "u-1",
-		Addresses: []string{"10.88.0.2", "fd00:88::2"},
+		Addresses: []string{"10.88.0.2", "fd00:88::2"}, CanKeepClient: true,
 	}
 	if diff := cmp.Diff(want, a.begin, protocmp.Transform()); diff != "" {
 		t.Errorf("Begin (-want +got):\n%s", diff)

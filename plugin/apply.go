@@ -29,6 +29,7 @@ type target struct {
 	ns       *os.File
 	backends []backend
 	used     backend
+	client   clientChanges
 }
 
 func newTarget(c conf, container string, ns *os.File) *target {
@@ -51,8 +52,11 @@ func (t *target) apply(rules capture.Ruleset) (*attachpb.Applied, error) {
 		if err := prepare(); err != nil {
 			return err
 		}
-		if _, err := t.probe(rules); err != nil {
+		if err := t.prepareClient(rules); err != nil {
 			return err
+		}
+		if _, err := t.probe(rules); err != nil {
+			return errors.Join(err, t.client.revert())
 		}
 		return keepHalfClosed()
 	})
@@ -64,6 +68,19 @@ func (t *target) apply(rules capture.Ruleset) (*attachpb.Applied, error) {
 		Rules:      rules.String(),
 		TookMicros: time.Since(start).Microseconds(),
 	}, nil
+}
+
+// prepareClient prepares for rules that keep the caller's address, if these do.
+// Where earlier ones did, what they needed stays: nothing is marked any more.
+func (t *target) prepareClient(rules capture.Ruleset) error {
+	if !rules.KeepsClient() {
+		return nil
+	}
+	var err error
+	if t.client, err = prepareClient(); err != nil {
+		return errors.Join(err, t.client.revert())
+	}
+	return nil
 }
 
 // probe applies the rules by the first backend that this kernel supports. The
@@ -102,7 +119,10 @@ func (t *target) compare(rules capture.Ruleset) (done, error) {
 				return err
 			case difference != capture.NoRules:
 				out.Backend, out.Difference = b.Name(), difference
-				return nil
+				if difference == "" && rules.KeepsClient() {
+					out.Difference, err = unpreparedClient()
+				}
+				return err
 			}
 		}
 		out.Difference = capture.NoRules
@@ -111,7 +131,9 @@ func (t *target) compare(rules capture.Ruleset) (done, error) {
 	return out, err
 }
 
-// deleteAll takes out the rules of every backend.
+// deleteAll takes out the rules of every backend, and the routes that only their
+// mark led to. The sysctls stay: what they were before is not known, and without
+// marks they do nothing.
 func (t *target) deleteAll() error {
 	return inNamespace(t.ns, func() error {
 		var failed []error
@@ -120,17 +142,20 @@ func (t *target) deleteAll() error {
 				failed = append(failed, b.Delete())
 			}
 		}
-		return errors.Join(failed...)
+		return errors.Join(append(failed, removeClientRoutes())...)
 	})
 }
 
-// undo takes the rules out again.
+// undo takes the rules out again, then what they needed.
 func (t *target) undo() error {
 	if t.used == nil {
 		return nil
 	}
-	if err := inNamespace(t.ns, t.used.Delete); err != nil {
-		return fmt.Errorf("%s: %w", t.used.Name(), err)
-	}
-	return nil
+	return inNamespace(t.ns, func() error {
+		err := t.used.Delete()
+		if err != nil {
+			err = fmt.Errorf("%s: %w", t.used.Name(), err)
+		}
+		return errors.Join(err, t.client.revert())
+	})
 }

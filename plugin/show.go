@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/plugin/capture/nft"
@@ -21,6 +22,14 @@ type shown struct {
 	Backend  string                     `json:"backend"`
 	Rules    string                     `json:"rules"`
 	Counters map[string]capture.Counter `json:"counters"`
+	Client   *shownClient               `json:"client,omitempty"`
+}
+
+// shownClient is there where the rules let the proxy use the caller's address.
+type shownClient struct {
+	// Missing is what else that needs and the namespace lacks: where there is any
+	// of it, inbound connections hang.
+	Missing []string `json:"missing"`
 }
 
 // show prints the rules in a namespace, as they are in the kernel, and what they
@@ -61,15 +70,19 @@ func readAny(ns *os.File) (shown, error) {
 	var failed []error
 	for _, b := range []backend{nft.Backend{}, newIPTables(os.TempDir(), filepath.Base(ns.Name()))} {
 		var st capture.State
+		var client *shownClient
 		err := inNamespace(ns, func() error {
 			var err error
-			st, err = b.Read()
+			if st, err = b.Read(); err == nil && st.KeepsClient {
+				client = &shownClient{}
+				client.Missing, err = missingForClient()
+			}
 			return err
 		})
 		if err != nil {
 			failed = append(failed, err)
 		} else if st.Text != "" {
-			return shown{b.Name(), st.Text, st.Counters}, nil
+			return shown{b.Name(), st.Text, st.Counters, client}, nil
 		}
 	}
 	// One backend that is missing is usual; both are not.
@@ -92,5 +105,13 @@ func (s shown) print(w io.Writer, path string) error {
 			return err
 		}
 	}
-	return nil
+	if s.Client == nil {
+		return nil
+	}
+	what := "\nthe application sees the caller's address"
+	if len(s.Client.Missing) > 0 {
+		what = "\ninbound connections hang: keeping the caller's address needs " + strings.Join(s.Client.Missing, ", ")
+	}
+	_, err := fmt.Fprintln(w, what)
+	return err
 }

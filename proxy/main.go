@@ -81,11 +81,11 @@ func hasSockets() bool {
 // serve is the second stage.
 func serve(args []string) error {
 	connections := maxConnections() // may not be asked for later
-	if err := jail.Confine(); err != nil {
-		return err
-	}
 	launch, err := jail.ParseArgs(args)
 	if err != nil {
+		return err
+	}
+	if err := jail.Confine(launch); err != nil {
 		return err
 	}
 	var listeners []*listen.Listener
@@ -116,7 +116,7 @@ func serve(args []string) error {
 	controlled := make(chan error, 1)
 	go serveControl(controlling, server, controlled)
 
-	traffic := &relay.Server{Config: store, Log: records.Put, Drain: drain, MaxConnections: connections}
+	traffic := &relay.Server{Config: store, Log: records.Put, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw}
 	relaying, cancel := context.WithCancel(ctx)
 	defer cancel()
 	relayed := make(chan error, 1)

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -25,6 +26,7 @@ type testPod struct {
 	cgroups    *cgroups
 	proxy      *launched
 	agent      *fakeAgent
+	open       []io.Closer // closed at the end
 }
 
 func newTestPod(t testing.TB, rules func(cgroup string) string) *testPod {

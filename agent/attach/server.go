@@ -94,7 +94,7 @@ func (s *Server) Add(stream grpc.BidiStreamingServer[attachpb.AddRequest, attach
 	s.Metrics.Operation("add", nil)
 	s.Metrics.Phase("rules", time.Duration(applied.GetTookMicros())*time.Microsecond)
 	log.Info("pod captured", "reason", dec.Reason, "addresses", begin.GetAddresses(), "proxy_uid", a.ProxyUID,
-		"proxy_ms", ms(ready), "backend", applied.GetBackend(), "rules_ms", float64(applied.GetTookMicros())/1000, "total_ms", ms(time.Since(started)))
+		"proxy_ms", ms(ready), "backend", applied.GetBackend(), "client_address", a.Spec.KeepClient, "rules_ms", float64(applied.GetTookMicros())/1000, "total_ms", ms(time.Since(started)))
 	return nil
 }
 
@@ -127,6 +127,10 @@ func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.De
 		Limits:       launch.Limits{Memory: dec.Proxy.MemoryLimit, CPUWeight: dec.Proxy.CPUWeight},
 		OpaquePorts:  dec.Proxy.OpaquePorts,
 	}
+	// Decided here, before anything is started, and once for both sides of it: the
+	// rules are made and the proxy is launched by the one Spec that the attachment
+	// keeps. A plugin that cannot do what the Spec says fails the ADD.
+	req.Spec.KeepClient = req.Spec.KeepClient && begin.GetCanKeepClient()
 	for _, text := range begin.GetAddresses() {
 		addr, err := netip.ParseAddr(text)
 		if err != nil {

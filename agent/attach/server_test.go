@@ -162,6 +162,19 @@ func TestWhatCannotBeCapturedIsRefusedWithACodeAndLeavesNothing(t *testing.T) {
 	}
 }
 
+// An older plugin, or one whose chain insists on iptables, is not asked for what it
+// cannot do.
+func TestTheClientsAddressIsKeptWhereThePluginCan(t *testing.T) {
+	client, _, _ := serve(t)
+	sandbox := nstest.New(t).Path()
+	for _, can := range []bool{true, false} {
+		replies := add(t, client, &attachpb.Begin{PodName: "captured", Netns: sandbox, CanKeepClient: can})
+		if spec := replies[0].GetSpec(); spec == nil || spec.GetKeepClient() != can {
+			t.Errorf("can %v: %v", can, replies)
+		}
+	}
+}
+
 func TestDelOfAnUnknownContainerIsASuccess(t *testing.T) {
 	client, _, _ := serve(t)
 	if _, err := client.Del(t.Context(), &attachpb.DelRequest{ContainerId: "nobody", Ifname: "eth0"}); err != nil {

@@ -108,14 +108,17 @@ func (*AddRequest_Applied) isAddRequest_Step() {}
 
 // Begin names the sandbox as the container runtime named it to the plugin.
 type Begin struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`    // CNI_CONTAINERID
-	Ifname        string                 `protobuf:"bytes,2,opt,name=ifname,proto3" json:"ifname,omitempty"`                                 // CNI_IFNAME
-	Netns         string                 `protobuf:"bytes,3,opt,name=netns,proto3" json:"netns,omitempty"`                                   // CNI_NETNS, a path in the host's mount namespace
-	PodNamespace  string                 `protobuf:"bytes,4,opt,name=pod_namespace,json=podNamespace,proto3" json:"pod_namespace,omitempty"` // K8S_POD_NAMESPACE
-	PodName       string                 `protobuf:"bytes,5,opt,name=pod_name,json=podName,proto3" json:"pod_name,omitempty"`                // K8S_POD_NAME
-	PodUid        string                 `protobuf:"bytes,6,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`                   // K8S_POD_UID; empty where the runtime sends none
-	Addresses     []string               `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`                           // prevResult's addresses, without prefix length
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId  string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`    // CNI_CONTAINERID
+	Ifname       string                 `protobuf:"bytes,2,opt,name=ifname,proto3" json:"ifname,omitempty"`                                 // CNI_IFNAME
+	Netns        string                 `protobuf:"bytes,3,opt,name=netns,proto3" json:"netns,omitempty"`                                   // CNI_NETNS, a path in the host's mount namespace
+	PodNamespace string                 `protobuf:"bytes,4,opt,name=pod_namespace,json=podNamespace,proto3" json:"pod_namespace,omitempty"` // K8S_POD_NAMESPACE
+	PodName      string                 `protobuf:"bytes,5,opt,name=pod_name,json=podName,proto3" json:"pod_name,omitempty"`                // K8S_POD_NAME
+	PodUid       string                 `protobuf:"bytes,6,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`                   // K8S_POD_UID; empty where the runtime sends none
+	Addresses    []string               `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`                           // prevResult's addresses, without prefix length
+	// Spec's keep_client can be had: this plugin knows of it, and its chain does not
+	// insist on iptables. What the kernel can do the agent has tried at its start.
+	CanKeepClient bool `protobuf:"varint,8,opt,name=can_keep_client,json=canKeepClient,proto3" json:"can_keep_client,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -197,6 +200,13 @@ func (x *Begin) GetAddresses() []string {
 		return x.Addresses
 	}
 	return nil
+}
+
+func (x *Begin) GetCanKeepClient() bool {
+	if x != nil {
+		return x.CanKeepClient
+	}
+	return false
 }
 
 // Applied reports that the rules of the last Spec are in the namespace.
@@ -526,6 +536,7 @@ type Spec struct {
 	ExcludeOutboundGids  []*IDRange             `protobuf:"bytes,21,rep,name=exclude_outbound_gids,json=excludeOutboundGids,proto3" json:"exclude_outbound_gids,omitempty"`
 	ExcludeInterfaces    []string               `protobuf:"bytes,22,rep,name=exclude_interfaces,json=excludeInterfaces,proto3" json:"exclude_interfaces,omitempty"`
 	RefuseQuic           bool                   `protobuf:"varint,23,opt,name=refuse_quic,json=refuseQuic,proto3" json:"refuse_quic,omitempty"`
+	KeepClient           bool                   `protobuf:"varint,24,opt,name=keep_client,json=keepClient,proto3" json:"keep_client,omitempty"` // only for a plugin whose Begin said can_keep_client
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -661,6 +672,13 @@ func (x *Spec) GetExcludeInterfaces() []string {
 func (x *Spec) GetRefuseQuic() bool {
 	if x != nil {
 		return x.RefuseQuic
+	}
+	return false
+}
+
+func (x *Spec) GetKeepClient() bool {
+	if x != nil {
+		return x.KeepClient
 	}
 	return false
 }
@@ -1203,7 +1221,7 @@ const file_agent_attachpb_attach_proto_rawDesc = "" +
 	"AddRequest\x12-\n" +
 	"\x05begin\x18\x01 \x01(\v2\x15.weir.attach.v1.BeginH\x00R\x05begin\x123\n" +
 	"\aapplied\x18\x02 \x01(\v2\x17.weir.attach.v1.AppliedH\x00R\aappliedB\x06\n" +
-	"\x04step\"\xcf\x01\n" +
+	"\x04step\"\xf7\x01\n" +
 	"\x05Begin\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x16\n" +
 	"\x06ifname\x18\x02 \x01(\tR\x06ifname\x12\x14\n" +
@@ -1211,7 +1229,8 @@ const file_agent_attachpb_attach_proto_rawDesc = "" +
 	"\rpod_namespace\x18\x04 \x01(\tR\fpodNamespace\x12\x19\n" +
 	"\bpod_name\x18\x05 \x01(\tR\apodName\x12\x17\n" +
 	"\apod_uid\x18\x06 \x01(\tR\x06podUid\x12\x1c\n" +
-	"\taddresses\x18\a \x03(\tR\taddresses\"Z\n" +
+	"\taddresses\x18\a \x03(\tR\taddresses\x12&\n" +
+	"\x0fcan_keep_client\x18\b \x01(\bR\rcanKeepClient\"Z\n" +
 	"\aApplied\x12\x18\n" +
 	"\abackend\x18\x01 \x01(\tR\abackend\x12\x14\n" +
 	"\x05rules\x18\x02 \x01(\tR\x05rules\x12\x1f\n" +
@@ -1228,7 +1247,7 @@ const file_agent_attachpb_attach_proto_rawDesc = "" +
 	"\aRefused\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\"\v\n" +
-	"\tCommitted\"\xc5\x06\n" +
+	"\tCommitted\"\xe6\x06\n" +
 	"\x04Spec\x12#\n" +
 	"\routbound_port\x18\x01 \x01(\rR\foutboundPort\x12!\n" +
 	"\finbound_port\x18\x02 \x01(\rR\vinboundPort\x12\x1f\n" +
@@ -1247,7 +1266,9 @@ const file_agent_attachpb_attach_proto_rawDesc = "" +
 	"\x15exclude_outbound_gids\x18\x15 \x03(\v2\x17.weir.attach.v1.IDRangeR\x13excludeOutboundGids\x12-\n" +
 	"\x12exclude_interfaces\x18\x16 \x03(\tR\x11excludeInterfaces\x12\x1f\n" +
 	"\vrefuse_quic\x18\x17 \x01(\bR\n" +
-	"refuseQuic\"5\n" +
+	"refuseQuic\x12\x1f\n" +
+	"\vkeep_client\x18\x18 \x01(\bR\n" +
+	"keepClient\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\"3\n" +

@@ -88,6 +88,7 @@ func Capture(pod model.Pod, ns model.Namespace, opts Options) (Decision, error) 
 	if err != nil {
 		return Decision{}, err
 	}
+	d.Spec.KeepClient = opts.KeepClientAddress
 	d.Captured, d.Reason = true, reason
 	return d, nil
 }

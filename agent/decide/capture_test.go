@@ -97,6 +97,7 @@ func TestWhoIsCaptured(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			test.want.Spec.KeepClient = test.want.Captured
 			if diff := cmp.Diff(test.want, got, prefixes); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
@@ -225,6 +226,7 @@ func TestWhatOfAPodIsCaptured(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			test.want.KeepClient = true
 			if diff := cmp.Diff(test.want, got.Spec, prefixes); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
@@ -241,6 +243,7 @@ func TestWhatAPodGetsOfItsOtherWishes(t *testing.T) {
 			ExcludeOutboundGIDs: []capture.IDRange{{First: 7, Last: capture.MaxID}},
 			ExcludeInterfaces:   []string{"net1", "eth0.100"},
 			RefuseQUIC:          true,
+			KeepClient:          true,
 		},
 		Proxy: Proxy{
 			MemoryLimit: 64 << 20,
@@ -262,9 +265,9 @@ func TestWhatAPodGetsOfItsOtherWishes(t *testing.T) {
 			"weirmesh.io/proxy-memory-limit":    "64Mi",
 			"weirmesh.io/proxy-cpu-weight":      "10000",
 		}, all},
-		{"what is the default already", map[string]string{"weirmesh.io/quic": "pass"}, Decision{Captured: true, Reason: all.Reason}},
+		{"what is the default already", map[string]string{"weirmesh.io/quic": "pass"}, Decision{Captured: true, Reason: all.Reason, Spec: capture.Spec{KeepClient: true}}},
 		{"an opaque port may be the proxy's: it is nobody's there", map[string]string{"weirmesh.io/opaque-ports": "15001"},
-			Decision{Captured: true, Reason: all.Reason, Proxy: Proxy{OpaquePorts: []capture.PortRange{{First: 15001, Last: 15001}}}}},
+			Decision{Captured: true, Reason: all.Reason, Spec: capture.Spec{KeepClient: true}, Proxy: Proxy{OpaquePorts: []capture.PortRange{{First: 15001, Last: 15001}}}}},
 	}
 	for _, test := range tests {
 		t.Run(test.promise, func(t *testing.T) {
@@ -277,6 +280,21 @@ func TestWhatAPodGetsOfItsOtherWishes(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestClientAddressesAreKeptUnlessTurnedOff(t *testing.T) {
+	pod := model.Pod{Namespace: "shop", Name: "front", Labels: label("enabled")}
+	for _, keep := range []bool{true, false} {
+		opts := Defaults()
+		if !opts.KeepClientAddress {
+			t.Error("not by default")
+		}
+		opts.KeepClientAddress = keep
+		got, err := Capture(pod, shop(nil), opts)
+		if err != nil || got.Spec.KeepClient != keep {
+			t.Errorf("%v: %v, %v", keep, got.Spec.KeepClient, err)
+		}
 	}
 }
 

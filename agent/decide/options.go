@@ -24,14 +24,19 @@ type Options struct {
 	// OutboundPort and InboundPort are the proxy's own ports in every pod.
 	OutboundPort uint16 `json:"outboundPort"`
 	InboundPort  uint16 `json:"inboundPort"`
+	// KeepClientAddress has the application see its callers' addresses, for which
+	// the proxy gets CAP_NET_RAW. Without it, or where a node's rules are iptables',
+	// the application sees the pod's own address.
+	KeepClientAddress bool `json:"keepClientAddress"`
 }
 
 // Defaults are the options of a mesh that sets none.
 func Defaults() Options {
 	return Options{
-		ExemptNamespaces: []string{"kube-system", "weir-system"},
-		OutboundPort:     capture.DefaultOutboundPort,
-		InboundPort:      capture.DefaultInboundPort,
+		ExemptNamespaces:  []string{"kube-system", "weir-system"},
+		OutboundPort:      capture.DefaultOutboundPort,
+		InboundPort:       capture.DefaultInboundPort,
+		KeepClientAddress: true,
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 	"github.com/weirmesh/weir/plugin/capture"
 )
 
-// DialCommand is the subcommand of weir-agent that TestBypass starts in the
+// DialCommand is the subcommand of weir-agent that TestNode starts in the
 // proxies' cgroup: it dials once and exits.
 const DialCommand = "bypass-dial"
 
@@ -28,12 +28,28 @@ const DialCommand = "bypass-dial"
 // an interface of the scratch namespace, where nobody answers and nobody has to.
 var probeAddr = netip.MustParseAddrPort("192.0.2.2:9")
 
-// TestBypass shows that on this node the rules tell a proxy's connections from
+// TestNode shows that this node can do what the rules need, and says whether it
+// can keep callers' addresses, if keep asks for that. Where it cannot, which is
+// logged, it is settled for every pod of the node, before the first: rules for it
+// without a proxy that does it would change nothing, but a proxy without the rules
+// has every inbound connection hang.
+func (m *Manager) TestNode(ctx context.Context, keep bool) (bool, error) {
+	if keep {
+		err := m.testRules(ctx, true)
+		if err == nil || ctx.Err() != nil {
+			return err == nil, err
+		}
+		m.opts.Log.Warn("this node cannot keep clients' addresses: applications will see the address of their own pod", "error", err)
+	}
+	return false, m.testRules(ctx, false)
+}
+
+// testRules shows that on this node the rules tell a proxy's connections from
 // an application's: in a scratch network namespace with the rules in it, a dial
 // from the proxies' cgroup must be let by and one from outside turned aside. A
 // bypass that does not match is a storm (the proxy calls itself), and its rules
 // look no different.
-func (m *Manager) TestBypass(ctx context.Context) error {
+func (m *Manager) testRules(ctx context.Context, keepClient bool) error {
 	bypass, err := m.Bypass()
 	if err != nil {
 		return err
@@ -45,6 +61,7 @@ func (m *Manager) TestBypass(ctx context.Context) error {
 			OutboundPort: capture.DefaultOutboundPort,
 			InboundPort:  capture.DefaultInboundPort,
 			Bypass:       bypass,
+			KeepClient:   keepClient,
 		})
 	}()
 	if err := <-done; err != nil {
@@ -77,7 +94,7 @@ func (m *Manager) testBypass(ctx context.Context, spec capture.Spec) error {
 		return err
 	}
 	name := fmt.Sprintf("bypass-test-%d", os.Getpid())
-	if err := m.dialInCgroup(ctx, name); err != nil {
+	if err := m.dialInCgroup(ctx, name, probeAddr.String()); err != nil {
 		return err
 	}
 
@@ -97,6 +114,9 @@ func (m *Manager) testBypass(ctx context.Context, spec capture.Spec) error {
 		return errors.New("a connection from outside the proxies' cgroup was not turned aside; this node's kernel lacks what the rules need")
 	case turned > 1 || own == 0:
 		return fmt.Errorf("the rules do not recognise connections from cgroup %q (inode %d): the agent must see the host's cgroups, and the rules be loaded from the host's cgroup namespace", spec.Bypass.Path, spec.Bypass.ID)
+	}
+	if spec.KeepClient {
+		return m.testClient(ctx, name)
 	}
 	return nil
 }
@@ -150,16 +170,16 @@ func enterCgroupNS(path string) error {
 	return nil
 }
 
-// dialInCgroup dials probeAddr from a process that was started in a cgroup below
+// dialInCgroup runs DialCommand in a process that was started in a cgroup below
 // the proxies' parent.
-func (m *Manager) dialInCgroup(ctx context.Context, name string) error {
+func (m *Manager) dialInCgroup(ctx context.Context, name string, args ...string) error {
 	dir, err := m.cgroups.begin(name, Limits{}, m.opts.Limits).v2()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = m.cgroups.remove(name) }()
 	defer dir.Close()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", DialCommand, probeAddr.String())
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{DialCommand}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("dial from the proxies' cgroup: %w: %s", err, bytes.TrimSpace(out))

@@ -37,6 +37,13 @@ const podAddr = "10.9.0.2"
 var buildDir string
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == launch.DialCommand {
+		if err := launch.RunDial(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	code := m.Run()
 	os.RemoveAll(buildDir)
 	os.Exit(code)

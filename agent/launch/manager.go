@@ -385,11 +385,12 @@ func (m *Manager) EndNamespace(netns string) {
 	}
 }
 
-// Change sets which traffic an attachment captures. Ports and bypass stay. The
-// rules are the caller's business.
+// Change sets which traffic an attachment captures. Ports, bypass, and whether the
+// proxy may use callers' addresses stay. The rules are the caller's business.
 func (m *Manager) Change(id string, traffic Traffic) (Attachment, error) {
 	return m.update(id, func(st *Attachment) {
 		traffic.OutboundPort, traffic.InboundPort, traffic.Bypass = st.Spec.OutboundPort, st.Spec.InboundPort, st.Spec.Bypass
+		traffic.KeepClient = st.Spec.KeepClient
 		st.Spec = traffic
 	})
 }

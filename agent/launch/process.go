@@ -143,6 +143,7 @@ func launchMessage(a Attachment, tasks []string, kept []listener) *proxypb.Launc
 		CgroupFiles:  tasks,
 		Uid:          a.ProxyUID,
 		Gid:          a.ProxyUID,
+		KeepNetRaw:   a.Spec.KeepClient,
 	}
 	for _, l := range kept {
 		inherited := proto.CloneOf(l.Listener)

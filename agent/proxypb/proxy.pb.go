@@ -133,10 +133,14 @@ type Launch struct {
 	PodName      string                 `protobuf:"bytes,4,opt,name=pod_name,json=podName,proto3" json:"pod_name,omitempty"`
 	// Files that the thread which becomes the proxy writes "0" into to join its
 	// cgroups: one per v1 hierarchy. In v2 it is started in its cgroup.
-	CgroupFiles   []string    `protobuf:"bytes,5,rep,name=cgroup_files,json=cgroupFiles,proto3" json:"cgroup_files,omitempty"`
-	Uid           uint32      `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
-	Gid           uint32      `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
-	Listeners     []*Listener `protobuf:"bytes,8,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	CgroupFiles []string    `protobuf:"bytes,5,rep,name=cgroup_files,json=cgroupFiles,proto3" json:"cgroup_files,omitempty"`
+	Uid         uint32      `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid         uint32      `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
+	Listeners   []*Listener `protobuf:"bytes,8,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	// Keep CAP_NET_RAW, and connect to the application from the caller's address:
+	// the pod's rules, routes and sysctls are made for it, and without them every
+	// such connection hangs.
+	KeepNetRaw    bool `protobuf:"varint,9,opt,name=keep_net_raw,json=keepNetRaw,proto3" json:"keep_net_raw,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -225,6 +229,13 @@ func (x *Launch) GetListeners() []*Listener {
 		return x.Listeners
 	}
 	return nil
+}
+
+func (x *Launch) GetKeepNetRaw() bool {
+	if x != nil {
+		return x.KeepNetRaw
+	}
+	return false
 }
 
 type Listener struct {
@@ -1297,7 +1308,7 @@ var File_agent_proxypb_proxy_proto protoreflect.FileDescriptor
 
 const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\n" +
-	"\x19agent/proxypb/proxy.proto\x12\rweir.proxy.v1\"\x89\x02\n" +
+	"\x19agent/proxypb/proxy.proto\x12\rweir.proxy.v1\"\xab\x02\n" +
 	"\x06Launch\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1e\n" +
 	"\n" +
@@ -1308,7 +1319,9 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\fcgroup_files\x18\x05 \x03(\tR\vcgroupFiles\x12\x10\n" +
 	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\a \x01(\rR\x03gid\x125\n" +
-	"\tlisteners\x18\b \x03(\v2\x17.weir.proxy.v1.ListenerR\tlisteners\"\x8c\x01\n" +
+	"\tlisteners\x18\b \x03(\v2\x17.weir.proxy.v1.ListenerR\tlisteners\x12 \n" +
+	"\fkeep_net_raw\x18\t \x01(\bR\n" +
+	"keepNetRaw\"\x8c\x01\n" +
 	"\bListener\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x18\n" +

@@ -73,9 +73,11 @@ func reasonOf(err error) string {
 	return "CaptureFailed"
 }
 
-// sameTraffic compares what two Specs capture, not by which ports and bypass.
+// sameTraffic compares what two Specs capture, not how: the ports, the bypass, and
+// whether callers' addresses are kept stay what they were when the proxy started.
 func sameTraffic(a, b launch.Traffic) bool {
 	b.OutboundPort, b.InboundPort, b.Bypass = a.OutboundPort, a.InboundPort, a.Bypass
+	b.KeepClient = a.KeepClient
 	return reflect.DeepEqual(a, b)
 }
 

@@ -14,12 +14,12 @@ func Released(s Spec) Ruleset {
 	out.Chains = slices.DeleteFunc(out.Chains, func(c Chain) bool { return c.Name == "quic" })
 	hold := []Rule{{Matches: []Match{FirstPacket{}, Untranslated{}}, Verdict: Verdict{Kind: Return}}}
 	for i := range out.Chains {
-		c := &out.Chains[i]
-		if c.Type == "nat" {
+		switch c := &out.Chains[i]; {
+		case c.Type == "nat":
 			c.Rules = hold
-			continue
+		case c.Name == "guard":
+			c.Rules = c.Rules[:1] // the proxy's ports
 		}
-		c.Rules = c.Rules[:1] // the proxy's ports
 	}
 	return out
 }

@@ -134,6 +134,9 @@ func Rules(s Spec) Ruleset {
 		Counters: []string{InTurned, OutTurned, OutOwn, GuardPort, GuardMissed},
 		Chains:   []Chain{inbound(n), outbound(n), guard(n)},
 	}
+	if n.KeepClient {
+		r.Chains = append(client(n), r.Chains...)
+	}
 	if n.RefuseQUIC {
 		r.Counters = append(r.Counters, QUICRefused)
 		r.Chains = append(r.Chains, quic(n))

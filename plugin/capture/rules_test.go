@@ -49,6 +49,7 @@ func prefixes(s ...string) []netip.Prefix {
 func TestRulesGolden(t *testing.T) {
 	for name, change := range map[string]func(*Spec){
 		"default": func(*Spec) {},
+		"client":  func(s *Spec) { s.KeepClient = true },
 		"excludes": func(s *Spec) {
 			s.ExcludeInboundPorts = ports(t, "9090,22,8000-8010,8005-8020")
 			s.ExcludeOutboundPorts = ports(t, "5432,60000-65535")

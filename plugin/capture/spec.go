@@ -28,6 +28,10 @@ type Spec struct {
 	OutboundPort, InboundPort uint16
 	// Bypass tells the proxy's own connections from the application's.
 	Bypass Bypass
+	// KeepClient lets the proxy connect to the application from the caller's own
+	// address, for which the namespace needs routes and sysctls beside the rules.
+	// The nftables backend alone can do it.
+	KeepClient bool
 
 	// Excluded ports are never captured; where an include list is not empty,
 	// only its ports are. Inbound: the application's port; outbound: the port

@@ -5,6 +5,8 @@ package capture
 type State struct {
 	Text     string
 	Counters map[string]Counter
+	// KeepsClient: the rules let the proxy use the caller's address.
+	KeepsClient bool
 }
 
 // Counter is the value of a named counter. Both address families are in it.

@@ -57,6 +57,10 @@ func (v Verdict) String() string {
 		return "reject with tcp reset"
 	case Unreachable:
 		return "reject with icmpx port-unreachable"
+	case MarkClient:
+		return fmt.Sprintf("meta mark set %#x", ClientMark)
+	case ZoneClient:
+		return fmt.Sprintf("ct zone set %#x", ClientMark)
 	}
 	return fmt.Sprintf("verdict(%d)", v.Kind)
 }

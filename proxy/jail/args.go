@@ -12,11 +12,15 @@ import (
 // ServeArg is the first argument of the second stage.
 const ServeArg = "serve"
 
+// keepNetRawArg follows the pod's name where it is so.
+const keepNetRawArg = "keep-net-raw"
+
 // Launched is what the second stage knows of its launch.
 type Launched struct {
 	ContainerID string
 	Generation  uint32
 	Pod         string // "namespace/name"
+	KeepNetRaw  bool   // it has CAP_NET_RAW, to use callers' addresses
 	Listeners   []Listener
 }
 
@@ -25,6 +29,9 @@ func Args(msg *proxypb.Launch, listeners []Listener) []string {
 	args := []string{
 		"weir-proxy", ServeArg, msg.GetContainerId(), strconv.FormatUint(uint64(msg.GetGeneration()), 10),
 		msg.GetPodNamespace() + "/" + msg.GetPodName(),
+	}
+	if msg.GetKeepNetRaw() {
+		args = append(args, keepNetRawArg)
 	}
 	for _, l := range listeners {
 		args = append(args, strings.Join([]string{l.GetName(), l.GetNetwork(), l.GetAddress(), strconv.Itoa(l.FD)}, ","))
@@ -42,7 +49,11 @@ func ParseArgs(args []string) (Launched, error) {
 		return Launched{}, fmt.Errorf("generation: %w", err)
 	}
 	out := Launched{ContainerID: args[2], Generation: uint32(generation), Pod: args[4]}
-	for _, arg := range args[5:] {
+	rest := args[5:]
+	if rest[0] == keepNetRawArg {
+		out.KeepNetRaw, rest = true, rest[1:]
+	}
+	for _, arg := range rest {
 		f := strings.Split(arg, ",")
 		if len(f) != 4 {
 			return Launched{}, fmt.Errorf("listener %q: want name,network,address,descriptor", arg)

@@ -9,7 +9,7 @@ import (
 
 // Confine is the beginning of the second stage; afterwards the process can do
 // what allowed says and nothing else.
-func Confine() error {
+func Confine(launched Launched) error {
 	// Executing by descriptor leaves its number as the name. Cosmetic.
 	name := [16]byte{'w', 'e', 'i', 'r', '-', 'p', 'r', 'o', 'x', 'y'}
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&name)), 0, 0, 0)
@@ -23,7 +23,7 @@ func Confine() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("no_new_privs: %w", err)
 	}
-	filter, err := program(auditArch, allowed())
+	filter, err := program(auditArch, allowed(launched.KeepNetRaw))
 	if err != nil {
 		return err
 	}
@@ -32,8 +32,9 @@ func Confine() error {
 
 // allowed is what a Go program needs that serves and dials sockets: no file can
 // be opened, nothing executed, no process made. The rest fails with EPERM; the Go
-// runtime takes that for "not available" where it merely asks.
-func allowed() []rule {
+// runtime takes that for "not available" where it merely asks. With bind, a proxy
+// that keeps callers' addresses may choose the one that it dials from.
+func allowed(bind bool) []rule {
 	equal := func(argument, value uint32) condition { return condition{argument: argument, value: value} }
 	when := func(nr uint32, conditions ...condition) rule { return rule{nr: nr, when: conditions} }
 	stream := equal(1, unix.SOCK_STREAM|unix.SOCK_CLOEXEC)
@@ -61,6 +62,9 @@ func allowed() []rule {
 		unix.SYS_RT_SIGRETURN, unix.SYS_RESTART_SYSCALL, unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
 	} {
 		rules = append(rules, rule{nr: nr})
+	}
+	if bind {
+		rules = append(rules, rule{nr: unix.SYS_BIND})
 	}
 	return rules
 }

@@ -4,8 +4,9 @@
 // PID and mount namespaces. Enter, the first stage, is told by one packet what to
 // become: it joins its cgroups, opens the listeners there (a socket keeps the
 // cgroup it was created in), hands copies of them to the agent, leaves the file
-// system for an empty read-only one, gives up every privilege and executes the
-// same program again by descriptor. Confine, at the start of the second stage,
+// system for an empty read-only one, gives up every privilege (but CAP_NET_RAW
+// where callers' addresses are kept) and executes the same program again by
+// descriptor. Confine, at the start of the second stage,
 // makes the process non-dumpable and installs the seccomp filter. From then on
 // it can serve the sockets it has, dial TCP, and little else.
 //
@@ -60,7 +61,11 @@ func Enter(launch, control int) error {
 	if err := leaveFilesystem(); err != nil {
 		return err
 	}
-	if err := dropPrivileges(int(msg.GetUid()), int(msg.GetGid())); err != nil {
+	keep := uint32(0)
+	if msg.GetKeepNetRaw() {
+		keep = capNetRaw
+	}
+	if err := dropPrivileges(int(msg.GetUid()), int(msg.GetGid()), keep); err != nil {
 		return err
 	}
 	if err := keepOnly(append(descriptors(listeners), launch, control)); err != nil {

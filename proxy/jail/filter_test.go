@@ -9,7 +9,7 @@ import (
 )
 
 func TestTheFilterLetsByWhatIsAllowedAndNothingElse(t *testing.T) {
-	filter, err := program(auditArch, allowed())
+	filter, err := program(auditArch, allowed(true))
 	if err != nil {
 		t.Fatal(err)
 	}

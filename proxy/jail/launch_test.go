@@ -124,6 +124,10 @@ func TestArgs(t *testing.T) {
 		got.Listeners[1].GetNetwork() != "tcp6" || got.Listeners[2].GetName() != "inbound" {
 		t.Errorf("got %v", got)
 	}
+	msg.KeepNetRaw = true
+	if got, err = ParseArgs(Args(msg, listeners)); err != nil || !got.KeepNetRaw || len(got.Listeners) != 3 {
+		t.Errorf("with CAP_NET_RAW: %v, %v", got, err)
+	}
 	for _, bad := range [][]string{nil, {"weir-proxy", "serve"}, append(want[:5:5], "outbound,tcp4,0.0.0.0:15001"),
 		append(want[:5:5], "outbound,tcp4,0.0.0.0:15001,-1"), append(want[:5:5], "outbound,tcp4,elsewhere,7")} {
 		if _, err := ParseArgs(bad); err == nil {

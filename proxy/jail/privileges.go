@@ -43,19 +43,16 @@ const secureBits = 1<<0 | 1<<1 | // NOROOT, locked
 	1<<5 | // KEEP_CAPS, locked off
 	1<<6 | 1<<7 // NO_CAP_AMBIENT_RAISE, locked
 
-// dropPrivileges makes this thread an unprivileged one for good.
-func dropPrivileges(uid, gid int) error {
-	if err := unix.Prctl(unix.PR_SET_SECUREBITS, secureBits, 0, 0, 0); err != nil {
-		return fmt.Errorf("securebits: %w", err)
-	}
-	for c := 0; c < 64; c++ {
-		err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
-		if err == unix.EINVAL {
-			break // past the kernel's last one
-		}
-		if err != nil {
-			return fmt.Errorf("drop capability %d: %w", c, err)
-		}
+// capNetRaw is the one capability that a proxy may keep: with it, it may connect
+// from addresses that are not the pod's.
+const capNetRaw = uint32(1) << unix.CAP_NET_RAW
+
+// dropPrivileges makes this thread an unprivileged one for good. Of capabilities
+// it keeps those in keep, of the first 32, through the next execution too: they
+// are ambient, and all there is in the bounding set.
+func dropPrivileges(uid, gid int, keep uint32) error {
+	if err := limitCapabilities(keep); err != nil {
+		return err
 	}
 	// Raw calls: those of package unix change all threads, one by one.
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
@@ -64,19 +61,70 @@ func dropPrivileges(uid, gid int) error {
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)); errno != 0 {
 		return fmt.Errorf("become gid %d: %w", gid, errno)
 	}
+	// Else setresuid empties the permitted set, of which the rest is dropped below.
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
 		return fmt.Errorf("become uid %d: %w", uid, errno)
+	}
+	if err := setCapabilities(keep); err != nil {
+		return err
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("no_new_privs: %w", err)
+	}
+	return nil
+}
+
+// limitCapabilities leaves nothing but keep in the bounding set.
+func limitCapabilities(keep uint32) error {
+	for c := 0; c < 64; c++ {
+		if c < 32 && keep&(1<<c) != 0 {
+			continue
+		}
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0)
+		if err == unix.EINVAL {
+			break // past the kernel's last one
+		}
+		if err != nil {
+			return fmt.Errorf("drop capability %d: %w", c, err)
+		}
+	}
+	return nil
+}
+
+// setCapabilities makes keep all that the thread has. The secure bits are locked
+// after the ambient set is made, which they forbid, and before CAP_SETPCAP goes,
+// which they need.
+func setCapabilities(keep uint32) error {
+	const setPCap = uint32(1) << unix.CAP_SETPCAP
+	if err := capset(keep|setPCap, keep); err != nil {
+		return err
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return fmt.Errorf("ambient capabilities: %w", err)
 	}
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var none [2]unix.CapUserData
-	if err := unix.Capset(&header, &none[0]); err != nil {
-		return fmt.Errorf("drop capabilities: %w", err)
+	for c := 0; c < 32; c++ {
+		if keep&(1<<c) == 0 {
+			continue
+		}
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, uintptr(c), 0, 0); err != nil {
+			return fmt.Errorf("keep capability %d: %w", c, err)
+		}
 	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("no_new_privs: %w", err)
+	if err := unix.Prctl(unix.PR_SET_SECUREBITS, secureBits, 0, 0, 0); err != nil {
+		return fmt.Errorf("securebits: %w", err)
+	}
+	return capset(keep, keep)
+}
+
+// capset sets the first 32 capabilities of this thread; it has no other.
+func capset(has, inheritable uint32) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	sets := [2]unix.CapUserData{{Effective: has, Permitted: has, Inheritable: inheritable}}
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("set capabilities %#x: %w", has, err)
 	}
 	return nil
 }

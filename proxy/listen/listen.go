@@ -57,6 +57,7 @@ type Conn struct {
 	Peer      netip.AddrPort
 	Original  netip.AddrPort // where it was going
 	Direct    bool           // it was not turned aside: somebody dialled this listener
+	Mark      int            // of the packet that began it, where the pod's kernel is told to keep that
 	Accepted  time.Time
 }
 
@@ -148,7 +149,25 @@ func (l *Listener) examine(tcp *net.TCPConn) (Conn, error) {
 	if err := tcp.SetKeepAliveConfig(upstream.KeepAlive); err != nil {
 		return Conn{}, err
 	}
+	if c.Mark, err = mark(tcp); err != nil {
+		return Conn{}, err
+	}
 	return c, nil
+}
+
+// mark reads SO_MARK, which a listener's sockets have from the packet that began
+// them if net.ipv4.tcp_fwmark_accept is 1.
+func mark(tcp *net.TCPConn) (int, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var value int
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		value, failed = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK)
+	})
+	return value, errors.Join(err, failed)
 }
 
 // ip6tOriginalDst is IP6T_SO_ORIGINAL_DST of linux/netfilter_ipv6/ip6_tables.h.

@@ -49,6 +49,7 @@ type Server struct {
 	Log            func(*proxypb.AccessLog)
 	Drain          time.Duration // how long connections may go on once Serve is to end
 	MaxConnections int           // at a time, more are reset; 0: no limit
+	KeepClient     bool          // the application sees its callers' addresses
 
 	dialer   upstream.Dialer
 	balancer balance.Balancer
@@ -148,7 +149,7 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) error {
 	switch {
 	case c.Direct:
 		return &reason.Error{Reason: reason.NotRedirected}
-	case s.dialer.Own(c.Peer, c.Original):
+	case s.dialer.Own(c.Peer, c.Original, c.Mark):
 		return &reason.Error{Reason: reason.Loop}
 	}
 	if err := s.Config.Ready(ctx); err != nil {
@@ -187,7 +188,7 @@ func (s *Server) connect(ctx context.Context, c listen.Conn, r *record) (*upstre
 			break
 		}
 		r.attempt(endpoint, destination.Service != "" && s.Config.Own(endpoint.Addr.Addr()))
-		up, err := s.dialer.Dial(ctx, endpoint.Addr)
+		up, err := s.dial(ctx, c, endpoint.Addr)
 		if err == nil {
 			return up, nil
 		}
@@ -199,6 +200,18 @@ func (s *Server) connect(ctx context.Context, c listen.Conn, r *record) (*upstre
 		tried = append(tried, endpoint.Addr)
 	}
 	return nil, failed
+}
+
+// dial connects to addr: to the pod's own application from the caller's address,
+// if that is to be kept and is another's than the pod's, else from the pod's own.
+// A link-local address means nothing without its interface, by which no route
+// inside the pod leads to it.
+func (s *Server) dial(ctx context.Context, c listen.Conn, addr netip.AddrPort) (*upstream.Conn, error) {
+	caller := c.Peer.Addr()
+	if s.KeepClient && c.Direction == listen.Inbound && !s.Config.Own(caller) && !caller.IsLinkLocalUnicast() {
+		return s.dialer.DialAs(ctx, caller, addr)
+	}
+	return s.dialer.Dial(ctx, addr)
 }
 
 // another reports whether the failure is one of the endpoint, not of this proxy.

@@ -7,6 +7,9 @@
 // thousand innocent connections would be cut, since conntrack rewrites a reused
 // source port now and then onto one that the proxy dials from.
 //
+// A connection from a caller's address (client.go) may have the addresses of one
+// that the caller itself makes later. It is known by its packets' mark as well.
+//
 // It does not choose where to (balance) and carries no data (relay).
 package upstream
 
@@ -51,6 +54,7 @@ type Conn struct {
 	Local, Remote netip.AddrPort
 
 	dialer *Dialer
+	client netip.Addr // the caller's address that it is made from; zero: the pod's own
 	looped atomic.Bool
 	closed sync.Once
 }
@@ -69,12 +73,12 @@ func (c *Conn) Close() error {
 func (c *Conn) Looped() bool { return c.looped.Load() }
 
 // Own reports whether an accepted connection is one that this proxy dialled, and
-// if so, resets the dialling end.
-func (d *Dialer) Own(peer, original netip.AddrPort) bool {
+// if so, resets the dialling end. mark is that of the accepted connection.
+func (d *Dialer) Own(peer, original netip.AddrPort, mark int) bool {
 	d.mu.Lock()
 	c := d.conns[ends{peer, original}]
 	d.mu.Unlock()
-	if c == nil {
+	if c == nil || c.client.IsValid() && mark != ClientMark {
 		return false
 	}
 	c.looped.Store(true)
@@ -97,11 +101,15 @@ func (d *Dialer) forget(c *Conn) {
 // connect_failed, or overload when descriptors or local ports
 // have run out. Several attempts are the caller's business.
 func (d *Dialer) Dial(ctx context.Context, addr netip.AddrPort) (*Conn, error) {
-	tcp, err := newSocket(addr.Addr())
+	return d.dial(ctx, netip.Addr{}, addr)
+}
+
+func (d *Dialer) dial(ctx context.Context, client netip.Addr, addr netip.AddrPort) (*Conn, error) {
+	tcp, err := newSocket(addr.Addr(), client)
 	if err != nil {
 		return nil, dialError(addr, err)
 	}
-	c := &Conn{TCPConn: tcp, Remote: addr, dialer: d}
+	c := &Conn{TCPConn: tcp, Remote: addr, dialer: d, client: client}
 	err = d.connect(ctx, c)
 	if err != nil {
 		c.Close()
@@ -112,8 +120,8 @@ func (d *Dialer) Dial(ctx context.Context, addr netip.AddrPort) (*Conn, error) {
 
 // newSocket makes a socket that is not connected yet, in the shape in which
 // splice and the poller want it: a bare *net.TCPConn. Not MPTCP, which is 5–8 %
-// slower.
-func newSocket(addr netip.Addr) (*net.TCPConn, error) {
+// slower. It is bound to client, if there is one.
+func newSocket(addr, client netip.Addr) (*net.TCPConn, error) {
 	family := unix.AF_INET6
 	if addr.Is4() {
 		family = unix.AF_INET
@@ -126,6 +134,11 @@ func newSocket(addr netip.Addr) (*net.TCPConn, error) {
 	}
 	f := os.NewFile(uintptr(fd), "upstream")
 	defer f.Close()
+	if client.IsValid() {
+		if err := bindTo(fd, client); err != nil {
+			return nil, err
+		}
+	}
 	conn, err := net.FileConn(f)
 	if err != nil {
 		return nil, err

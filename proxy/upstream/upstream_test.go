@@ -68,11 +68,11 @@ func TestOwn(t *testing.T) {
 	defer c.Close()
 	other := netip.MustParseAddrPort("10.0.0.1:80")
 	for _, pair := range [][2]netip.AddrPort{{c.Remote, c.Local}, {c.Local, other}, {other, c.Remote}} {
-		if d.Own(pair[0], pair[1]) {
+		if d.Own(pair[0], pair[1], 0) {
 			t.Errorf("%v is taken for our own", pair)
 		}
 	}
-	if c.Looped() || !d.Own(c.Local, c.Remote) || !c.Looped() {
+	if c.Looped() || !d.Own(c.Local, c.Remote, 0) || !c.Looped() {
 		t.Error("own connection not recognised")
 	}
 	if _, err := c.Read(make([]byte, 1)); err == nil {
@@ -105,7 +105,7 @@ func TestOwnIsRaceFree(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !d.Own(c.RemoteAddr().(*net.TCPAddr).AddrPort(), to) {
+		if !d.Own(c.RemoteAddr().(*net.TCPAddr).AddrPort(), to, 0) {
 			missed++
 		}
 		c.Close()

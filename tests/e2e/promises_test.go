@@ -22,6 +22,7 @@ var undisturbed = []promise{
 	{"a Job completes", job},
 	{"init containers have network, through the proxy", initContainers},
 	{"front reaches back by its Service's name", frontToBack},
+	{"the application sees its client's own address", clientSeen},
 	{"a user reaches back through the real nginx and front", throughIngress},
 	{"a label value that means nothing holds the pod back, by name", wrongLabel},
 	{"an unknown annotation holds the pod back, by name", unknownAnnotation},

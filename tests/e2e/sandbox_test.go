@@ -130,7 +130,9 @@ func (s sandbox) confined(proxy process) error {
 		return err
 	}
 	for name, want := range map[string]string{
-		"CapInh": "0000000000000000", "CapPrm": "0000000000000000", "CapEff": "0000000000000000", "CapAmb": "0000000000000000",
+		// CAP_NET_RAW alone, to connect to the application from the caller's address.
+		"CapInh": "0000000000002000", "CapPrm": "0000000000002000", "CapEff": "0000000000002000", "CapAmb": "0000000000002000",
+		"CapBnd":     "0000000000002000",
 		"NoNewPrivs": "1", "Seccomp": "2",
 	} {
 		if got := strings.Join(status[name], " "); got != want {

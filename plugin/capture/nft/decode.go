@@ -135,6 +135,12 @@ func (d *decoder) step(e expr.Any, raw rawExpr) {
 		d.rule.Counter = e.Name
 	case *expr.Immediate:
 		d.immediate(e, raw)
+	case *expr.Meta, *expr.Ct:
+		if sets(e) {
+			d.set(e)
+			return
+		}
+		d.loaded, d.masked, d.hton = e, nil, false
 	case *expr.Redir:
 		if len(d.imm) != 2 {
 			d.foreign("redir")
@@ -175,6 +181,10 @@ func (d *decoder) compare(c *expr.Cmp) {
 	native32 := binaryutil.NativeEndian.PutUint32
 	if d.hton {
 		d.foreign("byteorder")
+		return
+	}
+	if m := decodeClient(d.loaded, c); m != nil && d.masked == nil {
+		d.match(m)
 		return
 	}
 	switch l := d.loaded.(type) {

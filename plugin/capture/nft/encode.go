@@ -55,6 +55,8 @@ func (e *encoder) rule(r capture.Rule) ([]expr.Any, error) {
 		e.add(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 	case capture.Unreachable:
 		e.add(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})
+	case capture.MarkClient, capture.ZoneClient:
+		e.add(setClient(r.Verdict.Kind)...)
 	default:
 		return nil, fmt.Errorf("no encoding for %v", r.Verdict)
 	}
@@ -74,6 +76,8 @@ func (e *encoder) match(m capture.Match) error {
 	case capture.LocalDest:
 		e.add(&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true},
 			compare(m.Not, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)))
+	case capture.LocalSource, capture.ClientMarked:
+		e.add(matchClient(m)...)
 	case capture.TCP:
 		e.tcp()
 	case capture.FirstPacket:

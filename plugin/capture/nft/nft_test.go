@@ -42,7 +42,8 @@ func ids(t testing.TB, s string) []capture.IDRange {
 
 // specs are Specs that use every kind of rule.
 func specs(t testing.TB, b capture.Bypass) map[string]capture.Spec {
-	excludes, includes, cidrs, ends := spec(b), spec(b), spec(b), spec(b)
+	excludes, includes, cidrs, ends, client := spec(b), spec(b), spec(b), spec(b), spec(b)
+	client.KeepClient = true
 	excludes.ExcludeInboundPorts = ports(t, "22,8000-8010")
 	excludes.ExcludeOutboundPorts = ports(t, "5432")
 	includes.IncludeInboundPorts = ports(t, "80,443")
@@ -61,8 +62,9 @@ func specs(t testing.TB, b capture.Bypass) map[string]capture.Spec {
 	quic.ExcludeOutboundUIDs = ids(t, "0-4294967294")
 	quic.ExcludeInterfaces = []string{"net1"}
 	quic.IncludeOutboundCIDRs = cidrs.IncludeOutboundCIDRs
+	quic.KeepClient = true
 	return map[string]capture.Spec{"default": spec(b), "excludes": excludes, "includes": includes, "cidrs": cidrs, "ends": ends,
-		"owners": owners, "interfaces": interfaces, "quic": quic}
+		"owners": owners, "interfaces": interfaces, "quic": quic, "client": client}
 }
 
 // TestKernelHoldsWhatTheTextSays loads the text with nft into one namespace and

@@ -31,7 +31,7 @@ func (b Backend) Read() (capture.State, error) {
 	if err != nil {
 		return capture.State{}, err
 	}
-	return capture.State{Text: named(rules).String(), Counters: counters}, nil
+	return capture.State{Text: named(rules).String(), Counters: counters, KeepsClient: rules.KeepsClient()}, nil
 }
 
 func counters(conn *nftables.Conn) (map[string]capture.Counter, error) {

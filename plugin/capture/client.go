@@ -1,0 +1,69 @@
+package capture
+
+import "fmt"
+
+// ClientMark is the mark of packets between the proxy and the application whose
+// addresses are the caller's, and the conntrack zone they are in.
+//
+// They need a zone of their own: without one they have the tuple of the
+// connection that came in, and conntrack takes them for that one.
+const ClientMark = 0x711
+
+// The two things that a rule does without ending its chain; what follows it is
+// looked at still. Their numbers are apart from those of the verdicts that end it.
+const (
+	MarkClient VerdictKind = iota + 101 // sets the packet's mark to ClientMark
+	ZoneClient                          // puts the packet into the zone ClientMark
+)
+
+type (
+	// LocalSource: the source is an address of this namespace.
+	LocalSource struct{ Not bool }
+	// ClientMarked: the packet has the mark ClientMark.
+	ClientMarked struct{}
+)
+
+func (LocalSource) isMatch()  {}
+func (ClientMarked) isMatch() {}
+
+func (m LocalSource) String() string { return "fib saddr type " + not(m.Not) + "local" }
+
+func (ClientMarked) String() string { return fmt.Sprintf("meta mark %#x", ClientMark) }
+
+// rawPriority has zones given before conntrack looks (-200).
+const rawPriority = -300
+
+// client are the chains by which the proxy's connections to the application may
+// carry the caller's address. What the proxy sends with an address that is not
+// the pod's is marked. The application's socket takes the mark over
+// (net.ipv4.tcp_fwmark_accept), so its answers are marked too, and a routing rule
+// keeps what is marked in the namespace. raw_pre is for packets that conntrack took
+// for nobody's on their way out: on lo it looks again. No chain of type route is
+// needed: what the proxy sends to the application goes by lo anyway, and answers
+// are routed by their mark to begin with.
+func client(s Spec) []Chain {
+	zone := func(where ...Match) Rule {
+		return Rule{Matches: append(where, ClientMarked{}), Verdict: Verdict{Kind: ZoneClient}}
+	}
+	return []Chain{
+		{Name: "raw_out", Type: "filter", Hook: "output", Priority: rawPriority, Rules: []Rule{
+			{Matches: []Match{OwnSocket{s.Bypass}, LocalSource{Not: true}}, Verdict: Verdict{Kind: MarkClient}},
+			zone(),
+		}},
+		{Name: "raw_pre", Type: "filter", Hook: "prerouting", Priority: rawPriority, Rules: []Rule{
+			zone(Loopback{}),
+		}},
+	}
+}
+
+// KeepsClient says whether the rules let the proxy use the caller's address.
+func (r Ruleset) KeepsClient() bool {
+	for _, c := range r.Chains {
+		for _, rule := range c.Rules {
+			if rule.Verdict.Kind == ZoneClient {
+				return true
+			}
+		}
+	}
+	return false
+}
