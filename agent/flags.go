@@ -31,6 +31,7 @@ type flags struct {
 	uidBase      uint
 	accessLog    string
 	metrics      string
+	repair       bool
 	version      bool
 }
 
@@ -72,6 +73,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.UintVar(&f.uidBase, "uid-base", 1879048192, "proxies run as this `uid` and those above")
 	fs.StringVar(&f.accessLog, "access-log", "-", "`file` for access log lines; -: standard output")
 	fs.StringVar(&f.metrics, "metrics-address", ":15090", "`address` to serve Prometheus metrics on, at /metrics; empty: do not")
+	fs.BoolVar(&f.repair, "repair", true, "capture and release running pods in place, and put right rules that are not as they were left")
 	fs.BoolVar(&f.version, "version", false, "print the version and exit")
 	if err := fs.Parse(args); err != nil {
 		return flags{}, err

@@ -259,13 +259,15 @@ func runAll(ctx context.Context, f flags, log *slog.Logger, p parts) error {
 			}
 		}
 	})
-	group.Go(func() error {
-		if err := p.view.store.WaitSynced(ctx); err != nil {
-			return nil // what should be captured is not known
-		}
-		p.repairs.Run(ctx, changed)
-		return nil
-	})
+	if f.repair {
+		group.Go(func() error {
+			if err := p.view.store.WaitSynced(ctx); err != nil {
+				return nil // what should be captured is not known
+			}
+			p.repairs.Run(ctx, changed)
+			return nil
+		})
+	}
 	if metricsListener != nil {
 		group.Go(func() error { return p.metrics.Serve(ctx, metricsListener) })
 	}

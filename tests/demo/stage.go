@@ -79,7 +79,11 @@ func newStage(ctx context.Context, f flags, node *pod.Node) (*stage, error) {
 	if err := s.write(); err != nil {
 		return nil, err
 	}
-	if s.agent, err = node.StartAgent(ctx, binaries, s.records); err != nil {
+	var flags []string
+	if len(f.delete) > 0 {
+		flags = []string{"--repair=false"} // or the rule would be there again before it is missed
+	}
+	if s.agent, err = node.StartAgent(ctx, binaries, s.records, flags...); err != nil {
 		return nil, err
 	}
 	for _, name := range podNames {

@@ -32,15 +32,15 @@ type Agent struct {
 }
 
 // StartAgent starts the node's agent on what Write has written so far, and
-// returns when it serves. accessLog gets its access log. The agent ends with the
-// node, or with ctx.
-func (n *Node) StartAgent(ctx context.Context, b Binaries, accessLog io.Writer) (*Agent, error) {
+// returns when it serves. accessLog gets its access log, flags are added to its
+// command line. The agent ends with the node, or with ctx.
+func (n *Node) StartAgent(ctx context.Context, b Binaries, accessLog io.Writer, flags ...string) (*Agent, error) {
 	if err := os.MkdirAll(manifestsDir, 0o755); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, b.Agent,
+	cmd := exec.CommandContext(ctx, b.Agent, append(flags,
 		"--manifests", manifestsDir, "--run-dir", weirDir, "--netns-dir", netnsDir, "--cgroup-parent", n.Name,
-		"--proxy", b.Proxy, "--proxy-dir", "", "--plugin", b.Plugin, "--node-name", n.Name)
+		"--proxy", b.Proxy, "--proxy-dir", "", "--plugin", b.Plugin, "--node-name", n.Name)...)
 	a := &Agent{cmd: cmd, log: &logBuffer{}, exited: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = accessLog, a.log
 	if err := cmd.Start(); err != nil {
