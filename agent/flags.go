@@ -5,7 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"strings"
 )
@@ -23,11 +22,7 @@ type flags struct {
 	proxy        string
 	proxyDir     string
 	plugin       string
-	meshRanges   prefixes
-	exempt       names
-	exemptStatic bool
-	runtimes     names
-	keepClient   bool
+	options      string
 	uidBase      uint
 	accessLog    string
 	metrics      string
@@ -36,13 +31,7 @@ type flags struct {
 }
 
 func parseFlags(args []string, stderr io.Writer) (flags, error) {
-	f := flags{
-		meshRanges: prefixes{ // private and shared address space: RFC 1918, 6598, 4193
-			netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
-			netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
-		},
-		exempt: names{"kube-system", "weir-system"},
-	}
+	var f flags
 	fs := flag.NewFlagSet("weir-agent", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
@@ -65,11 +54,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.StringVar(&f.proxy, "proxy", "/weir-proxy", "weir-proxy, a `file`")
 	fs.StringVar(&f.proxyDir, "proxy-dir", "/opt/weir/bin", "`folder` of the host to run weir-proxy from; empty: run it where it is")
 	fs.StringVar(&f.plugin, "plugin", "/weir-cni", "weir-cni, a `file`: puts rules into namespaces for the test at start")
-	fs.Var(&f.meshRanges, "mesh-ranges", "`CIDRs` of Services and pods, separated by commas: a proxy asks the agent for an address in them before it connects")
-	fs.Var(&f.exempt, "exempt-namespaces", "`namespaces` never captured, separated by commas")
-	fs.BoolVar(&f.exemptStatic, "exempt-static-pods", false, "never capture static pods")
-	fs.Var(&f.runtimes, "allow-runtime-classes", "runtimeClassName `values` whose pods keep their traffic in the namespace's own stack, separated by commas; others are refused")
-	fs.BoolVar(&f.keepClient, "keep-client-address", true, "applications see their callers' addresses, for which proxies get CAP_NET_RAW and nothing else; false, or where the rules are iptables': they see the pod's own address. Counts for pods that start from then on")
+	fs.StringVar(&f.options, "options", "", "`file` of mesh options, YAML as in manifests/OPTIONS.md; empty: their defaults")
 	fs.UintVar(&f.uidBase, "uid-base", 1879048192, "proxies run as this `uid` and those above")
 	fs.StringVar(&f.accessLog, "access-log", "-", "`file` for access log lines; -: standard output")
 	fs.StringVar(&f.metrics, "metrics-address", ":15090", "`address` to serve Prometheus metrics on, at /metrics; empty: do not")
@@ -89,46 +74,4 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 		return flags{}, fmt.Errorf("--uid-base %d must be between 100000 and %d, out of the way of other users", f.uidBase, uint(1<<32-1<<20))
 	}
 	return f, nil
-}
-
-// names is a comma-separated list flag.
-type names []string
-
-func (n *names) String() string { return strings.Join(*n, ",") }
-
-func (n *names) Set(s string) error {
-	*n = nil
-	for item := range strings.SplitSeq(s, ",") {
-		if item = strings.TrimSpace(item); item != "" {
-			*n = append(*n, item)
-		}
-	}
-	return nil
-}
-
-// prefixes is a comma-separated list flag of CIDRs.
-type prefixes []netip.Prefix
-
-func (p *prefixes) String() string {
-	var out []string
-	for _, prefix := range *p {
-		out = append(out, prefix.String())
-	}
-	return strings.Join(out, ",")
-}
-
-func (p *prefixes) Set(s string) error {
-	var list names
-	if err := list.Set(s); err != nil {
-		return err
-	}
-	*p = nil
-	for _, item := range list {
-		prefix, err := netip.ParsePrefix(item)
-		if err != nil {
-			return err
-		}
-		*p = append(*p, prefix.Masked())
-	}
-	return nil
 }

@@ -131,7 +131,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	pusher := &push.Pusher{
 		View:       view.store,
 		WaitSynced: view.store.WaitSynced,
-		MeshRanges: f.meshRanges,
+		MeshRanges: view.options.MeshRanges,
 		AccessLog:  telemetry.NewAccessLog(accessLog).Write,
 		Log:        log,
 	}
@@ -162,7 +162,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	defer proxies.Close()
 	metrics = telemetry.NewMetrics(version, func() map[string]int { return podStates(proxies.List()) })
 	// What the node cannot do is settled before the first pod, for all of them.
-	view.options.KeepClientAddress, err = proxies.TestNode(ctx, f.keepClient)
+	view.options.KeepClientAddress, err = proxies.TestNode(ctx, view.options.KeepClientAddress)
 	if err != nil {
 		return err
 	}

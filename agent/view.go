@@ -21,12 +21,8 @@ type view struct {
 
 // openView prepares the source that the flags ask for. It does not connect.
 func openView(f flags, log *slog.Logger) (*view, error) {
-	options := decide.Defaults()
-	options.ExemptNamespaces = f.exempt
-	options.ExemptStaticPods = f.exemptStatic
-	options.AllowRuntimeClasses = f.runtimes
-	options.KeepClientAddress = f.keepClient
-	if err := options.Validate(); err != nil {
+	options, err := decide.ReadOptionsFile(f.options)
+	if err != nil {
 		return nil, err
 	}
 	v := &view{store: cluster.NewStore(), options: options}

@@ -6,11 +6,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
+
+	"sigs.k8s.io/yaml"
 
 	"github.com/weirmesh/weir/install/conflist"
 	"github.com/weirmesh/weir/install/cri"
@@ -27,6 +30,7 @@ type options struct {
 	form    string
 	runtime string
 	owner   string
+	mesh    string
 	entry   conflist.Entry
 }
 
@@ -44,7 +48,7 @@ var backends = []string{"auto", "nftables", "iptables"}
 // parseFlags reads the flags of a command. All of them need the node's two
 // folders; only run has something to put there.
 func parseFlags(command string, args []string, stderr io.Writer) (options, error) {
-	o := options{entry: conflist.Entry{ExemptNamespaces: []string{"kube-system", "weir-system"}}}
+	var o options
 	fs := flag.NewFlagSet("weir-install "+command, flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // errors are printed once, by run
 	fs.Usage = func() {}
@@ -57,7 +61,7 @@ func parseFlags(command string, args []string, stderr io.Writer) (options, error
 		fs.StringVar(&o.runtime, "runtime-socket", "/run/containerd/containerd.sock", "the container runtime's `socket`, asked for what it has loaded, with --chain=auto; empty: not asked")
 		fs.StringVar(&o.owner, "daemonset", "", "`namespace/name` of the DaemonSet that runs this: when stopped because it is deleted, uninstall; empty: never")
 		fs.StringVar(&o.entry.Socket, "socket", "/run/weir/attach.sock", "the agent's `socket`, a path on the host")
-		fs.Var((*names)(&o.entry.ExemptNamespaces), "exempt-namespaces", "`namespaces` never captured, separated by commas")
+		fs.StringVar(&o.mesh, "options", "", "`file` of mesh options, YAML as in manifests/OPTIONS.md: the exempt namespaces go into the chain; empty: their defaults")
 		fs.DurationVar(&o.entry.Timeout, "timeout", 5*time.Second, "limit of a whole ADD")
 		fs.StringVar(&o.entry.Backend, "backend", "auto", "`backend` for the rules: "+strings.Join(backends, ", "))
 	}
@@ -100,6 +104,25 @@ func (o options) checkEntry() error {
 	return nil
 }
 
+// readMesh takes the one mesh option that is the plugin's, too, out of their file.
+// The others are the agent's to judge, and nothing is chained before it is ready.
+func (o *options) readMesh() error {
+	mesh := struct {
+		ExemptNamespaces []string `json:"exemptNamespaces"`
+	}{[]string{"kube-system", "weir-system"}}
+	if o.mesh != "" {
+		document, err := os.ReadFile(o.mesh)
+		if err == nil {
+			err = yaml.Unmarshal(document, &mesh)
+		}
+		if err != nil {
+			return fmt.Errorf("--options %s: %w", o.mesh, err)
+		}
+	}
+	o.entry.ExemptNamespaces = mesh.ExemptNamespaces
+	return nil
+}
+
 // loaded asks the container runtime what it runs for pods; nil: it is not asked.
 func (o options) loaded() func(context.Context) ([]string, error) {
 	if o.runtime == "" {
@@ -113,19 +136,3 @@ func (o options) chain() place.Chain { return place.Chain{Dir: o.confDir, Entry:
 func (o options) place() place.Plugin { return place.Plugin{Source: o.plugin, Dir: o.binDir} }
 
 func (o options) marker() string { return filepath.Join(o.runDir, "ready") }
-
-// names is a comma-separated list flag; empty: none.
-type names []string
-
-func (n *names) String() string { return strings.Join(*n, ",") }
-
-// Set takes the place of the default.
-func (n *names) Set(s string) error {
-	*n = nil
-	for item := range strings.SplitSeq(s, ",") {
-		if item = strings.TrimSpace(item); item != "" {
-			*n = append(*n, item)
-		}
-	}
-	return nil
-}

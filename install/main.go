@@ -112,6 +112,9 @@ func dispatch(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 
 // keep runs until it is stopped, and then finds out what for.
 func keep(ctx context.Context, o options, log *slog.Logger) error {
+	if err := o.readMesh(); err != nil {
+		return err
+	}
 	keeper := place.Keeper{
 		Plugin: o.place(), Chain: o.chain(), Marker: o.marker(),
 		Form: place.Form(o.form), Loaded: o.loaded(), Log: log,

@@ -35,7 +35,7 @@ func objects(t *testing.T) []runtime.Object {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(files) != len(kustomization.Resources)+1 {
+	if len(files) != len(kustomization.Resources)+2 { // itself and options.yaml
 		t.Errorf("base/ has %q, its kustomization lists %q", files, kustomization.Resources)
 	}
 	var out []runtime.Object
@@ -162,6 +162,14 @@ func checkPaths(t *testing.T, pod corev1.PodSpec, c corev1.Container) {
 		_, mounted := mounts[path]
 		switch {
 		case flag == "--socket": // the host's
+		case flag == "--options":
+			dir, file := filepath.Split(path)
+			if dir = filepath.Clean(dir); file != "options.yaml" || !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool {
+				return m.MountPath == dir && m.Name == "options"
+			}) {
+				t.Errorf("%s: %s is not of the ConfigMap", c.Name, word)
+			}
+			mounts[dir] = true
 		case flag == "--runtime-socket":
 			dir := filepath.Dir(path)
 			if _, ok := mounts[dir]; !ok {

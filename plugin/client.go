@@ -27,7 +27,7 @@ const (
 	clientPreference = 100 // of the routing rule: after that of local addresses (0)
 
 	// clientRemedy ends the error of an ADD that fails for want of any of it.
-	clientRemedy = "weir-agent --keep-client-address=false does without the caller's address"
+	clientRemedy = "the mesh option keepClientAddress: false does without the caller's address"
 )
 
 // clientSysctls are of the calling thread's namespace, below /proc/sys/net.

@@ -117,7 +117,7 @@ func TestClientIsUndoneHalfway(t *testing.T) {
 			err = errors.Join(err, done.revert())
 		}
 	})
-	if err == nil || !strings.Contains(err.Error(), "--keep-client-address=false") {
+	if err == nil || !strings.Contains(err.Error(), "keepClientAddress: false") {
 		t.Errorf("%v", err)
 	}
 	if diff := cmp.Diff(before, clientState(t, ns)); diff != "" {
@@ -146,7 +146,7 @@ func TestIPTablesCannotKeepTheClient(t *testing.T) {
 	ns.Run(t, "ip", "link", "set", "lo", "up")
 	before := clientState(t, ns)
 	_, err := applyTo(t, ns, []backend{newIPTables(t.TempDir(), "c")}, true)
-	if err == nil || !strings.Contains(err.Error(), "--keep-client-address=false") {
+	if err == nil || !strings.Contains(err.Error(), "keepClientAddress: false") {
 		t.Errorf("%v", err)
 	}
 	if diff := cmp.Diff(before, clientState(t, ns)); diff != "" {

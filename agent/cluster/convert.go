@@ -47,6 +47,7 @@ func toPod(p *corev1.Pod) (model.Pod, error) {
 		MirrorHash:     p.Annotations[corev1.MirrorPodAnnotationKey],
 		HostNetwork:    p.Spec.HostNetwork,
 		Phase:          model.Phase(shared(string(p.Status.Phase))),
+		Leaving:        p.DeletionTimestamp != nil,
 		Labels:         ours(p.Labels),
 		Annotations:    ours(p.Annotations),
 	}

@@ -22,7 +22,7 @@ type annotation struct {
 	value  string // what it may be
 	absent string // what holds without it
 	does   string
-	set    func(d *Decision, value string, opts Options) error
+	set    func(d *Decision, value string) error
 }
 
 const (
@@ -34,29 +34,25 @@ const (
 // annotations are all that this version understands.
 var annotations = []annotation{
 	{"exclude-inbound-ports", portList, "none", "TCP connections to these ports of the pod go past the proxy",
-		func(d *Decision, v string, _ Options) error { return setPorts(&d.Spec.ExcludeInboundPorts, v) }},
+		func(d *Decision, v string) error { return setPorts(&d.Spec.ExcludeInboundPorts, v) }},
 	{"include-inbound-ports", portList + ", none of them the proxy's", "all", "of the TCP connections to the pod, only those to these ports go through the proxy",
-		func(d *Decision, v string, opts Options) error {
-			return setForeignPorts(&d.Spec.IncludeInboundPorts, v, opts)
-		}},
+		func(d *Decision, v string) error { return setForeignPorts(&d.Spec.IncludeInboundPorts, v) }},
 	{"exclude-outbound-ports", portList, "none", "TCP connections of the pod to these ports go past the proxy",
-		func(d *Decision, v string, _ Options) error { return setPorts(&d.Spec.ExcludeOutboundPorts, v) }},
+		func(d *Decision, v string) error { return setPorts(&d.Spec.ExcludeOutboundPorts, v) }},
 	{"include-outbound-ports", portList + ", none of them the proxy's", "all", "of the pod's TCP connections, only those to these ports go through the proxy",
-		func(d *Decision, v string, opts Options) error {
-			return setForeignPorts(&d.Spec.IncludeOutboundPorts, v, opts)
-		}},
+		func(d *Decision, v string) error { return setForeignPorts(&d.Spec.IncludeOutboundPorts, v) }},
 	{"exclude-outbound-cidrs", cidrList, "none", "connections of the pod to these addresses go past the proxy",
-		func(d *Decision, v string, _ Options) error { return setPrefixes(&d.Spec.ExcludeOutboundCIDRs, v) }},
+		func(d *Decision, v string) error { return setPrefixes(&d.Spec.ExcludeOutboundCIDRs, v) }},
 	{"include-outbound-cidrs", cidrList, "all", "of the pod's connections, only those to these addresses go through the proxy",
-		func(d *Decision, v string, _ Options) error { return setPrefixes(&d.Spec.IncludeOutboundCIDRs, v) }},
+		func(d *Decision, v string) error { return setPrefixes(&d.Spec.IncludeOutboundCIDRs, v) }},
 	{"exclude-outbound-uids", ownerList, "none", "connections of processes that run as these users go past the proxy; counted is the user that made the socket, as the pod's user namespace numbers it",
-		func(d *Decision, v string, _ Options) error { return setIDs(&d.Spec.ExcludeOutboundUIDs, v) }},
+		func(d *Decision, v string) error { return setIDs(&d.Spec.ExcludeOutboundUIDs, v) }},
 	{"exclude-outbound-gids", ownerList, "none", "the same for groups; supplementary groups do not count",
-		func(d *Decision, v string, _ Options) error { return setIDs(&d.Spec.ExcludeOutboundGIDs, v) }},
+		func(d *Decision, v string) error { return setIDs(&d.Spec.ExcludeOutboundGIDs, v) }},
 	{"exclude-interfaces", "names of interfaces, which need not exist: `net1,net2`", "none", "what enters or leaves the pod by these interfaces goes past the proxy, in both directions; the proxy's own ports stay closed there too",
 		setInterfaces},
 	{"opaque-ports", portList, "none", "what goes to these ports, of the pod or dialled by it, is passed on as it is; no effect yet, as the proxy looks into nothing so far",
-		func(d *Decision, v string, _ Options) error { return setPorts(&d.Proxy.OpaquePorts, v) }},
+		func(d *Decision, v string) error { return setPorts(&d.Proxy.OpaquePorts, v) }},
 	{"quic", "`pass` or `reject`", "`pass`", "`reject` answers UDP from the pod to port 443 with ICMP or ICMPv6 port unreachable, so that HTTP/3 clients go on over TCP at once; not for users, groups, interfaces and addresses that are not captured, nor on lo",
 		setQUIC},
 	{"proxy-memory-limit", "a quantity as Kubernetes writes them, from " + inMi(MinMemoryLimit) + " to " + inMi(MaxMemoryLimit) + ": `64Mi`", "`" + inMi(DefaultMemoryLimit) + "`", "memory that the pod's proxy may use, none of it swapped; Go's own limit (GOMEMLIMIT) is nine tenths of it",
@@ -65,21 +61,36 @@ var annotations = []annotation{
 		setCPUWeight},
 }
 
-// wishes reads the annotations of a captured pod. The first bad one in order of
-// name is the error, so that a pod's event is the same at every retry.
+// find is the annotation of a name without model.Prefix, or nil.
+func find(name string) *annotation {
+	i := slices.IndexFunc(annotations, func(a annotation) bool { return a.name == name })
+	if i < 0 {
+		return nil
+	}
+	return &annotations[i]
+}
+
+// wishes reads the annotations of a captured pod, and the mesh's where it has none
+// of that name. The first bad one in order of name is the error, so that a pod's
+// event is the same at every retry.
 func wishes(pod model.Pod, opts Options) (Decision, error) {
+	all := maps.Clone(opts.Annotations)
+	if all == nil {
+		all = map[string]string{}
+	}
+	maps.Copy(all, pod.Annotations)
 	var d Decision
-	for _, key := range slices.Sorted(maps.Keys(pod.Annotations)) {
+	for _, key := range slices.Sorted(maps.Keys(all)) {
 		name, ours := strings.CutPrefix(key, model.Prefix)
 		if !ours {
 			continue
 		}
-		value := pod.Annotations[key]
-		i := slices.IndexFunc(annotations, func(a annotation) bool { return a.name == name })
-		if i < 0 {
+		value := all[key]
+		a := find(name)
+		if a == nil {
 			return Decision{}, unknown(pod, name, value)
 		}
-		if err := annotations[i].set(&d, value, opts); err != nil {
+		if err := a.set(&d, value); err != nil {
 			return Decision{}, attachpb.InvalidRequest.Fail("annotation %s on pod %s is %q: %v", key, pod.ID(), value, err)
 		}
 	}
@@ -109,12 +120,12 @@ func setPorts(list *[]capture.PortRange, value string) error {
 
 // setForeignPorts is setPorts for include lists, which must not name a port of
 // the proxy: it would be asked to take in connections to itself.
-func setForeignPorts(list *[]capture.PortRange, value string, opts Options) error {
+func setForeignPorts(list *[]capture.PortRange, value string) error {
 	if err := setPorts(list, value); err != nil {
 		return err
 	}
 	for _, r := range *list {
-		if own, covers := opts.ownPort(r); covers {
+		if own, covers := ownPort(r); covers {
 			return fmt.Errorf("\"%s\": includes %d, a port of the proxy itself", r, own)
 		}
 	}
@@ -130,7 +141,7 @@ func setIDs(list *[]capture.IDRange, value string) error {
 	return nil
 }
 
-func setInterfaces(d *Decision, value string, _ Options) error {
+func setInterfaces(d *Decision, value string) error {
 	names, err := capture.ParseInterfaces(value)
 	if err != nil {
 		return err
@@ -139,7 +150,7 @@ func setInterfaces(d *Decision, value string, _ Options) error {
 	return nil
 }
 
-func setQUIC(d *Decision, value string, _ Options) error {
+func setQUIC(d *Decision, value string) error {
 	switch value {
 	case "pass":
 	case "reject":
@@ -150,7 +161,7 @@ func setQUIC(d *Decision, value string, _ Options) error {
 	return nil
 }
 
-func setMemoryLimit(d *Decision, value string, _ Options) error {
+func setMemoryLimit(d *Decision, value string) error {
 	limit, err := parseBytes(value, MinMemoryLimit, MaxMemoryLimit)
 	if err != nil {
 		return err
@@ -159,7 +170,7 @@ func setMemoryLimit(d *Decision, value string, _ Options) error {
 	return nil
 }
 
-func setCPUWeight(d *Decision, value string, _ Options) error {
+func setCPUWeight(d *Decision, value string) error {
 	weight, err := strconv.ParseUint(value, 10, 16)
 	if err != nil || weight < 1 || weight > maxCPUWeight {
 		return fmt.Errorf("not a number between 1 and %d", maxCPUWeight)

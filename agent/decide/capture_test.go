@@ -298,25 +298,6 @@ func TestClientAddressesAreKeptUnlessTurnedOff(t *testing.T) {
 	}
 }
 
-func TestOptionsThatCannotBeMeant(t *testing.T) {
-	if err := Defaults().Validate(); err != nil {
-		t.Errorf("the defaults: %v", err)
-	}
-	for want, change := range map[string]func(*Options){
-		"exemptNamespaces: an entry is empty":                                             func(o *Options) { o.ExemptNamespaces = []string{"a", ""} },
-		"allowRuntimeClasses: an entry is empty; pods without a class are always allowed": func(o *Options) { o.AllowRuntimeClasses = []string{""} },
-		"outboundPort: must be between 1 and 65535":                                       func(o *Options) { o.OutboundPort = 0 },
-		"inboundPort: must be between 1 and 65535":                                        func(o *Options) { o.InboundPort = 0 },
-		"inboundPort: 15001 is the outboundPort too":                                      func(o *Options) { o.InboundPort = 15001 },
-	} {
-		o := Defaults()
-		change(&o)
-		if err := o.Validate(); err == nil || err.Error() != want {
-			t.Errorf("got %v, want %s", err, want)
-		}
-	}
-}
-
 // Whatever an annotation says, the answer is a failure with the right code or a
 // spec that survives the wire and keeps off the proxy.
 func FuzzAnnotation(f *testing.F) {
@@ -339,7 +320,7 @@ func FuzzAnnotation(f *testing.F) {
 			return
 		}
 		for _, r := range append(d.Spec.IncludeInboundPorts, d.Spec.IncludeOutboundPorts...) {
-			if own, covers := opts.ownPort(r); covers {
+			if own, covers := ownPort(r); covers {
 				t.Errorf("%s includes the proxy's port %d", r, own)
 			}
 		}
@@ -349,7 +330,7 @@ func FuzzAnnotation(f *testing.F) {
 		if d.Proxy.CPUWeight > maxCPUWeight {
 			t.Errorf("CPU weight %d", d.Proxy.CPUWeight)
 		}
-		d.Spec.OutboundPort, d.Spec.InboundPort = opts.OutboundPort, opts.InboundPort
+		d.Spec.OutboundPort, d.Spec.InboundPort = capture.DefaultOutboundPort, capture.DefaultInboundPort
 		d.Spec.Bypass = capture.Bypass{Path: "weir", ID: 1, Level: 1}
 		back, err := attachpb.FromSpec(d.Spec).ToSpec()
 		if err != nil {

@@ -1,9 +1,12 @@
 package decide
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -14,25 +17,63 @@ import (
 	"github.com/weirmesh/weir/plugin/capture/iptables"
 )
 
-var update = flag.Bool("update", false, "write ANNOTATIONS.md anew")
+var update = flag.Bool("update", false, "write the documents anew")
 
-const document = "../../manifests/ANNOTATIONS.md"
-
-// TestDocument holds ANNOTATIONS.md to the annotations that there are.
-func TestDocument(t *testing.T) {
-	want := annotationsDocument()
-	if *update {
-		if err := os.WriteFile(document, []byte(want), 0o644); err != nil {
+// TestDocuments holds ANNOTATIONS.md and OPTIONS.md to what there is.
+func TestDocuments(t *testing.T) {
+	for name, want := range map[string]string{"ANNOTATIONS.md": annotationsDocument(), "OPTIONS.md": optionsDocument(t)} {
+		path := filepath.Join("../../manifests", name)
+		if *update {
+			if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := os.ReadFile(path)
+		if err != nil {
 			t.Fatal(err)
 		}
+		if diff := cmp.Diff(want, string(got)); diff != "" {
+			t.Errorf("%s is not true any more (-code +document), see -update:\n%s", name, diff)
+		}
 	}
-	got, err := os.ReadFile(document)
-	if err != nil {
-		t.Fatal(err)
+}
+
+// optionsDocument has every field of Options, in their order, with its default.
+func optionsDocument(t *testing.T) string {
+	var b strings.Builder
+	b.WriteString(`# Mesh options
+
+One YAML file for the whole mesh: [base/options.yaml](base/options.yaml), which
+` + "`kubectl apply -k`" + ` makes a ConfigMap of, or ` + "`--options FILE`" + ` of weir-agent
+and weir-install. It is read at their start; a change restarts the DaemonSet's pods
+node by node, which touches no pod that runs. A field that is not in this table, or
+a value that means nothing, keeps them from starting, with an error that names it;
+pods that run go on.
+
+| Option | Default | What it is for |
+|---|---|---|
+`)
+	defaults := reflect.ValueOf(Defaults())
+	for i := range defaults.NumField() {
+		name := defaults.Type().Field(i).Tag.Get("json")
+		j := slices.IndexFunc(options, func(o option) bool { return o.name == name })
+		if j != i {
+			t.Errorf("field %s of Options is option %d", name, j)
+			continue
+		}
+		value, err := json.Marshal(defaults.Field(i).Interface())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(value) == "null" {
+			value = []byte("none")
+		}
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", name, strings.ReplaceAll(string(value), `","`, `", "`), options[j].does)
 	}
-	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("ANNOTATIONS.md is not as the annotations are (-annotations +document), see -update:\n%s", diff)
+	if len(options) != defaults.NumField() {
+		t.Errorf("%d options for %d fields", len(options), defaults.NumField())
 	}
+	return b.String()
 }
 
 func annotationsDocument() string {
@@ -45,7 +86,8 @@ left alone, also where an include list names it. A value that means nothing, and
 an annotation that Weir does not know, fail the pod's ADD with WEIR-C006
 ([CODES.md](../plugin/CODES.md)), which names it: the pod waits, and its events say
 so. On a pod that runs, annotations about its traffic take effect when they change;
-opaque-ports and those about the proxy hold as they were when it was captured.
+opaque-ports and those about the proxy hold as they were when it was captured. The
+mesh option [annotations](OPTIONS.md) has what holds for pods without them.
 
 Rules are put in by nftables or, where a node's kernel cannot, by iptables; both do
 the same, but for the second table.

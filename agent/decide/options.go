@@ -1,68 +1,123 @@
 package decide
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
+	"os"
 	"slices"
+	"strings"
 
+	"sigs.k8s.io/yaml"
+
+	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/plugin/capture"
 )
 
-// Options are the mesh options that a decision depends on. Their zero value is
-// not useful: start from Defaults.
+// Options are what an operator may set for the whole mesh. Their zero value is
+// not useful: start from Defaults. options has what each of them is for.
 type Options struct {
-	// ExemptNamespaces are never captured, whatever their labels or their pods'
-	// labels say, so that the cluster can always start.
-	ExemptNamespaces []string `json:"exemptNamespaces"`
-	// ExemptStaticPods leaves out the pods that a node makes from files. They have
-	// no service account, hence no identity: captured, they match no source.
-	ExemptStaticPods bool `json:"exemptStaticPods"`
-	// AllowRuntimeClasses are the runtimeClassNames whose pods can be captured: all
-	// their packets pass through the rules of the pod's network namespace. With
-	// gVisor or Kata they do not, so a class that is not listed is refused. A pod
-	// without a class is always fine.
-	AllowRuntimeClasses []string `json:"allowRuntimeClasses"`
-	// OutboundPort and InboundPort are the proxy's own ports in every pod.
-	OutboundPort uint16 `json:"outboundPort"`
-	InboundPort  uint16 `json:"inboundPort"`
-	// KeepClientAddress has the application see its callers' addresses, for which
-	// the proxy gets CAP_NET_RAW. Without it, or where a node's rules are iptables',
-	// the application sees the pod's own address.
-	KeepClientAddress bool `json:"keepClientAddress"`
+	ExemptNamespaces    []string          `json:"exemptNamespaces"`
+	ExemptStaticPods    bool              `json:"exemptStaticPods"`
+	AllowRuntimeClasses []string          `json:"allowRuntimeClasses"`
+	KeepClientAddress   bool              `json:"keepClientAddress"`
+	MeshRanges          []netip.Prefix    `json:"meshRanges"`
+	Annotations         map[string]string `json:"annotations"`
+}
+
+// option is for the operator to read: manifests/OPTIONS.md is made of it.
+type option struct{ name, does string }
+
+var options = []option{
+	{"exemptNamespaces", "Namespaces that are never captured, whatever their labels or their pods' labels say, and whose pods start while the node's agent is away: what the cluster needs to start."},
+	{"exemptStaticPods", "Never capture the pods that a node makes from files. They have no service account, hence no identity."},
+	{"allowRuntimeClasses", "Values of `runtimeClassName` whose pods can be captured, as all of their packets pass through the rules of the pod's network namespace. With gVisor or Kata they do not, so a class that is not listed is refused. A pod without a class is always fine."},
+	{"keepClientAddress", "Applications see their callers' own addresses, for which proxies get `CAP_NET_RAW`, which any default container has, and nothing else. If not, or where a node's rules are iptables', they see the pod's own address. Counts for pods that start from then on."},
+	{"meshRanges", "Address ranges of pods and Services: before it connects to an address in them that it does not know, a proxy asks the agent."},
+	{"annotations", "What holds for pods that lack an annotation of that name: [ANNOTATIONS.md](ANNOTATIONS.md) has them all. `weirmesh.io/quic: reject`, for example."},
 }
 
 // Defaults are the options of a mesh that sets none.
 func Defaults() Options {
 	return Options{
 		ExemptNamespaces:  []string{"kube-system", "weir-system"},
-		OutboundPort:      capture.DefaultOutboundPort,
-		InboundPort:       capture.DefaultInboundPort,
 		KeepClientAddress: true,
+		MeshRanges: []netip.Prefix{ // private and shared address space: RFC 1918, 6598, 4193
+			netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+			netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
+		},
 	}
+}
+
+// ReadOptions reads a YAML document. What it leaves out is as in Defaults; a list
+// takes the place of the default list. A field that is not known, or there twice,
+// is an error, as is what Validate finds.
+func ReadOptions(document []byte) (Options, error) {
+	o := Defaults()
+	if _, rest, more := bytes.Cut(bytes.TrimPrefix(document, []byte("---\n")), []byte("\n---")); more && len(bytes.TrimSpace(rest)) > 0 {
+		return Options{}, errors.New("more than one YAML document")
+	}
+	if err := yaml.UnmarshalStrict(document, &o); err != nil {
+		return Options{}, errors.New(strings.NewReplacer(
+			"error unmarshaling JSON: while decoding JSON: ", "", "error converting YAML to JSON: ", "", "json: ", "").Replace(err.Error()))
+	}
+	if err := o.Validate(); err != nil {
+		return Options{}, err
+	}
+	for i, p := range o.MeshRanges {
+		o.MeshRanges[i] = p.Masked()
+	}
+	return o, nil
 }
 
 // Validate reports the first option that cannot be meant.
 func (o Options) Validate() error {
 	switch {
 	case slices.Contains(o.ExemptNamespaces, ""):
-		return fmt.Errorf("exemptNamespaces: an entry is empty")
+		return errors.New("exemptNamespaces: an entry is empty")
 	case slices.Contains(o.AllowRuntimeClasses, ""):
-		return fmt.Errorf("allowRuntimeClasses: an entry is empty; pods without a class are always allowed")
-	case o.OutboundPort == 0:
-		return fmt.Errorf("outboundPort: must be between 1 and 65535")
-	case o.InboundPort == 0:
-		return fmt.Errorf("inboundPort: must be between 1 and 65535")
-	case o.OutboundPort == o.InboundPort:
-		return fmt.Errorf("inboundPort: %d is the outboundPort too", o.InboundPort)
+		return errors.New("allowRuntimeClasses: an entry is empty; pods without a class are always allowed")
+	case slices.ContainsFunc(o.MeshRanges, func(p netip.Prefix) bool { return !p.IsValid() }):
+		return errors.New("meshRanges: an entry is empty")
+	}
+	var scratch Decision
+	for _, key := range slices.Sorted(maps.Keys(o.Annotations)) {
+		name, ours := strings.CutPrefix(key, model.Prefix)
+		a := find(name)
+		if !ours || a == nil {
+			return fmt.Errorf("annotations: no annotation is called %q; it is one of those of ANNOTATIONS.md, with the prefix %s", key, model.Prefix)
+		}
+		if err := a.set(&scratch, o.Annotations[key]); err != nil {
+			return fmt.Errorf("annotations: %s is %q: %w", key, o.Annotations[key], err)
+		}
 	}
 	return nil
 }
 
 // ownPort returns a port of the proxy that r covers.
-func (o Options) ownPort(r capture.PortRange) (uint16, bool) {
-	for _, p := range []uint16{o.OutboundPort, o.InboundPort} {
+func ownPort(r capture.PortRange) (uint16, bool) {
+	for _, p := range []uint16{capture.DefaultOutboundPort, capture.DefaultInboundPort} {
 		if r.First <= p && p <= r.Last {
 			return p, true
 		}
 	}
 	return 0, false
+}
+
+// ReadOptionsFile is ReadOptions of a file; without a name, Defaults.
+func ReadOptionsFile(name string) (Options, error) {
+	if name == "" {
+		return Defaults(), nil
+	}
+	document, err := os.ReadFile(name)
+	if err != nil {
+		return Options{}, fmt.Errorf("mesh options: %w", err)
+	}
+	o, err := ReadOptions(document)
+	if err != nil {
+		return Options{}, fmt.Errorf("mesh options, %s: %w", name, err)
+	}
+	return o, nil
 }

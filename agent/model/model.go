@@ -47,6 +47,7 @@ type Pod struct {
 
 	HostNetwork bool
 	Phase       Phase
+	Leaving     bool // it has a deletionTimestamp
 
 	Labels, Annotations map[string]string // those with Prefix; nil if there are none
 	Addresses           []netip.Addr      // status.podIPs, none before the sandbox is up

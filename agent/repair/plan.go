@@ -48,6 +48,8 @@ func plan(pods []model.Pod, namespace func(string) model.Namespace, attachments 
 		})
 		dec, err := decide.Capture(pod, namespace(pod.Namespace), opts)
 		switch {
+		case i < 0 && pod.Leaving:
+			// Its namespace may be gone already.
 		case err != nil:
 			out.complaints = append(out.complaints, complaint{pod, reasonOf(err), err.Error()})
 		case dec.Warning != "":

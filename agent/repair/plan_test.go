@@ -51,6 +51,11 @@ func TestPlan(t *testing.T) {
 			p.Phase = model.PodPending
 			return p
 		}(), nil, ""},
+		"one that is being deleted is left alone": {func() model.Pod {
+			p := running("enabled", nil)
+			p.Leaving = true
+			return p
+		}(), nil, ""},
 		"one on the host's network is never captured": {func() model.Pod {
 			p := running("enabled", nil)
 			p.HostNetwork = true

@@ -39,8 +39,23 @@ func beginTraffic(t *testing.T, ns string) *traffic {
 		x.proxies[pod.Name] = proxyOf(t, pod)
 	}
 	x.requests = beginLoad(t, x.front, "http://back:8080/")
+	waitEcho(t, x.front)
 	x.talk = begin(t, x.front, "talk", "echo:9000")
 	return x
+}
+
+// waitEcho waits until the agents have heard of echo's endpoint.
+func waitEcho(t *testing.T, from *corev1.Pod) {
+	t.Helper()
+	eventually(t, soon, "an echo", func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), soon)
+		defer cancel()
+		said, err := begin(t, from, "talk", "echo:9000").finish(ctx)
+		if err != nil {
+			return fmt.Errorf("%q: %w", said, err)
+		}
+		return nil
+	})
 }
 
 // end fails the test unless every request was served, the connection that stays

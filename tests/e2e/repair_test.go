@@ -19,6 +19,7 @@ func capturedInPlace(t *testing.T) {
 	pods := startAll(t, ns, onNode(appPod("client", "serve"), 0), onNode(appPod("echo", "serve", "-echo", ":9000"), 1), onNode(appPod("server", "serve"), 1))
 	client, echo := pods[0], pods[1]
 	expectNotCaptured(t, pods...)
+	waitEcho(t, client)
 	before := begin(t, client, "talk", "echo:9000")
 	load := beginLoad(t, client, "http://server:8080/")
 	load.waitFor(t, 5)

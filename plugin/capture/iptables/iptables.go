@@ -141,7 +141,7 @@ func (b Backend) locked(f func() error) error {
 
 // errClient: half of what it takes (routes, sysctls, a proxy that uses callers'
 // addresses) would have every inbound connection hang.
-var errClient = errors.New("iptables: it cannot keep the caller's address, which needs nf_tables with socket cgroupv2 (Linux 5.13); start weir-agent with --keep-client-address=false")
+var errClient = errors.New("iptables: it cannot keep the caller's address, which needs nf_tables with socket cgroupv2 (Linux 5.13); set the mesh option keepClientAddress: false")
 
 // Apply makes the namespace hold the rules and says whether it had to change
 // anything. After an error what was there before is in force still.
