@@ -30,6 +30,11 @@ var checks = map[string]check{
 			return errors.Join(w.through(out, w.pod, at(f.peer, 8080)), w.through(out, w.pod, at(f.other, 8080)))
 		})
 	},
+	"a Service leads to another pod, and to the pod itself": func(w *world, f family) error {
+		return errors.Join(
+			serving(w.peer, ":8080", func() error { return w.through(out, w.pod, at(f.vip, 8080)) }),
+			serving(w.pod, ":8080", func() error { return w.through(out, w.pod, at(f.ownVIP, 8080)) }))
+	},
 	// through wants the proxy to take one connection and not its own again.
 	"the proxy's own pass, and nobody else of its uid": func(w *world, f family) error {
 		return serving(w.peer, ":8080", func() error {
@@ -173,19 +178,21 @@ func (w *world) udp(addr netip.Addr, f family, fromPod bool) error {
 
 func TestCapture(t *testing.T) {
 	for name, b := range backends(t) {
-		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, b, 1<<20)
-			w.apply(t, nil)
-			for what, holds := range checks {
-				for _, f := range families {
-					t.Run(what+"/"+f.name, func(t *testing.T) {
-						if err := holds(w, f); err != nil {
-							t.Error(err)
-						}
-					})
+		for stack, families := range stacks {
+			t.Run(name+"/"+stack, func(t *testing.T) {
+				w := newWorldOf(t, b, 1<<20, families)
+				w.apply(t, nil)
+				for what, holds := range checks {
+					for _, f := range families {
+						t.Run(what+"/"+f.name, func(t *testing.T) {
+							if err := holds(w, f); err != nil {
+								t.Error(err)
+							}
+						})
+					}
 				}
-			}
-		})
+			})
+		}
 	}
 }
 

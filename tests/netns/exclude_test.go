@@ -26,8 +26,8 @@ const (
 
 // second are the ends of the excluded interface's wire.
 var second = map[string]family{
-	"IPv4": {"IPv4", netip.MustParseAddr("10.78.0.2"), netip.MustParseAddr("10.78.0.1"), netip.Addr{}, netip.Addr{}},
-	"IPv6": {"IPv6", netip.MustParseAddr("fd78::2"), netip.MustParseAddr("fd78::1"), netip.Addr{}, netip.Addr{}},
+	"IPv4": {name: "IPv4", pod: netip.MustParseAddr("10.78.0.2"), peer: netip.MustParseAddr("10.78.0.1")},
+	"IPv6": {name: "IPv6", pod: netip.MustParseAddr("fd78::2"), peer: netip.MustParseAddr("fd78::1")},
 }
 
 // options switches on every optional rule.

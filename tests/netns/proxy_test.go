@@ -3,6 +3,7 @@ package netns
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -66,6 +67,9 @@ func proxyMain(limit string) int {
 		// IPv4.
 		for _, network := range []string{"tcp4", "tcp6"} {
 			l, err := net.Listen(network, fmt.Sprintf(":%d", port))
+			if errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT) {
+				continue // the pod has no such family
+			}
 			if err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				return 1
@@ -101,7 +105,7 @@ func forward(c *net.TCPConn, port uint16, say func(accepted)) {
 	if err != nil || original == c.LocalAddr().(*net.TCPAddr).AddrPort() {
 		return
 	}
-	up, err := net.DialTimeout("tcp", original.String(), time.Second)
+	up, err := net.DialTimeout("tcp", endpoint(original).String(), time.Second)
 	if err != nil {
 		_ = c.SetLinger(0)
 		return
@@ -115,6 +119,19 @@ func forward(c *net.TCPConn, port uint16, say func(accepted)) {
 		})
 	}
 	wg.Wait()
+}
+
+// endpoint is where a connection goes: the only balancing that there is here.
+func endpoint(original netip.AddrPort) netip.AddrPort {
+	for _, f := range families {
+		switch original.Addr() {
+		case f.vip:
+			return netip.AddrPortFrom(f.peer, original.Port())
+		case f.ownVIP:
+			return netip.AddrPortFrom(f.pod, original.Port())
+		}
+	}
+	return original
 }
 
 func originalDst(c *net.TCPConn) (netip.AddrPort, error) {

@@ -67,12 +67,18 @@ type family struct {
 	name           string
 	pod, peer, own netip.Addr
 	other          netip.Addr // another address of the peer
+	vip, ownVIP    netip.Addr // addresses of nobody, which the proxy has lead to the peer and to the pod
 }
 
 var families = []family{
-	{"IPv4", netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.1")},
-	{"IPv6", netip.MustParseAddr("fd77::2"), netip.MustParseAddr("fd77::1"), netip.MustParseAddr("::1"), netip.MustParseAddr("2001:db8::1")},
+	{"IPv4", netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.1"),
+		netip.MustParseAddr("10.96.0.77"), netip.MustParseAddr("10.96.0.78")},
+	{"IPv6", netip.MustParseAddr("fd77::2"), netip.MustParseAddr("fd77::1"), netip.MustParseAddr("::1"), netip.MustParseAddr("2001:db8::1"),
+		netip.MustParseAddr("fd96::77"), netip.MustParseAddr("fd96::78")},
 }
+
+// stacks are the families that a pod may have.
+var stacks = map[string][]family{"IPv4 only": families[:1], "IPv6 only": families[1:], "dual stack": families}
 
 // world is a pod with its proxy and its rules, and a peer.
 type world struct {
@@ -82,8 +88,13 @@ type world struct {
 	backend   backend
 }
 
-// newWorld makes a world whose rules are not there yet.
+// newWorld makes a world of both families whose rules are not there yet.
 func newWorld(t testing.TB, b backend, limit int) *world {
+	t.Helper()
+	return newWorldOf(t, b, limit, families)
+}
+
+func newWorldOf(t testing.TB, b backend, limit int, families []family) *world {
 	t.Helper()
 	// Clean-ups run in reverse: the proxy ends before its cgroup goes.
 	w := &world{cgroup: nstest.NewCgroup(t), pod: nstest.New(t), peer: nstest.New(t), backend: b}
@@ -93,6 +104,9 @@ func newWorld(t testing.TB, b backend, limit int) *world {
 		at func(family) netip.Addr
 	}{{w.pod, func(f family) netip.Addr { return f.pod }}, {w.peer, func(f family) netip.Addr { return f.peer }}} {
 		end.ns.Run(t, "sh", "-ec", "ip link set lo up; sysctl -qw net.ipv6.conf.eth0.accept_dad=0; ip link set eth0 up")
+		if families[len(families)-1].pod.Is4() {
+			end.ns.Run(t, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1") // lo has none either
+		}
 		for _, f := range families {
 			bits := 24
 			if f.pod.Is6() {
