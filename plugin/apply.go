@@ -102,6 +102,20 @@ func (t *target) probe(rules capture.Ruleset) (bool, error) {
 	return false, errors.Join(tried...)
 }
 
+// settle keeps to the backend whose rules are in the namespace, if there are any:
+// another one may be preferred by now, but a pod never has two sets of rules.
+func (t *target) settle() error {
+	return inNamespace(t.ns, func() error {
+		for _, b := range t.backends {
+			if st, err := b.Read(); err == nil && st.Text != "" {
+				t.backends = []backend{b}
+				break
+			}
+		}
+		return nil
+	})
+}
+
 // compare names the first thing in which the namespace is not as apply leaves it.
 func (t *target) compare(rules capture.Ruleset) (done, error) {
 	var out done

@@ -65,3 +65,46 @@ func TestProbe(t *testing.T) {
 		})
 	}
 }
+
+// TestABackendStays: rules of a backend that would not be chosen any more are put
+// right, released and taken out by that backend, and there are never two sets.
+func TestABackendStays(t *testing.T) {
+	ns := newPod(t)
+	spec, err := newSpec(t).ToSpec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	does := func(backend, what string) done {
+		t.Helper()
+		got, err := task{Netns: ns.Path(), Do: what, Spec: spec}.run(conf{Backend: backend, LockDir: t.TempDir()}, "c")
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if rules := ruleset(t, ns); strings.Contains(rules, "table inet weir") {
+			t.Errorf("%s puts nftables' rules beside those of iptables:\n%s", what, rules)
+		}
+		return got
+	}
+	if got := does(backendIPTables, doApply); got.Backend != "iptables" {
+		t.Skipf("no iptables: %+v", got)
+	}
+	if got := does(backendAuto, doCompare); got.Difference != "" || got.Backend != "iptables" {
+		t.Errorf("compared: %+v", got)
+	}
+	for what, breaks := range map[string]string{
+		"a rule":   "iptables -t nat -D PREROUTING 1",
+		"the rest": "ip link set lo down",
+	} {
+		ns.Run(t, "sh", "-ec", breaks)
+		if got := does(backendAuto, doApply); got.Difference == "" || got.Backend != "iptables" {
+			t.Errorf("%s broken: %+v", what, got)
+		}
+	}
+	if got := does(backendAuto, doRelease); got.Backend != "iptables" {
+		t.Errorf("released: %+v", got)
+	}
+	does(backendAuto, doDelete)
+	if left := ns.Run(t, "sh", "-c", "iptables-save; ip6tables-save"); strings.Contains(strings.ToLower(left), "weir") {
+		t.Errorf("left:\n%s", left)
+	}
+}

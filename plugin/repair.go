@@ -96,12 +96,18 @@ func (t task) run(c conf, lock string) (done, error) {
 		if err != nil || out.Difference == "" {
 			return out, err
 		}
+		if err := target.settle(); err != nil {
+			return out, err
+		}
 		if _, err := target.apply(capture.Rules(t.Spec)); err != nil {
 			return out, err
 		}
 		out.Changed, out.Backend = true, target.used.Name()
 		return out, nil
 	case doRelease:
+		if err := target.settle(); err != nil {
+			return done{}, err
+		}
 		var changed bool
 		err := inNamespace(ns, func() error {
 			var err error

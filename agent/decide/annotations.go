@@ -91,7 +91,7 @@ func wishes(pod model.Pod, opts Options) (Decision, error) {
 			return Decision{}, unknown(pod, name, value)
 		}
 		if err := a.set(&d, value); err != nil {
-			return Decision{}, attachpb.InvalidRequest.Fail("annotation %s on pod %s is %q: %v", key, pod.ID(), value, err)
+			return Decision{}, attachpb.InvalidRequest.Fail("annotation %s on pod %s is %q: %v", key, pod.ID(), short(value), err)
 		}
 	}
 	return d, nil
@@ -99,7 +99,7 @@ func wishes(pod model.Pod, opts Options) (Decision, error) {
 
 // unknown is the failure for an annotation that is not in annotations.
 func unknown(pod model.Pod, name, value string) error {
-	subject := fmt.Sprintf("annotation %s%s=%q on pod %s", model.Prefix, name, value, pod.ID())
+	subject := fmt.Sprintf("annotation %s%s=%q on pod %s", model.Prefix, name, short(value), pod.ID())
 	if model.Prefix+name == CaptureLabel {
 		return attachpb.InvalidRequest.Fail("%s means nothing: %s is a label", subject, CaptureLabel)
 	}
@@ -107,6 +107,15 @@ func unknown(pod model.Pod, name, value string) error {
 		return attachpb.InvalidRequest.Fail("unknown %s; did you mean %s%s?", subject, model.Prefix, near)
 	}
 	return attachpb.InvalidRequest.Fail("unknown %s", subject)
+}
+
+// short is as much of a value as a message should repeat.
+func short(value string) string {
+	const most = 100 // bytes
+	if len(value) <= most {
+		return value
+	}
+	return strings.ToValidUTF8(value[:most], "") + "…"
 }
 
 func setPorts(list *[]capture.PortRange, value string) error {
@@ -183,9 +192,13 @@ func setCPUWeight(d *Decision, value string) error {
 // Blanks around items are allowed. A prefix with bits set behind its length is
 // refused rather than masked: either the address or the length is a mistake.
 func setPrefixes(list *[]netip.Prefix, value string) error {
+	items, err := capture.Items(value)
+	if err != nil {
+		return err
+	}
 	var out []netip.Prefix
-	for item := range strings.SplitSeq(value, ",") {
-		prefix, err := parsePrefix(strings.TrimSpace(item))
+	for _, item := range items {
+		prefix, err := parsePrefix(item)
 		if err != nil {
 			return err
 		}

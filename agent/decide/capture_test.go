@@ -3,6 +3,7 @@ package decide
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -146,6 +147,10 @@ func TestWhatIsRefused(t *testing.T) {
 			`annotation weirmesh.io/exclude-outbound-gids on pod shop/front is "9-8": "9-8": the range ends before it starts`},
 		{"an empty list of groups", annotated("exclude-outbound-gids", ""), shop(label("enabled")), attachpb.InvalidRequest,
 			`annotation weirmesh.io/exclude-outbound-gids on pod shop/front is "": "": not a number between 0 and 4294967294`},
+		{"more ports than a node should sort", annotated("exclude-inbound-ports", strings.Repeat("80,", 256)+"80"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/exclude-inbound-ports on pod shop/front is "` + strings.Repeat("80,", 33) + `8…": more than 256 items`},
+		{"more ranges than a node should sort", annotated("exclude-outbound-cidrs", strings.Repeat("::/0,", 256)+"::/0"), shop(label("enabled")), attachpb.InvalidRequest,
+			`annotation weirmesh.io/exclude-outbound-cidrs on pod shop/front is "` + strings.Repeat("::/0,", 20) + `…": more than 256 items`},
 		{"an interface with an alias", annotated("exclude-interfaces", "net1,eth0:1"), shop(label("enabled")), attachpb.InvalidRequest,
 			`annotation weirmesh.io/exclude-interfaces on pod shop/front is "net1,eth0:1": "eth0:1": not an interface's name: ':' is in it`},
 		{"an interface that Linux does not have", annotated("exclude-interfaces", "1234567890123456"), shop(label("enabled")), attachpb.InvalidRequest,

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/plugin/capture/iptables"
 )
 
@@ -81,7 +82,7 @@ func annotationsDocument() string {
 	fmt.Fprintf(&b, `# What a pod may ask for: annotations
 
 On a pod that is captured (label %[1]s=%[2]s on it or its namespace), all with
-the prefix %[3]s. Lists are separated by commas. What any exclude list names is
+the prefix %[3]s. Lists are separated by commas and have at most %[4]d items. What any exclude list names is
 left alone, also where an include list names it. A value that means nothing, and
 an annotation that Weir does not know, fail the pod's ADD with WEIR-C006
 ([CODES.md](../plugin/CODES.md)), which names it: the pod waits, and its events say
@@ -94,7 +95,7 @@ the same, but for the second table.
 
 | Annotation | Value | Without it | What it does | Backends |
 |---|---|---|---|---|
-`, "`"+CaptureLabel, Enabled+"`", "`"+model.Prefix+"`")
+`, "`"+CaptureLabel, Enabled+"`", "`"+model.Prefix+"`", capture.MaxItems)
 	for _, a := range annotations {
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s |\n", a.name, a.value, a.absent, a.does, backends(a.name))
 	}

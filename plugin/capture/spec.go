@@ -93,10 +93,29 @@ func ParsePorts(s string) ([]PortRange, error) { return parseRanges(s, parsePort
 // is an error.
 func ParseIDs(s string) ([]IDRange, error) { return parseRanges(s, parseID) }
 
+// MaxItems is how many items a list may have: what a pod asks for must not be
+// work for its node.
+const MaxItems = 256
+
+// Items splits a comma-separated list. Blanks around items are allowed.
+func Items(s string) ([]string, error) {
+	out := strings.SplitN(s, ",", MaxItems+1)
+	if len(out) > MaxItems {
+		return nil, fmt.Errorf("more than %d items", MaxItems)
+	}
+	for i := range out {
+		out[i] = strings.TrimSpace(out[i])
+	}
+	return out, nil
+}
+
 func parseRanges[N uint16 | uint32](s string, parse func(string) (N, error)) ([]Range[N], error) {
+	items, err := Items(s)
+	if err != nil {
+		return nil, err
+	}
 	var out []Range[N]
-	for item := range strings.SplitSeq(s, ",") {
-		item = strings.TrimSpace(item)
+	for _, item := range items {
 		first, last, ranged := strings.Cut(item, "-")
 		if !ranged {
 			last = first
@@ -136,15 +155,16 @@ func parseID(s string) (uint32, error) {
 // ParseInterfaces reads a comma-separated list of interfaces, "net1,eth1". Blanks
 // around items are allowed; an empty list is an error.
 func ParseInterfaces(s string) ([]string, error) {
-	var out []string
-	for item := range strings.SplitSeq(s, ",") {
-		item = strings.TrimSpace(item)
+	items, err := Items(s)
+	if err != nil {
+		return nil, err
+	}
+	for _, item := range items {
 		if err := checkInterface(item); err != nil {
 			return nil, fmt.Errorf("%q: %w", item, err)
 		}
-		out = append(out, item)
 	}
-	return out, nil
+	return items, nil
 }
 
 // maxInterface is the longest name that Linux gives an interface (IFNAMSIZ less
