@@ -35,8 +35,8 @@ func parseAdd(args []string, stderr io.Writer) (addFlags, error) {
 	fs.Usage = func() {
 		fmt.Fprint(stderr, "bench add measures the making of a pod, side by side with what else there is:\n"+
 			"weir-cni with its proxy ready, the program alone, our rules alone, the same purpose by\n"+
-			"iptables rule by rule and by iptables-restore, and the rest of the chain; then pods that\n"+
-			"are made all at once, and proxies that idle.\n\n  bench add [flags]\n\n")
+			"iptables rule by rule and by iptables-restore, another chained plugin (portmap), and the\n"+
+			"rest of the chain; then pods that are made all at once, and proxies that idle.\n\n  bench add [flags]\n\n")
 		fs.PrintDefaults()
 	}
 	fs.IntVar(&f.iterations, "n", 200, "iterations")
@@ -223,7 +223,7 @@ func newAddBench(ctx context.Context, f addFlags, node *pod.Node) (*addBench, er
 	b.rules = capture.Rules(capture.Spec{
 		OutboundPort: capture.DefaultOutboundPort, InboundPort: capture.DefaultInboundPort, Bypass: bypass,
 	})
-	b.cases = []func(context.Context) error{b.add, b.alone, b.rulesAlone}
+	b.cases = []func(context.Context) error{b.add, b.alone, b.rulesAlone, b.peer}
 	for _, flavour := range flavours {
 		b.cases = append(b.cases,
 			b.inThread(nameEach(flavour), func(ctx context.Context) (cost, error) { return execEach(ctx, flavour) }),
@@ -350,6 +350,9 @@ func (b *addBench) series() []report.Series {
 	}
 	for _, flavour := range flavours {
 		names = append(names, nameRestore(flavour))
+	}
+	for _, backend := range portmapBackends {
+		names = append(names, namePeer(backend))
 	}
 	var out []report.Series
 	for _, name := range append(names, nameChain) {

@@ -18,7 +18,7 @@ import (
 // Binaries are the programs a node runs.
 type Binaries struct {
 	Plugin, Agent, Proxy string // weir-cni, weir-agent, weir-proxy
-	CNI                  string // folder of bridge and host-local
+	CNI                  string // folder of bridge, host-local and portmap
 }
 
 // binariesIn names the programs in a folder, "out/bin".
@@ -42,7 +42,7 @@ func Find(dir string) (Binaries, error) {
 		return Binaries{}, err
 	}
 	b := binariesIn(dir)
-	for _, path := range []string{b.Plugin, b.Agent, b.Proxy, filepath.Join(b.CNI, "bridge"), filepath.Join(b.CNI, "host-local")} {
+	for _, path := range []string{b.Plugin, b.Agent, b.Proxy, filepath.Join(b.CNI, "bridge"), filepath.Join(b.CNI, "host-local"), filepath.Join(b.CNI, "portmap")} {
 		if _, err := os.Stat(path); err != nil {
 			return Binaries{}, fmt.Errorf("a program is missing: %w", err)
 		}
@@ -67,6 +67,7 @@ const cniModule = "tests/cluster/build/cniplugins"
 var cniPackages = []string{
 	"github.com/containernetworking/plugins/plugins/main/bridge",
 	"github.com/containernetworking/plugins/plugins/ipam/host-local",
+	"github.com/containernetworking/plugins/plugins/meta/portmap",
 }
 
 // Build makes the programs, static, in out/bin of the repository that the
