@@ -333,6 +333,45 @@ func TestAProxyThatDiedWithoutAnAgentIsStartedAgain(t *testing.T) {
 	}
 }
 
+// TestTheBypassIsThatOfTheProxyThatRuns: rules are compared with the attachment's
+// Spec, so a parent cgroup that was made anew must show there.
+func TestTheBypassIsThatOfTheProxyThatRuns(t *testing.T) {
+	n := newNode(t)
+	ns, req := n.sandbox("c1")
+	before := n.start(req).Spec.Bypass
+	if err := n.manager.Commit("c1"); err != nil {
+		t.Fatal(err)
+	}
+	pid := n.pid("c1")
+	n.manager.Close()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.gone(pid)
+	for _, dir := range n.cgroups("c1") {
+		for _, dir := range []string{dir, filepath.Dir(dir)} {
+			err := os.Remove(dir)
+			for end := time.Now().Add(5 * time.Second); errors.Is(err, syscall.EBUSY) && time.Now().Before(end); err = os.Remove(dir) {
+				time.Sleep(time.Millisecond) // a process leaves its cgroups after it has ended
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n.open()
+	if err := served(ns); err != nil {
+		t.Error(err)
+	}
+	now, err := n.manager.Bypass()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := n.manager.List()[0].Spec.Bypass; got != now || got == before {
+		t.Errorf("the attachment has %+v, the cgroup is %+v; before it was %+v", got, now, before)
+	}
+}
+
 func TestAnAttachmentThatWasNeverCommittedIsUndone(t *testing.T) {
 	n := newNode(t)
 	_, req := n.sandbox("c1")

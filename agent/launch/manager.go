@@ -310,9 +310,18 @@ func (m *Manager) start(a *attachment, ns namespace) (*Instance, error) {
 	return i, nil
 }
 
-// generation starts one more proxy for a.
+// generation starts one more proxy for a. Where the parent cgroup was made anew
+// since the last one, the pod's rules let nothing by until they are compared with
+// what they should be now; until then its proxy closes what comes back to it.
 func (m *Manager) generation(a *attachment, ns namespace) (*Instance, error) {
-	st, err := m.change(a, func(st *Attachment) { st.Generation++ })
+	bypass, err := m.cgroups.bypass()
+	if err != nil {
+		return nil, err
+	}
+	st, err := m.change(a, func(st *Attachment) {
+		st.Generation++
+		st.Spec.Bypass = bypass
+	})
 	if err != nil {
 		return nil, err
 	}
