@@ -30,9 +30,16 @@ type traffic struct {
 
 func beginTraffic(t *testing.T, ns string) *traffic {
 	t.Helper()
+	return beginTrafficFrom(t, ns, 0)
+}
+
+// beginTrafficFrom has the traffic asked for on the i-th node. What asks is run by
+// way of that node's runtime.
+func beginTrafficFrom(t *testing.T, ns string, i int) *traffic {
+	t.Helper()
 	x := &traffic{backs: backs(t, ns, 2), proxies: map[string]process{}}
 	service(t, ns, "echo", 9000)
-	pods := startAll(t, ns, onNode(appPod("front", "serve"), 0), onNode(appPod("echo", "serve", "-echo", ":9000"), 1))
+	pods := startAll(t, ns, onNode(appPod("front", "serve"), i), onNode(appPod("echo", "serve", "-echo", ":9000"), 1-i))
 	x.front = pods[0]
 	waitAnswers(t, x.front, "http://back:8080/", x.backs)
 	for _, pod := range append(pods, x.backs["back-0"], x.backs["back-1"]) {

@@ -129,6 +129,10 @@ func chainFiles(nodes []*cluster.Node) ([]string, error) {
 		for _, name := range []string{confFolder + "/" + listFile, confFolder + "/" + dropInFile, "/opt/cni/bin/" + pluginName} {
 			path := node.Path(name)
 			info, err := os.Stat(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				out = append(out, fmt.Sprint(node.Name, name, " is not there"))
+				continue
+			}
 			if err != nil {
 				return nil, err
 			}
