@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 )
 
@@ -27,6 +28,8 @@ type flags struct {
 	accessLog    string
 	metrics      string
 	repair       bool
+	release      bool
+	daemonSet    string
 	version      bool
 }
 
@@ -59,6 +62,8 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.StringVar(&f.accessLog, "access-log", "-", "`file` for access log lines; -: standard output")
 	fs.StringVar(&f.metrics, "metrics-address", ":15090", "`address` to serve Prometheus metrics on, at /metrics; empty: do not")
 	fs.BoolVar(&f.repair, "repair", true, "capture and release running pods in place, and put right rules that are not as they were left")
+	fs.BoolVar(&f.release, "release", false, "capture no pod, and let those go that are: the first step of an uninstall")
+	fs.StringVar(&f.daemonSet, "daemonset", "", "`namespace/name` of the DaemonSet that runs this: when stopped because it is deleted, let all pods go; empty: never")
 	fs.BoolVar(&f.version, "version", false, "print the version and exit")
 	if err := fs.Parse(args); err != nil {
 		return flags{}, err
@@ -70,8 +75,12 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 		return flags{}, errors.New("--node-name is needed: the node's name in the cluster")
 	case f.cgroupParent == "" || strings.HasPrefix(f.cgroupParent, "/") || strings.Contains(f.cgroupParent, ".."):
 		return flags{}, fmt.Errorf("--cgroup-parent %q must be relative, like \"weir\"", f.cgroupParent)
+	case f.daemonSet != "" && !daemonSetName.MatchString(f.daemonSet):
+		return flags{}, fmt.Errorf("--daemonset %q must be namespace/name", f.daemonSet)
 	case f.uidBase < 100000 || f.uidBase > 1<<32-1<<20:
 		return flags{}, fmt.Errorf("--uid-base %d must be between 100000 and %d, out of the way of other users", f.uidBase, uint(1<<32-1<<20))
 	}
 	return f, nil
 }
+
+var daemonSetName = regexp.MustCompile(`^[^/]+/[^/]+$`)

@@ -174,16 +174,26 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := proxies.Recover(); err != nil {
 		return err
 	}
+	leave, err := newDeparture(f, repairs, log)
+	if err != nil {
+		return err
+	}
 	server := &attach.Server{
 		Pods:    view.store,
 		Decide:  view.options,
 		Proxies: proxies,
 		Version: version,
+		Release: leave.release,
 		Event:   view.recorder.PodEvent,
 		Metrics: metrics,
 		Log:     log,
 	}
-	return runAll(ctx, f, log, parts{view, pusher, proxies, repairs, metrics, listener, server})
+	leave.agent = server
+	err = runAll(ctx, f, log, parts{view, pusher, proxies, repairs, metrics, listener, server, leave})
+	if leave.done() {
+		err = errors.Join(err, removeState(f))
+	}
+	return err
 }
 
 // podStates counts attachments by state.
@@ -211,10 +221,12 @@ type parts struct {
 	metrics  *telemetry.Metrics
 	listener net.Listener
 	server   *attach.Server
+	leave    *departure
 }
 
-// runAll runs the agent's parts until ctx is done or one of them fails.
-func runAll(ctx context.Context, f flags, log *slog.Logger, p parts) error {
+// runAll runs the agent's parts until stopping is done and what there is to do
+// then is, or one of them fails.
+func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error {
 	grpcServer := grpc.NewServer()
 	attachpb.RegisterAttachServer(grpcServer, p.server)
 	var metricsListener net.Listener
@@ -226,12 +238,28 @@ func runAll(ctx context.Context, f flags, log *slog.Logger, p parts) error {
 	}
 	changed := make(chan struct{}, 1) // for repairs
 
-	group, ctx := errgroup.WithContext(ctx)
+	running, stop := context.WithCancel(context.WithoutCancel(stopping))
+	defer stop()
+	group, ctx := errgroup.WithContext(running)
+	group.Go(func() error {
+		defer stop()
+		return p.leave.run(ctx, stopping)
+	})
+	if p.leave.owner != nil {
+		group.Go(func() error {
+			p.leave.owner.Watch(ctx)
+			return nil
+		})
+	}
 	group.Go(func() error { return p.view.run(ctx) })
 	group.Go(func() error { return grpcServer.Serve(p.listener) })
 	group.Go(func() error {
 		<-ctx.Done()
-		grpcServer.Stop() // ADDs under way fail and are retried
+		if p.leave.done() {
+			grpcServer.GracefulStop() // the installer hears how it went
+		} else {
+			grpcServer.Stop() // ADDs under way fail and are retried
+		}
 		return nil
 	})
 	group.Go(func() error {

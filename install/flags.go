@@ -54,7 +54,10 @@ func parseFlags(command string, args []string, stderr io.Writer) (options, error
 	fs.Usage = func() {}
 	fs.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d", "`folder` of CNI configurations that the container runtime reads")
 	fs.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "`folder` that the container runtime looks for CNI plugins in")
-	if command == "run" {
+	switch command {
+	case "uninstall":
+		fs.StringVar(&o.runDir, "run-dir", "/run/weir", "the agent's `folder`; on its socket it is asked to let the node's pods go")
+	case "run":
 		fs.StringVar(&o.plugin, "plugin", "/weir-cni", "weir-cni, the `file` to copy")
 		fs.StringVar(&o.runDir, "run-dir", "/run/weir", "the agent's `folder`; its file \"ready\" is waited for")
 		fs.StringVar(&o.form, "chain", string(place.Auto), "`form`: entry (in the primary's list), dropin (a file of its own, which the runtime must read), auto (dropin if the runtime says that it has loaded it)")
@@ -136,3 +139,6 @@ func (o options) chain() place.Chain { return place.Chain{Dir: o.confDir, Entry:
 func (o options) place() place.Plugin { return place.Plugin{Source: o.plugin, Dir: o.binDir} }
 
 func (o options) marker() string { return filepath.Join(o.runDir, "ready") }
+
+// socket is the agent's, as this program sees it.
+func (o options) socket() string { return filepath.Join(o.runDir, "attach.sock") }

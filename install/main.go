@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/weirmesh/weir/install/agent"
 	"github.com/weirmesh/weir/install/owner"
 	"github.com/weirmesh/weir/install/place"
 )
@@ -34,7 +35,8 @@ const usage = `weir-install puts weir-cni into a node's CNI chain.
                                   keep it there until stopped; stopping undoes nothing,
                                   unless --daemonset is being deleted
   weir-install ready [flags]      exit 0 if new pods go through the plugin
-  weir-install uninstall [flags]  take it out of the chain, then off the node
+  weir-install uninstall [flags]  take it out of the chain, have the agent let the
+                                  node's pods go, and take it off the node
   weir-install version
 
 weir-install <command> -h lists the flags.
@@ -49,12 +51,15 @@ const (
 	exitUsage  = 2
 )
 
+// leaveTime is what the agent gets to let the node's pods go.
+const leaveTime = 6 * time.Second
+
 // reloadTime is what a runtime gets to notice that its configuration changed,
-// before the plugin's program goes. It watches the folder: milliseconds.
+// before pods are let go. It watches the folder: milliseconds.
 const reloadTime = time.Second
 
-// ownerTime is what the API server gets to answer when the program is stopped. It
-// and reloadTime are to fit into the grace period of the manifests, 10 s.
+// ownerTime is what the API server gets to answer when the program is stopped. It,
+// reloadTime and leaveTime are to fit into the grace period of the manifests, 20 s.
 const ownerTime = 5 * time.Second
 
 func main() {
@@ -173,8 +178,9 @@ func ready(o options) error {
 	return nil
 }
 
-// uninstall takes the plugin out of the chain, then off the node. It may be
-// repeated. Pods that exist keep their proxies.
+// uninstall takes the plugin out of the chain, has the agent let the node's pods
+// go, and removes the plugin. It may be repeated. Where no agent answers, pods keep
+// their proxies.
 func uninstall(ctx context.Context, o options, log *slog.Logger) error {
 	changed, err := o.chain().Remove()
 	for _, file := range changed {
@@ -191,6 +197,7 @@ func uninstall(ctx context.Context, o options, log *slog.Logger) error {
 			return fmt.Errorf("uninstall: stopped before the plugin was removed: run it again: %w", ctx.Err())
 		}
 	}
+	letGo(ctx, o, log)
 	plugin := o.place()
 	removed, err := plugin.Remove()
 	if err != nil {
@@ -203,4 +210,17 @@ func uninstall(ctx context.Context, o options, log *slog.Logger) error {
 		log.Info("nothing to uninstall", "chain", o.chain().Dir, "plugin", plugin.Path())
 	}
 	return nil
+}
+
+// letGo asks the agent to. What it answers changes nothing for the plugin: of pods
+// that are there, nobody runs it any more.
+func letGo(ctx context.Context, o options, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	draining, err := agent.Leave(ctx, o.socket())
+	if err != nil {
+		log.Warn("captured pods are not let go, and keep their proxies until they are restarted", "because", err)
+		return
+	}
+	log.Info("captured pods are let go", "proxies that drain", draining)
 }

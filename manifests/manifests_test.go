@@ -203,17 +203,21 @@ func TestSocket(t *testing.T) {
 	}
 }
 
-// TestOwner checks that the installer asks for the DaemonSet that it is part of, and
-// may, and has the time to.
+// TestOwner checks that installer and agent ask for the DaemonSet that they are part
+// of, and may, and have the time to.
 func TestOwner(t *testing.T) {
 	set := one[*appsv1.DaemonSet](t)
 	pod := set.Spec.Template.Spec
-	if got, want := arg(t, pod, "install", "--daemonset"), "$(NAMESPACE)/"+set.Name; got != want {
-		t.Errorf("the installer asks for %s, it is part of %s", got, want)
-	}
-	env := container(t, pod, "install").Env
-	if len(env) != 1 || env[0].Name != "NAMESPACE" || env[0].ValueFrom.FieldRef.FieldPath != "metadata.namespace" {
-		t.Errorf("NAMESPACE is %v", env)
+	for _, name := range []string{"install", "agent"} {
+		if got, want := arg(t, pod, name, "--daemonset"), "$(NAMESPACE)/"+set.Name; got != want {
+			t.Errorf("%s asks for %s, it is part of %s", name, got, want)
+		}
+		env := container(t, pod, name).Env
+		if !slices.ContainsFunc(env, func(v corev1.EnvVar) bool {
+			return v.Name == "NAMESPACE" && v.ValueFrom.FieldRef.FieldPath == "metadata.namespace"
+		}) {
+			t.Errorf("the environment of %s is %v", name, env)
+		}
 	}
 	may := slices.ContainsFunc(one[*rbacv1.ClusterRole](t).Rules, func(r rbacv1.PolicyRule) bool {
 		return slices.Equal(r.Resources, []string{"daemonsets"}) && slices.Equal(r.ResourceNames, []string{set.Name}) && slices.Equal(r.Verbs, []string{"get"})
@@ -221,7 +225,7 @@ func TestOwner(t *testing.T) {
 	if !may {
 		t.Errorf("no right to get DaemonSet %s, or more than that", set.Name)
 	}
-	if *pod.TerminationGracePeriodSeconds < 10 {
+	if *pod.TerminationGracePeriodSeconds < 20 {
 		t.Errorf("%d s of grace are too few for an uninstall", *pod.TerminationGracePeriodSeconds)
 	}
 }
@@ -285,7 +289,7 @@ func uninstall(t *testing.T, set *appsv1.DaemonSet) *appsv1.DaemonSet {
 }
 
 // TestUninstall checks that the pods which take the plugin out have no installer
-// that puts it back, and one agent for the pods that are still captured.
+// that puts it back, and the same agent, which lets captured pods go.
 func TestUninstall(t *testing.T) {
 	set := one[*appsv1.DaemonSet](t)
 	removing := uninstall(t, set)
@@ -296,11 +300,12 @@ func TestUninstall(t *testing.T) {
 	for _, c := range removing.Spec.Template.Spec.Containers {
 		got = append(got, fmt.Sprintf("%s %v", c.Name, c.Command))
 	}
-	want := []string{"init uninstall [/weir-install uninstall]", "agent [/weir-agent]"}
+	want := []string{"init uninstall [/weir-install uninstall]", "agent [/weir-agent --release]"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("containers (-want +got):\n%s", diff)
 	}
 	agent := container(t, set.Spec.Template.Spec, "agent")
+	agent.Command = []string{"/weir-agent", "--release"}
 	if diff := cmp.Diff(agent, container(t, removing.Spec.Template.Spec, "agent")); diff != "" {
 		t.Errorf("the agent differs:\n%s", diff)
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -37,10 +38,18 @@ type Server struct {
 	Proxies *launch.Manager
 	Version string
 	Metrics *telemetry.Metrics
+	// Release lets every pod of the node go, and says how many proxies have
+	// connections still.
+	Release func(context.Context) (draining int, err error)
 	// Event tells the pod's owner; it may be nil.
 	Event func(pod model.Pod, eventType, reason, message string)
 	Log   *slog.Logger
+
+	leaving atomic.Bool
 }
+
+// leavingReason is why no pod is captured any more.
+const leavingReason = "Weir is being taken off this node"
 
 // addTimeout bounds one ADD on this side; the plugin has a bound of its own.
 const addTimeout = 30 * time.Second
@@ -58,6 +67,10 @@ func (s *Server) Add(stream grpc.BidiStreamingServer[attachpb.AddRequest, attach
 		return errors.New("attach: the stream must start with Begin")
 	}
 	log := s.Log.With("pod", begin.GetPodNamespace()+"/"+begin.GetPodName(), "container", begin.GetContainerId())
+	if s.leaving.Load() {
+		log.Info("pod not captured", "reason", leavingReason)
+		return stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Skip{Skip: &attachpb.Skip{Reason: leavingReason}}})
+	}
 
 	began := time.Now()
 	pod, dec, err := s.decision(ctx, begin)
@@ -77,6 +90,10 @@ func (s *Server) Add(stream grpc.BidiStreamingServer[attachpb.AddRequest, attach
 	// The plugin has its Spec while the proxy starts: no process of the pod is
 	// there to meet rules without a proxy, and ADD returns when both are ready.
 	a, err := s.start(ctx, begin, dec, func(a launch.Attachment) error {
+		// Again, now that Leave would find the attachment.
+		if s.leaving.Load() {
+			return fmt.Errorf("not captured: %s", leavingReason)
+		}
 		return stream.Send(&attachpb.AddReply{Step: &attachpb.AddReply_Spec{Spec: attachpb.FromSpec(a.Spec)}})
 	})
 	if err != nil {
@@ -231,4 +248,11 @@ func (s *Server) GC(_ context.Context, req *attachpb.GCRequest) (*attachpb.GCRep
 // Status answers: whoever can ask can ADD.
 func (s *Server) Status(context.Context, *attachpb.StatusRequest) (*attachpb.StatusReply, error) {
 	return &attachpb.StatusReply{Version: s.Version}, nil
+}
+
+// Leave has no pod captured any more, and lets those go that are.
+func (s *Server) Leave(ctx context.Context, _ *attachpb.LeaveRequest) (*attachpb.LeaveReply, error) {
+	s.leaving.Store(true)
+	draining, err := s.Release(ctx)
+	return &attachpb.LeaveReply{Draining: uint32(draining)}, err
 }

@@ -71,6 +71,7 @@ func serve(t *testing.T) (attachpb.AttachClient, *launch.Manager, *[]string) {
 		Decide:  decide.Defaults(),
 		Proxies: manager,
 		Version: "test",
+		Release: func(context.Context) (int, error) { return 2, nil },
 		Metrics: telemetry.NewMetrics("test", func() map[string]int { return nil }),
 		Event:   func(pod model.Pod, _, reason, _ string) { events = append(events, pod.Name+" "+reason) },
 		Log:     log,
@@ -126,6 +127,23 @@ func TestAPodThatIsNotCapturedIsSkippedWithAReason(t *testing.T) {
 	replies := add(t, client, &attachpb.Begin{PodName: "plain"})
 	if len(replies) != 1 || replies[0].GetSkip().GetReason() == "" {
 		t.Errorf("got %v", replies)
+	}
+}
+
+func TestNobodyIsCapturedAfterLeave(t *testing.T) {
+	client, _, events := serve(t)
+	reply, err := client.Leave(t.Context(), &attachpb.LeaveRequest{})
+	if err != nil || reply.GetDraining() != 2 {
+		t.Fatalf("%v, %v", reply, err)
+	}
+	for _, pod := range []string{"captured", "plain", "wrong", "nobody"} {
+		replies := add(t, client, &attachpb.Begin{PodName: pod})
+		if len(replies) != 1 || replies[0].GetSkip().GetReason() != leavingReason {
+			t.Errorf("%s: got %v", pod, replies)
+		}
+	}
+	if len(*events) > 0 {
+		t.Errorf("events %q", *events)
 	}
 }
 

@@ -1132,6 +1132,87 @@ func (*GCReply) Descriptor() ([]byte, []int) {
 	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{16}
 }
 
+type LeaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveRequest) Reset() {
+	*x = LeaveRequest{}
+	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveRequest) ProtoMessage() {}
+
+func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
+func (*LeaveRequest) Descriptor() ([]byte, []int) {
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{17}
+}
+
+type LeaveReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many proxies go on until the connections that they have end.
+	Draining      uint32 `protobuf:"varint,1,opt,name=draining,proto3" json:"draining,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LeaveReply) Reset() {
+	*x = LeaveReply{}
+	mi := &file_agent_attachpb_attach_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaveReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaveReply) ProtoMessage() {}
+
+func (x *LeaveReply) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_attachpb_attach_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaveReply.ProtoReflect.Descriptor instead.
+func (*LeaveReply) Descriptor() ([]byte, []int) {
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *LeaveReply) GetDraining() uint32 {
+	if x != nil {
+		return x.Draining
+	}
+	return 0
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1140,7 +1221,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1233,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[17]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1246,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{17}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{19}
 }
 
 type StatusReply struct {
@@ -1177,7 +1258,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_agent_attachpb_attach_proto_msgTypes[18]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1270,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_attachpb_attach_proto_msgTypes[18]
+	mi := &file_agent_attachpb_attach_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1283,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{18}
+	return file_agent_attachpb_attach_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusReply) GetVersion() string {
@@ -1295,16 +1376,21 @@ const file_agent_attachpb_attach_proto_rawDesc = "" +
 	"\aSandbox\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x16\n" +
 	"\x06ifname\x18\x02 \x01(\tR\x06ifname\"\t\n" +
-	"\aGCReply\"\x0f\n" +
+	"\aGCReply\"\x0e\n" +
+	"\fLeaveRequest\"(\n" +
+	"\n" +
+	"LeaveReply\x12\x1a\n" +
+	"\bdraining\x18\x01 \x01(\rR\bdraining\"\x0f\n" +
 	"\rStatusRequest\"'\n" +
 	"\vStatusReply\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\tR\aversion2\xc9\x02\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion2\x8c\x03\n" +
 	"\x06Attach\x12?\n" +
 	"\x03Add\x12\x1a.weir.attach.v1.AddRequest\x1a\x18.weir.attach.v1.AddReply(\x010\x01\x12;\n" +
 	"\x03Del\x12\x1a.weir.attach.v1.DelRequest\x1a\x18.weir.attach.v1.DelReply\x12A\n" +
 	"\x05Check\x12\x1c.weir.attach.v1.CheckRequest\x1a\x1a.weir.attach.v1.CheckReply\x128\n" +
 	"\x02GC\x12\x19.weir.attach.v1.GCRequest\x1a\x17.weir.attach.v1.GCReply\x12D\n" +
-	"\x06Status\x12\x1d.weir.attach.v1.StatusRequest\x1a\x1b.weir.attach.v1.StatusReplyB)Z'github.com/weirmesh/weir/agent/attachpbb\x06proto3"
+	"\x06Status\x12\x1d.weir.attach.v1.StatusRequest\x1a\x1b.weir.attach.v1.StatusReply\x12A\n" +
+	"\x05Leave\x12\x1c.weir.attach.v1.LeaveRequest\x1a\x1a.weir.attach.v1.LeaveReplyB)Z'github.com/weirmesh/weir/agent/attachpbb\x06proto3"
 
 var (
 	file_agent_attachpb_attach_proto_rawDescOnce sync.Once
@@ -1318,7 +1404,7 @@ func file_agent_attachpb_attach_proto_rawDescGZIP() []byte {
 	return file_agent_attachpb_attach_proto_rawDescData
 }
 
-var file_agent_attachpb_attach_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_agent_attachpb_attach_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_agent_attachpb_attach_proto_goTypes = []any{
 	(*AddRequest)(nil),    // 0: weir.attach.v1.AddRequest
 	(*Begin)(nil),         // 1: weir.attach.v1.Begin
@@ -1337,8 +1423,10 @@ var file_agent_attachpb_attach_proto_goTypes = []any{
 	(*GCRequest)(nil),     // 14: weir.attach.v1.GCRequest
 	(*Sandbox)(nil),       // 15: weir.attach.v1.Sandbox
 	(*GCReply)(nil),       // 16: weir.attach.v1.GCReply
-	(*StatusRequest)(nil), // 17: weir.attach.v1.StatusRequest
-	(*StatusReply)(nil),   // 18: weir.attach.v1.StatusReply
+	(*LeaveRequest)(nil),  // 17: weir.attach.v1.LeaveRequest
+	(*LeaveReply)(nil),    // 18: weir.attach.v1.LeaveReply
+	(*StatusRequest)(nil), // 19: weir.attach.v1.StatusRequest
+	(*StatusReply)(nil),   // 20: weir.attach.v1.StatusReply
 }
 var file_agent_attachpb_attach_proto_depIdxs = []int32{
 	1,  // 0: weir.attach.v1.AddRequest.begin:type_name -> weir.attach.v1.Begin
@@ -1359,14 +1447,16 @@ var file_agent_attachpb_attach_proto_depIdxs = []int32{
 	10, // 15: weir.attach.v1.Attach.Del:input_type -> weir.attach.v1.DelRequest
 	12, // 16: weir.attach.v1.Attach.Check:input_type -> weir.attach.v1.CheckRequest
 	14, // 17: weir.attach.v1.Attach.GC:input_type -> weir.attach.v1.GCRequest
-	17, // 18: weir.attach.v1.Attach.Status:input_type -> weir.attach.v1.StatusRequest
-	3,  // 19: weir.attach.v1.Attach.Add:output_type -> weir.attach.v1.AddReply
-	11, // 20: weir.attach.v1.Attach.Del:output_type -> weir.attach.v1.DelReply
-	13, // 21: weir.attach.v1.Attach.Check:output_type -> weir.attach.v1.CheckReply
-	16, // 22: weir.attach.v1.Attach.GC:output_type -> weir.attach.v1.GCReply
-	18, // 23: weir.attach.v1.Attach.Status:output_type -> weir.attach.v1.StatusReply
-	19, // [19:24] is the sub-list for method output_type
-	14, // [14:19] is the sub-list for method input_type
+	19, // 18: weir.attach.v1.Attach.Status:input_type -> weir.attach.v1.StatusRequest
+	17, // 19: weir.attach.v1.Attach.Leave:input_type -> weir.attach.v1.LeaveRequest
+	3,  // 20: weir.attach.v1.Attach.Add:output_type -> weir.attach.v1.AddReply
+	11, // 21: weir.attach.v1.Attach.Del:output_type -> weir.attach.v1.DelReply
+	13, // 22: weir.attach.v1.Attach.Check:output_type -> weir.attach.v1.CheckReply
+	16, // 23: weir.attach.v1.Attach.GC:output_type -> weir.attach.v1.GCReply
+	20, // 24: weir.attach.v1.Attach.Status:output_type -> weir.attach.v1.StatusReply
+	18, // 25: weir.attach.v1.Attach.Leave:output_type -> weir.attach.v1.LeaveReply
+	20, // [20:26] is the sub-list for method output_type
+	14, // [14:20] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -1393,7 +1483,7 @@ func file_agent_attachpb_attach_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_attachpb_attach_proto_rawDesc), len(file_agent_attachpb_attach_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	Attach_Check_FullMethodName  = "/weir.attach.v1.Attach/Check"
 	Attach_GC_FullMethodName     = "/weir.attach.v1.Attach/GC"
 	Attach_Status_FullMethodName = "/weir.attach.v1.Attach/Status"
+	Attach_Leave_FullMethodName  = "/weir.attach.v1.Attach/Leave"
 )
 
 // AttachClient is the client API for Attach service.
@@ -47,6 +48,9 @@ type AttachClient interface {
 	GC(ctx context.Context, in *GCRequest, opts ...grpc.CallOption) (*GCReply, error)
 	// Status answers once the agent can serve Add.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error)
+	// Leave is the installer's: Weir is being taken off the node. From then on no
+	// pod is captured, and those that are have been let go when it answers.
+	Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveReply, error)
 }
 
 type attachClient struct {
@@ -110,6 +114,16 @@ func (c *attachClient) Status(ctx context.Context, in *StatusRequest, opts ...gr
 	return out, nil
 }
 
+func (c *attachClient) Leave(ctx context.Context, in *LeaveRequest, opts ...grpc.CallOption) (*LeaveReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LeaveReply)
+	err := c.cc.Invoke(ctx, Attach_Leave_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AttachServer is the server API for Attach service.
 // All implementations must embed UnimplementedAttachServer
 // for forward compatibility.
@@ -128,6 +142,9 @@ type AttachServer interface {
 	GC(context.Context, *GCRequest) (*GCReply, error)
 	// Status answers once the agent can serve Add.
 	Status(context.Context, *StatusRequest) (*StatusReply, error)
+	// Leave is the installer's: Weir is being taken off the node. From then on no
+	// pod is captured, and those that are have been let go when it answers.
+	Leave(context.Context, *LeaveRequest) (*LeaveReply, error)
 	mustEmbedUnimplementedAttachServer()
 }
 
@@ -152,6 +169,9 @@ func (UnimplementedAttachServer) GC(context.Context, *GCRequest) (*GCReply, erro
 }
 func (UnimplementedAttachServer) Status(context.Context, *StatusRequest) (*StatusReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedAttachServer) Leave(context.Context, *LeaveRequest) (*LeaveReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Leave not implemented")
 }
 func (UnimplementedAttachServer) mustEmbedUnimplementedAttachServer() {}
 func (UnimplementedAttachServer) testEmbeddedByValue()                {}
@@ -253,6 +273,24 @@ func _Attach_Status_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Attach_Leave_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LeaveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AttachServer).Leave(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Attach_Leave_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AttachServer).Leave(ctx, req.(*LeaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Attach_ServiceDesc is the grpc.ServiceDesc for Attach service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -275,6 +313,10 @@ var Attach_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Status",
 			Handler:    _Attach_Status_Handler,
+		},
+		{
+			MethodName: "Leave",
+			Handler:    _Attach_Leave_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

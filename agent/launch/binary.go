@@ -13,6 +13,15 @@ import (
 	"github.com/google/renameio/v2"
 )
 
+// placedPrefix begins the names of the copies that PlaceProxy makes.
+const placedPrefix = "weir-proxy-"
+
+// Placed lists the proxy binaries that were placed in dir. One that runs can be
+// removed: the kernel keeps it for as long.
+func Placed(dir string) ([]string, error) {
+	return filepath.Glob(filepath.Join(dir, placedPrefix+"*"))
+}
+
 // PlaceProxy copies a proxy binary to dir under a name that carries its digest
 // and returns that path. Proxies outlive the agent's container, so what they run
 // must lie on the host. A copy that is there already is kept.
@@ -26,7 +35,7 @@ func PlaceProxy(binary, dir string) (string, error) {
 	if _, err := io.Copy(sum, src); err != nil {
 		return "", fmt.Errorf("place the proxy: %w", err)
 	}
-	path := filepath.Join(dir, "weir-proxy-"+hex.EncodeToString(sum.Sum(nil))[:12])
+	path := filepath.Join(dir, placedPrefix+hex.EncodeToString(sum.Sum(nil))[:12])
 	if _, err := os.Stat(path); err == nil {
 		return path, nil // put there whole, by rename
 	} else if !errors.Is(err, fs.ErrNotExist) {

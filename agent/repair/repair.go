@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/weirmesh/weir/agent/decide"
@@ -59,13 +60,14 @@ type Loop struct {
 	Count func(op string, err error)
 	Log   *slog.Logger
 
+	mu   sync.Mutex        // held by a round, and by Leave
+	left bool              // Leave was called: there are no rounds any more
 	said map[string]string // pod → the last complaint about it
 }
 
 // Run goes its rounds until ctx is done. A receive from changed says that the
 // cluster is another.
 func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) {
-	l.said = map[string]string{}
 	for {
 		l.round(ctx)
 		select {
@@ -84,6 +86,11 @@ func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) {
 
 // round makes everything as it should be, as far as it can.
 func (l *Loop) round(ctx context.Context) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.left {
+		return
+	}
 	pods := l.View.Pods()
 	p := plan(pods, l.View.Namespace, l.Proxies.List(), l.Decide)
 	for _, c := range p.complaints {
@@ -113,6 +120,9 @@ type complaint struct {
 func (l *Loop) complain(c complaint) {
 	if l.said[c.pod.ID()] == c.message {
 		return
+	}
+	if l.said == nil {
+		l.said = map[string]string{}
 	}
 	l.said[c.pod.ID()] = c.message
 	l.Log.Warn("pod not as it should be", "pod", c.pod.ID(), "reason", c.reason, "error", c.message)
@@ -202,7 +212,12 @@ func (l *Loop) start(ctx context.Context, req launch.Request) (launch.Attachment
 
 // release lets one pod go. Its proxy ends with the last connection.
 func (l *Loop) release(ctx context.Context, r release) {
-	err := l.do(ctx, launch.Task{Netns: r.attachment.Netns, Do: launch.Release, Spec: r.attachment.Spec})
+	l.released(r, l.do(ctx, launch.Task{Netns: r.attachment.Netns, Do: launch.Release, Spec: r.attachment.Spec}))
+}
+
+// released goes on where the rules of a pod turn nothing new aside any more, or
+// err is why they still do.
+func (l *Loop) released(r release, err error) {
 	if err == nil {
 		err = l.Proxies.Release(r.attachment.ContainerID)
 	}

@@ -2,30 +2,24 @@
 //
 // It is one question, Status of CRI v1 with "verbose", whose answer contains the
 // configuration in use with containerd (since 1.2), drop-ins included where its
-// libcni reads them; other runtimes do not tell. gRPC and the answer's three
-// fields are spelled out, as CRI's own package would bring all of Kubernetes'.
+// libcni reads them; other runtimes do not tell. The answer's three fields are
+// spelled out, as CRI's own package would bring all of Kubernetes'.
 //
 // It starts no container and asks for nothing else, and knows no files: place does.
 package cri
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 
 	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/weirmesh/weir/install/unary"
 )
 
-const (
-	method    = "/runtime.v1.RuntimeService/Status"
-	maxAnswer = 16 << 20 // bytes, what containerd sends at most
-)
+const method = "/runtime.v1.RuntimeService/Status"
 
 // ErrNotTold is a runtime that answers, and does not say what it has loaded.
 var ErrNotTold = errors.New("the runtime does not tell its CNI configuration")
@@ -33,7 +27,8 @@ var ErrNotTold = errors.New("the runtime does not tell its CNI configuration")
 // Loaded returns the types of the plugins that the runtime behind a unix socket
 // has loaded, those of the loopback network included.
 func Loaded(ctx context.Context, socket string) ([]string, error) {
-	answer, err := call(ctx, socket)
+	verbose := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 1)
+	answer, err := unary.Call(ctx, socket, method, verbose)
 	if err != nil {
 		return nil, fmt.Errorf("ask the runtime at %s: %w", socket, err)
 	}
@@ -42,55 +37,6 @@ func Loaded(ctx context.Context, socket string) ([]string, error) {
 		return nil, fmt.Errorf("ask the runtime at %s: %w", socket, err)
 	}
 	return types(info)
-}
-
-// call makes the one request, and returns the message that answers it.
-func call(ctx context.Context, socket string) ([]byte, error) {
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
-	transport := &http.Transport{
-		Protocols: protocols,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
-	}
-	defer transport.CloseIdleConnections()
-	message := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 1) // verbose
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://localhost"+method, bytes.NewReader(frame(message)))
-	if err != nil {
-		return nil, err
-	}
-	request.Header.Set("Content-Type", "application/grpc")
-	request.Header.Set("TE", "trailers")
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return nil, err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	if err != nil {
-		return nil, err
-	}
-	status := response.Trailer
-	if status.Get("Grpc-Status") == "" {
-		status = response.Header // an answer without a message
-	}
-	if code := status.Get("Grpc-Status"); code != "0" {
-		return nil, fmt.Errorf("HTTP %d, gRPC status %q: %s", response.StatusCode, code, status.Get("Grpc-Message"))
-	}
-	return unframe(body)
-}
-
-// frame puts gRPC's five bytes before a message: not compressed, its length.
-func frame(message []byte) []byte {
-	return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(message))), message...)
-}
-
-func unframe(body []byte) ([]byte, error) {
-	if len(body) < 5 || body[0] != 0 || uint64(binary.BigEndian.Uint32(body[1:])) != uint64(len(body)-5) {
-		return nil, errors.New("not one gRPC message")
-	}
-	return body[5:], nil
 }
 
 // entry finds a value of StatusResponse's map "info", field 2.

@@ -142,27 +142,3 @@ func chainFiles(nodes []*cluster.Node) ([]string, error) {
 	}
 	return out, nil
 }
-
-// daemonSetDeleted: nobody ran an uninstall, and pods start again.
-func daemonSetDeleted(t *testing.T) {
-	deletedWithoutUninstall(t, "-n", weirNamespace, "delete", "daemonset", agentName)
-}
-
-// namespaceDeleted: the rights to ask for anything go with it.
-func namespaceDeleted(t *testing.T) {
-	deletedWithoutUninstall(t, "delete", "namespace", weirNamespace)
-}
-
-func deletedWithoutUninstall(t *testing.T, command ...string) {
-	ns := newNamespace(t, captured())
-	before := startAll(t, ns, onNode(appPod("before-0", "serve"), 0), onNode(appPod("before-1", "serve"), 1))
-	expectCaptured(t, before...)
-	_, err := bed.Kubectl(t.Context(), command...)
-	must(t, err)
-	eventually(t, startLimit, "the chain to be without Weir", unchained)
-	expectNotCaptured(t, startAll(t, ns, onNode(appPod("after-0", "serve"), 0), onNode(appPod("after-1", "serve"), 1))...)
-	remove(t, before[0])
-
-	must(t, bed.install(t.Context()))
-	expectCaptured(t, startAll(t, ns, onNode(appPod("again-0", "serve"), 0), onNode(appPod("again-1", "serve"), 1))...)
-}
