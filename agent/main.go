@@ -93,6 +93,10 @@ func socketPath(runDir string) string { return filepath.Join(runDir, "attach.soc
 // is a tmpfs, so it is gone after a reboot.
 func markerPath(runDir string) string { return filepath.Join(runDir, "ready") }
 
+// lastGoodPath is the file of the cluster's view, for an agent that starts while
+// the API server is away.
+func lastGoodPath(runDir string) string { return filepath.Join(runDir, "last-good.gz") }
+
 // serve runs the agent until ctx is done. Proxies go on when it returns.
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f, err := parseFlags(args, stderr)
@@ -130,12 +134,12 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	pusher := &push.Pusher{
 		View:       view.store,
-		WaitSynced: view.store.WaitSynced,
+		WaitSynced: view.store.WaitUsable,
 		MeshRanges: view.options.MeshRanges,
 		AccessLog:  telemetry.NewAccessLog(accessLog).Write,
 		Log:        log,
 	}
-	repairs := &repair.Loop{View: view.store, Event: view.recorder.PodEvent, Log: log}
+	repairs := &repair.Loop{View: view.store, Current: view.store.Synced, Event: view.recorder.PodEvent, Log: log}
 	var metrics *telemetry.Metrics // they count the proxies, which are not there yet
 	proxies, err := launch.Open(launch.Options{
 		RunDir:       f.runDir,
@@ -289,7 +293,7 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 	})
 	if f.repair {
 		group.Go(func() error {
-			if err := p.view.store.WaitSynced(ctx); err != nil {
+			if err := p.view.store.WaitUsable(ctx); err != nil {
 				return nil // what should be captured is not known
 			}
 			p.repairs.Run(ctx, changed)

@@ -36,7 +36,8 @@ func openView(f flags, log *slog.Logger) (*view, error) {
 		return nil, fmt.Errorf("%w; without a cluster, use --manifests DIR", err)
 	}
 	v.recorder = api.NewRecorder()
-	v.run = func(ctx context.Context) error { return cluster.RunAPI(ctx, v.store, api) }
+	lastGood := cluster.LastGood{Path: lastGoodPath(f.runDir), Version: version}
+	v.run = func(ctx context.Context) error { return cluster.RunAPI(ctx, v.store, api, lastGood) }
 	return v, nil
 }
 

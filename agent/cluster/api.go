@@ -64,12 +64,14 @@ func NewAPI(kubeconfig, node string, log *slog.Logger) (*API, error) {
 
 // RunAPI keeps the Store up to date from an API server until ctx is done. While
 // the server is away, from the start or later, it retries (after 0.8 s, then up
-// to 30 s) and says so; the Store keeps what it had.
-func RunAPI(ctx context.Context, s *Store, api *API) error {
+// to 30 s) and says so; the Store keeps what it had, or at the start gets what
+// lastGood holds. An empty lastGood: nothing is kept.
+func RunAPI(ctx context.Context, s *Store, api *API, lastGood LastGood) error {
 	s.mu.Lock()
 	s.lookup = api.lookup
 	s.mu.Unlock()
 
+	lastGood.Node = api.node
 	core, discovery := api.client.CoreV1(), api.client.DiscoveryV1()
 	everywhere := metav1.NamespaceAll
 	onThisNode := fields.OneTermEqualSelector("spec.nodeName", api.node).String()
@@ -89,6 +91,9 @@ func RunAPI(ctx context.Context, s *Store, api *API) error {
 			}
 		})
 		group.Go(func() { run(ctx, first) })
+	}
+	if lastGood.Path != "" {
+		group.Go(func() { lastGood.keep(ctx, s, api.log) })
 	}
 	group.Wait()
 	return nil

@@ -60,7 +60,7 @@ func runAPI(t *testing.T, client *fake.Clientset) (*Store, *logBuffer) {
 	s, log := NewStore(), &logBuffer{}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- RunAPI(ctx, s, &API{client: client, node: "n1", log: log.logger()}) }()
+	go func() { done <- RunAPI(ctx, s, &API{client: client, node: "n1", log: log.logger()}, LastGood{}) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

@@ -82,7 +82,7 @@ func TestStreamedListsFromAServerThatComesUpLate(t *testing.T) {
 	s := NewStore()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- RunAPI(ctx, s, api) }()
+	go func() { done <- RunAPI(ctx, s, api, LastGood{}) }()
 	eventually(t, "each kind's failure is logged", func() bool {
 		return strings.Count(log.String(), "API server does not answer") == 4
 	})

@@ -6,6 +6,16 @@ import (
 	"github.com/weirmesh/weir/agent/model"
 )
 
+// The kinds that a source lists one by one.
+const (
+	kindPods       = "pods"
+	kindNamespaces = "namespaces"
+	kindServices   = "services"
+	kindSlices     = "endpointslices"
+
+	kinds = 4
+)
+
 // set puts v at k and reports whether that changed anything.
 func set[K comparable, V any](m map[K]V, k K, v V) bool {
 	if old, ok := m[k]; ok && same(old, v) {
@@ -50,6 +60,7 @@ func (s *Store) dropPod(k key) {
 func (s *Store) replacePods(pods map[key]compactPod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.listed[kindPods] = true
 	if !same(s.view.pods, pods) {
 		s.view.pods = pods
 		s.wake()
@@ -77,6 +88,7 @@ func (s *Store) dropNamespace(k key) {
 func (s *Store) replaceNamespaces(namespaces map[string]model.Namespace) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.listed[kindNamespaces] = true
 	if !same(s.view.namespaces, namespaces) {
 		s.view.namespaces = namespaces
 		s.wake()
@@ -109,6 +121,7 @@ func (s *Store) dropService(k key) {
 func (s *Store) replaceServices(services map[key]model.Service) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.listed[kindServices] = true
 	if same(s.view.services, services) {
 		return
 	}
@@ -164,6 +177,7 @@ func (s *Store) dropSlice(k key) {
 func (s *Store) replaceSlices(slices map[key]model.EndpointSlice) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.listed[kindSlices] = true
 	if same(s.view.slices, slices) {
 		return
 	}

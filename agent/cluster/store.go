@@ -8,8 +8,9 @@
 // and what a destination is (Destination, by way of decide), and says that
 // something changed (Changed), not what: readers look again.
 //
-// The Store holds the last good view for as long as its source is away. It makes
-// no decisions of its own and writes nothing but events to the cluster.
+// The Store holds the last good view for as long as its source is away, and LastGood
+// keeps it in a file for an agent that starts meanwhile. It makes no decisions of
+// its own and writes nothing but events to the cluster.
 package cluster
 
 import (
@@ -17,6 +18,7 @@ import (
 	"net/netip"
 	"reflect"
 	"sync"
+	"sync/atomic"
 
 	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/model"
@@ -52,9 +54,16 @@ type Store struct {
 	changed chan struct{} // see Changed
 	synced  chan struct{} // closed by markSynced
 	once    sync.Once
+	usable  chan struct{} // closed by markSynced or fallBack
+	useOnce sync.Once
+	changes atomic.Uint64 // how often signal was called
 
 	mu   sync.RWMutex
 	view view
+	// listed are the kinds that the source has listed; fellBack: the others are from
+	// a file.
+	listed   map[string]bool
+	fellBack bool
 	// Indexes of view, kept with it.
 	byClusterIP map[netip.Addr]key       // → service
 	byService   map[key]map[key]struct{} // service → its slices
@@ -70,6 +79,8 @@ func NewStore() *Store {
 	return &Store{
 		changed:     make(chan struct{}, 1),
 		synced:      make(chan struct{}),
+		usable:      make(chan struct{}),
+		listed:      map[string]bool{},
 		view:        newView(),
 		byClusterIP: map[netip.Addr]key{},
 		byService:   map[key]map[key]struct{}{},
@@ -91,12 +102,39 @@ func (s *Store) WaitSynced(ctx context.Context) error {
 	}
 }
 
+// WaitUsable returns once there is a view to tell proxies of: the source's, or the
+// last good one (LastGood). Its only error is ctx's.
+func (s *Store) WaitUsable(ctx context.Context) error {
+	select {
+	case <-s.usable:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Synced reports whether the source has delivered its first full view.
+func (s *Store) Synced() bool {
+	select {
+	case <-s.synced:
+		return true
+	default:
+		return false
+	}
+}
+
 func (s *Store) markSynced() {
 	s.once.Do(func() { close(s.synced) })
+	s.markUsable()
+}
+
+func (s *Store) markUsable() {
+	s.useOnce.Do(func() { close(s.usable) })
 	s.signal()
 }
 
 func (s *Store) signal() {
+	s.changes.Add(1)
 	select {
 	case s.changed <- struct{}{}:
 	default:

@@ -58,12 +58,30 @@ func (s *Store) find(namespace, name, uid string) (model.Pod, model.Namespace, s
 		missing = fmt.Sprintf("namespace %s of pod %s is not known", namespace, name)
 	}
 	if missing == "" {
+		missing = s.doubtful(namespace, name, uid)
+	}
+	if missing == "" {
 		return pod, ns, "", nil
 	}
 	if s.waiters == nil {
 		s.waiters = make(chan struct{})
 	}
 	return model.Pod{}, model.Namespace{}, missing, s.waiters
+}
+
+// doubtful says why a pod from the last good view is not decided on: its name may
+// be another's by now, and only the UID tells; and what is newer than that view is
+// decided on by the labels of its namespace that are, too.
+func (s *Store) doubtful(namespace, name, uid string) string {
+	switch {
+	case !s.fellBack:
+		return ""
+	case !s.listed[kindPods] && uid == "":
+		return fmt.Sprintf("pod %s/%s is known from before the API server went away, and the runtime names no UID", namespace, name)
+	case s.listed[kindPods] && !s.listed[kindNamespaces]:
+		return fmt.Sprintf("namespace %s is known only from before the API server went away", namespace)
+	}
+	return ""
 }
 
 // ask is the last resort when a watch lags behind. Its answer is not put into

@@ -65,7 +65,7 @@ func (nothing) Namespace(string) model.Namespace { return model.Namespace{} }
 
 func loop(n *node) *Loop {
 	return &Loop{
-		View: nothing{}, Proxies: n, Event: func(model.Pod, string, string, string) {},
+		View: nothing{}, Proxies: n, Current: func() bool { return true }, Event: func(model.Pod, string, string, string) {},
 		Count: func(string, error) {}, Log: slog.New(slog.DiscardHandler),
 	}
 }

@@ -53,6 +53,10 @@ type Proxies interface {
 type Loop struct {
 	View    View
 	Proxies Proxies
+	// Current reports whether View is the cluster's. Before, it is what another agent
+	// knew last, and says nothing of who has a pod's address now: no pod is captured
+	// or let go by it.
+	Current func() bool
 	Decide  decide.Options
 	// Event tells a pod's owner.
 	Event func(pod model.Pod, eventType, reason, message string)
@@ -92,6 +96,15 @@ func (l *Loop) round(ctx context.Context) {
 		return
 	}
 	pods := l.View.Pods()
+	if l.Current() {
+		l.converge(ctx, pods)
+	}
+	l.compare(ctx, pods)
+	l.forget(pods)
+}
+
+// converge makes every pod as decide has it.
+func (l *Loop) converge(ctx context.Context, pods []model.Pod) {
 	p := plan(pods, l.View.Namespace, l.Proxies.List(), l.Decide)
 	for _, c := range p.complaints {
 		l.complain(c)
@@ -107,8 +120,6 @@ func (l *Loop) round(ctx context.Context) {
 	if len(p.capture) > 0 {
 		l.captureAll(ctx, p.capture)
 	}
-	l.compare(ctx, pods)
-	l.forget(pods)
 }
 
 // complaint is what a pod's owner is told once, until it is another.

@@ -41,6 +41,7 @@ var disturbing = []promise{
 	{"a killed proxy's callers wait and are served", proxyKilled},
 	{"an agent that is killed is not missed", agentKilled},
 	{"without an agent new pods wait and running ones go on", agentAway},
+	{"without the API server agents and proxies start again and traffic goes on", apiAway},
 	{"a restart of the DaemonSet leaves the chain as it is, all the time", restarted},
 	{"the runtime loads the plugin as a drop-in and as an entry", chainForms},
 	{"a primary that is a single plugin is followed by a list of its own", singlePrimary},

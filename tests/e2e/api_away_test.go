@@ -1,0 +1,193 @@
+package e2e
+
+import (
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weirmesh/weir/tests/cluster"
+	"github.com/weirmesh/weir/tests/e2e/app/report"
+)
+
+// apiAway takes the API server away. Meanwhile the agents are killed and start
+// again, and so does a proxy: all of them on what was known last. What is run in
+// pods is run by the machine, as kubectl exec would need the server.
+func apiAway(t *testing.T) {
+	ns := newNamespace(t, captured())
+	back, echo, unseen := service(t, ns, "back", 8080), service(t, ns, "echo", 9000), service(t, ns, "unseen", 8080)
+	pods := startAll(t, ns, onNode(appPod("back", "serve"), 1), onNode(appPod("echo", "serve", "-echo", ":9000"), 1),
+		onNode(appPod("unseen", "serve"), 1), onNode(appPod("front", "serve"), 0), onNode(appPod("crashes", "serve"), 0))
+	front, crashes := pods[3], pods[4]
+	expectCaptured(t, pods...)
+	urlOf := func(svc *corev1.Service) string { return "http://" + svc.Spec.ClusterIP + ":8080/" }
+	allServed(t, "before", getLocally(t, front, "-n", "3", "-retry", "10s", urlOf(back)))
+	waitKept(t, bed.Nodes[0], ns, "unseen")
+
+	agents, err := bed.agentPods(t.Context())
+	must(t, err)
+	load := load{beginLocally(t, front, "get", "-n", "0", "-interval", "20ms", urlOf(back))}
+	load.waitFor(t, 5)
+	talk := beginLocally(t, front, "talk", echo.Spec.ClusterIP+":9000")
+	waitSaid(t, talk, "connected")
+
+	t.Cleanup(func() {
+		if err := startAPI(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	must(t, bed.Fabric.Stop(t.Context(), "kube-apiserver"))
+	away := time.Now()
+	load.waitFor(t, 20)
+
+	for _, pod := range agents {
+		node := bed.node(pod.Spec.NodeName)
+		before := agentOf(t, node)
+		_, err := output(node.Command(t.Context(), "ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", agentContainer(t, &pod)))
+		must(t, err)
+		eventually(t, startLimit, "another agent on "+node.Name, func() error {
+			if now := findAgent(node); now.pid == 0 || now.pid == before.pid {
+				return errors.New("there is none")
+			}
+			return nil
+		})
+	}
+	old := proxyOf(t, crashes)
+	must(t, old.kill())
+	// A destination that none of the proxies has heard of, and one whose proxy is new.
+	for _, from := range []*corev1.Pod{front, crashes} {
+		began := time.Now()
+		allServed(t, from.Name+", to what its proxy has not seen", getLocally(t, from, "-n", "3", urlOf(unseen)))
+		t.Logf("%s reached what its proxy had not seen after %s", from.Name, time.Since(began).Round(time.Millisecond))
+	}
+	if now := proxyOf(t, crashes); now.pid == old.pid {
+		t.Errorf("the proxy %d was not killed", old.pid)
+	}
+	expectCaptured(t, pods...)
+	load.waitFor(t, 20)
+	t.Logf("the API server was away for %s", time.Since(away).Round(100*time.Millisecond))
+	must(t, startAPI(t.Context()))
+	allServed(t, "while the API server was away", load.end(t))
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	if said, err := talk.finish(ctx); err != nil || !strings.Contains(said, "\nlines ") {
+		t.Errorf("the connection that stays: %q, %v", said, err)
+	}
+
+	// The news flow again, to the agents that started without.
+	eventually(t, startLimit, "the agents", func() error { return bed.agentsReady(t.Context(), len(bed.Nodes)) })
+	expectCaptured(t, start(t, ns, onNode(labelled(appPod("back-later", "serve"), "app", "back"), 0)))
+	eventually(t, startLimit, "an answer of the new pod", func() error {
+		if got := answeredBy(getLocally(t, front, "-n", "20", urlOf(back))); got["back-later"] == 0 {
+			return fmt.Errorf("answers came from %v", got)
+		}
+		return nil
+	})
+	// And to the cluster's DNS, which takes its time: the next tests need it.
+	service(t, ns, "back-later", 8080)
+	patch(t, pods[0], `{"metadata":{"labels":{"app":"back-later"}}}`)
+	eventually(t, startLimit, "the cluster's DNS to know a new Service", func() error {
+		if failed := failures(get(t, front, "http://back-later:8080/")); len(failed) > 0 {
+			return errors.New(failed[0])
+		}
+		return nil
+	})
+}
+
+func startAPI(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	if err := bed.Fabric.Start(ctx, "kube-apiserver"); err != nil {
+		return err
+	}
+	return bed.WaitAPI(ctx)
+}
+
+// waitKept waits until a node's agent has written down where a Service's pods are.
+func waitKept(t *testing.T, node *cluster.Node, ns, service string) {
+	t.Helper()
+	eventually(t, startLimit, "the agent's last good view to have "+service, func() error {
+		file, err := os.Open(node.Path("/run/weir/last-good.gz"))
+		if err != nil {
+			return err
+		}
+		defer file.Close()
+		zip, err := gzip.NewReader(file)
+		if err != nil {
+			return err
+		}
+		content, err := io.ReadAll(zip)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(content)) {
+			if strings.Contains(line, `"Slice"`) && strings.Contains(line, `"Pod":"`+ns+"/"+service+`"`) {
+				return nil
+			}
+		}
+		return errors.New("it has not")
+	})
+}
+
+func agentOf(t *testing.T, node *cluster.Node) process {
+	t.Helper()
+	p := findAgent(node)
+	if p.pid == 0 {
+		t.Fatalf("no agent runs on %s", node.Name)
+	}
+	return p
+}
+
+// findAgent finds a node's agent, or the zero process.
+func findAgent(node *cluster.Node) process {
+	all, err := processes()
+	if err != nil {
+		return process{}
+	}
+	for _, p := range all {
+		if p.in(node.Name) && p.args[0] == "/weir-agent" && !(len(p.args) > 1 && p.args[1] == "ready") {
+			return p
+		}
+	}
+	return process{}
+}
+
+// beginLocally is begin without the API server: a process of the machine's in the
+// pod's network namespace.
+func beginLocally(t *testing.T, pod *corev1.Pod, args ...string) *command {
+	t.Helper()
+	s := sandboxOf(t, pod)
+	words := append([]string{"--net=" + s.pause.path("ns", "net"), filepath.Join(bed.work, "app")}, args...)
+	cmd := exec.CommandContext(t.Context(), "nsenter", words...)
+	c := &command{what: fmt.Sprintf("app %s beside pod %s", strings.Join(args, " "), pod.Name), done: make(chan error, 1)}
+	cmd.Stdout, cmd.Stderr = lockedWriter{&c.mu, &c.stdout}, lockedWriter{&c.mu, &c.stderr}
+	stdin, err := cmd.StdinPipe()
+	must(t, err)
+	c.stdin = stdin
+	must(t, cmd.Start())
+	go func() { c.done <- cmd.Wait() }()
+	t.Cleanup(func() { stdin.Close() })
+	return c
+}
+
+// getLocally is get without the API server.
+func getLocally(t *testing.T, pod *corev1.Pod, args ...string) []report.Result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
+	defer cancel()
+	out, err := beginLocally(t, pod, append([]string{"get"}, args...)...).wait(ctx)
+	results := parseResults(t, out)
+	if err != nil && len(results) == 0 {
+		t.Fatal(err)
+	}
+	return results
+}
