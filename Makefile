@@ -105,8 +105,8 @@ netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 2m -run ClientAddressMany ./proxy
 demo-test: ## the demo, twice at once, and with a broken rule; needs root
 	$(TEST) -timeout 5m ./tests/demo
-verbs: ## every CNI verb in every version, through libcni; needs root
-	$(TEST) -timeout 5m -run 'Verb|Failures' ./tests/chain
+verbs: ## every CNI verb in every version, behind every primary, through libcni; needs root
+	$(TEST) -timeout 5m -run 'Verb|Failures|Primary|Sandbox' ./tests/chain
 cycles: ## attach and detach, CYCLES times (500): nothing is left behind; needs root
 	$(TEST) -timeout 60m -run 'Cycles|Left' ./tests/chain $(if $(CYCLES),-cycles $(CYCLES))
 first-packets: ## of PODS pods (100), flooding as ADD returns: none gets away uncaptured; needs root

@@ -46,7 +46,11 @@ func run(ctx context.Context, m *testing.M) (int, error) {
 		return 0, err
 	}
 	if entered == nil {
-		if _, err := pod.Build(ctx); err != nil {
+		built, err := pod.Build(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if err := pod.BuildPrimaries(ctx, built); err != nil {
 			return 0, err
 		}
 		return pod.Isolate(ctx, "chain")

@@ -70,6 +70,23 @@ var cniPackages = []string{
 	"github.com/containernetworking/plugins/plugins/meta/portmap",
 }
 
+// flannelModule pins Flannel's plugin.
+const flannelModule = "tests/cluster/build/flannel"
+
+// BuildPrimaries makes further primary plugins, ptp and flannel, beside those of
+// Build.
+func BuildPrimaries(ctx context.Context, b Binaries) error {
+	root, err := repository()
+	if err != nil {
+		return fmt.Errorf("build: %w", err)
+	}
+	target := b.CNI + string(filepath.Separator)
+	return errors.Join(
+		goBuild(ctx, filepath.Join(root, cniModule), target, "github.com/containernetworking/plugins/plugins/main/ptp"),
+		goBuild(ctx, filepath.Join(root, flannelModule), target, "github.com/containernetworking/plugins/plugins/meta/flannel"),
+	)
+}
+
 // Build makes the programs, static, in out/bin of the repository that the
 // working directory is in. What is up to date is not built again. Several may
 // build at once: the second waits for the first.

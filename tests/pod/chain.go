@@ -80,20 +80,38 @@ func (n *Node) NewBareChain(folders []string) (*Chain, error) {
 
 // newChain puts plugins behind the bridge.
 func (n *Node) newChain(version string, folders []string, ran func(command string, r Ran), plugins ...any) (*Chain, error) {
-	bridge := map[string]any{
-		"type": "bridge", "bridge": "pods0", "isGateway": true, "isDefaultGateway": true,
-		"ipam": map[string]any{
-			"type": "host-local", "dataDir": filepath.Join(NodeDir, "cni/networks"),
-			"ranges": []any{
-				[]any{map[string]string{"subnet": PodRange4.String()}},
-				[]any{map[string]string{"subnet": PodRange6.String()}},
-			},
+	return chainOf(version, folders, ran, append([]any{Bridge()}, plugins...)...)
+}
+
+// NewChainOf makes a chain of plugins' configurations, in a version of the CNI
+// specification.
+func (n *Node) NewChainOf(version string, folders []string, plugins ...any) (*Chain, error) {
+	return chainOf(version, folders, nil, plugins...)
+}
+
+// Addresses has host-local give a pod an address of each family.
+func Addresses() map[string]any {
+	return map[string]any{
+		"type": "host-local", "dataDir": filepath.Join(NodeDir, "cni/networks"),
+		"ranges": []any{
+			[]any{map[string]string{"subnet": PodRange4.String()}},
+			[]any{map[string]string{"subnet": PodRange6.String()}},
 		},
 	}
+}
+
+// Bridge is a node's usual primary plugin.
+func Bridge() map[string]any {
+	return map[string]any{
+		"type": "bridge", "bridge": "pods0", "isGateway": true, "isDefaultGateway": true, "ipam": Addresses(),
+	}
+}
+
+func chainOf(version string, folders []string, ran func(command string, r Ran), plugins ...any) (*Chain, error) {
 	conf := map[string]any{
 		"cniVersion": version,
 		"name":       "weir-pods",
-		"plugins":    append([]any{bridge}, plugins...),
+		"plugins":    plugins,
 	}
 	content, err := json.Marshal(conf)
 	if err != nil {
