@@ -99,7 +99,7 @@ unit: ## unit tests with the race detector; some need root and say so
 fuzz: ## each fuzz target for FUZZTIME
 	.ci/fuzz
 
-.PHONY: netns demo-test verbs cycles first-packets cluster-test e2e bench-smoke
+.PHONY: netns demo-test verbs old-runtime cycles first-packets cluster-test e2e bench-smoke
 netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 5m ./tests/netns
 	$(TEST) -timeout 2m -run ClientAddressMany ./proxy
@@ -107,6 +107,8 @@ demo-test: ## the demo, twice at once, and with a broken rule; needs root
 	$(TEST) -timeout 5m ./tests/demo
 verbs: ## every CNI verb in every version, behind every primary, through libcni; needs root
 	$(TEST) -timeout 5m -run 'Verb|Failures|Primary|Sandbox' ./tests/chain
+old-runtime: ## Debian's containerd 1.6: chained by the installer, a captured sandbox; needs root
+	$(TEST) -timeout 2m -run OldRuntime ./tests/chain
 cycles: ## attach and detach, CYCLES times (500): nothing is left behind; needs root
 	$(TEST) -timeout 60m -run 'Cycles|Left' ./tests/chain $(if $(CYCLES),-cycles $(CYCLES))
 first-packets: ## of PODS pods (100), flooding as ADD returns: none gets away uncaptured; needs root

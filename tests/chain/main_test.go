@@ -50,7 +50,7 @@ func run(ctx context.Context, m *testing.M) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if err := pod.BuildPrimaries(ctx, built); err != nil {
+		if err := pod.BuildMore(ctx, built); err != nil {
 			return 0, err
 		}
 		return pod.Isolate(ctx, "chain")

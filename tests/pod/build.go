@@ -19,15 +19,18 @@ import (
 type Binaries struct {
 	Plugin, Agent, Proxy string // weir-cni, weir-agent, weir-proxy
 	CNI                  string // folder of bridge, host-local and portmap
+	Install, Pause       string // weir-install, pause: only after BuildMore
 }
 
 // binariesIn names the programs in a folder, "out/bin".
 func binariesIn(dir string) Binaries {
 	return Binaries{
-		Plugin: filepath.Join(dir, "weir-cni"),
-		Agent:  filepath.Join(dir, "weir-agent"),
-		Proxy:  filepath.Join(dir, "weir-proxy"),
-		CNI:    filepath.Join(dir, "cni"),
+		Plugin:  filepath.Join(dir, "weir-cni"),
+		Agent:   filepath.Join(dir, "weir-agent"),
+		Proxy:   filepath.Join(dir, "weir-proxy"),
+		CNI:     filepath.Join(dir, "cni"),
+		Install: filepath.Join(dir, "weir-install"),
+		Pause:   filepath.Join(dir, "pause"),
 	}
 }
 
@@ -70,20 +73,27 @@ var cniPackages = []string{
 	"github.com/containernetworking/plugins/plugins/meta/portmap",
 }
 
-// flannelModule pins Flannel's plugin.
-const flannelModule = "tests/cluster/build/flannel"
+// Modules of their own, in the repository.
+const (
+	flannelModule = "tests/cluster/build/flannel"
+	pauseModule   = "tests/cluster/build/pause"
+)
 
-// BuildPrimaries makes further primary plugins, ptp and flannel, beside those of
-// Build.
-func BuildPrimaries(ctx context.Context, b Binaries) error {
+// BuildMore makes what only some tests need beside what Build makes: the primary
+// plugins ptp and flannel; for a container runtime loopback, the pause program and
+// weir-install.
+func BuildMore(ctx context.Context, b Binaries) error {
 	root, err := repository()
 	if err != nil {
 		return fmt.Errorf("build: %w", err)
 	}
-	target := b.CNI + string(filepath.Separator)
+	const plugins = "github.com/containernetworking/plugins/plugins/"
+	cni := b.CNI + string(filepath.Separator)
 	return errors.Join(
-		goBuild(ctx, filepath.Join(root, cniModule), target, "github.com/containernetworking/plugins/plugins/main/ptp"),
-		goBuild(ctx, filepath.Join(root, flannelModule), target, "github.com/containernetworking/plugins/plugins/meta/flannel"),
+		goBuild(ctx, filepath.Join(root, cniModule), cni, plugins+"main/ptp", plugins+"main/loopback"),
+		goBuild(ctx, filepath.Join(root, flannelModule), cni, plugins+"meta/flannel"),
+		goBuild(ctx, filepath.Join(root, pauseModule), b.Pause, "."),
+		goBuild(ctx, root, b.Install, "./install"),
 	)
 }
 
