@@ -39,7 +39,9 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
 		fmt.Fprint(stderr, "weir-agent decides which pods of this node are captured, and ships and supervises their proxies.\n\n"+
-			"  weir-agent [flags]              serve\n  weir-agent ready [--run-dir D]  exit 0 if the agent serves\n\n")
+			"  weir-agent [flags]              serve\n"+
+			"  weir-agent ready [--run-dir D]  exit 0 if the agent serves\n"+
+			"  weir-agent controller [flags]   do what is done once for a cluster\n\n")
 		fs.PrintDefaults()
 	}
 	host, err := os.Hostname()

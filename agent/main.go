@@ -5,6 +5,8 @@
 // Data flows: cluster (or a folder of manifests) → decide → attach → launch for
 // a pod's birth; cluster → push → proxies for their config; proxies → push →
 // telemetry for what they saw. This file only wires.
+//
+// With the argument "controller" it is what runs once for a cluster instead.
 package main
 
 import (
@@ -53,6 +55,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		err = ready(ctx, args[1:], stderr)
 	case len(args) > 1 && args[0] == launch.DialCommand:
 		err = launch.RunDial(args[1:])
+	case len(args) > 0 && args[0] == "controller":
+		err = control(ctx, args[1:], stdout, stderr)
 	default:
 		err = serve(ctx, args, stdout, stderr)
 	}

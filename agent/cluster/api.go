@@ -31,7 +31,8 @@ type API struct {
 }
 
 // Client-side limits, in requests a second. The server has its own fairness; these
-// only keep a node whose watches lag while many pods start from flooding it.
+// only keep a node whose watches lag while many pods start, or a controller that
+// finds many new nodes, from flooding it.
 const (
 	clientQPS   = 50
 	clientBurst = 100
@@ -41,6 +42,16 @@ const (
 // with an empty path to the one whose pod this is. It does not connect. node is
 // this node's name in the cluster.
 func NewAPI(kubeconfig, node string, log *slog.Logger) (*API, error) {
+	client, err := NewClient(kubeconfig, "weir-agent")
+	if err != nil {
+		return nil, err
+	}
+	return &API{client: client, node: node, log: log}, nil
+}
+
+// NewClient makes a client of the API server that the kubeconfig file names, or
+// with an empty path of the one whose pod this is.
+func NewClient(kubeconfig, userAgent string) (kubernetes.Interface, error) {
 	var config *rest.Config
 	var err error
 	if kubeconfig == "" {
@@ -51,7 +62,7 @@ func NewAPI(kubeconfig, node string, log *slog.Logger) (*API, error) {
 	if err != nil {
 		return nil, fmt.Errorf("api server: %w", err)
 	}
-	config.UserAgent = "weir-agent"
+	config.UserAgent = userAgent
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.QPS, config.Burst = clientQPS, clientBurst
@@ -59,7 +70,7 @@ func NewAPI(kubeconfig, node string, log *slog.Logger) (*API, error) {
 	if err != nil {
 		return nil, fmt.Errorf("api server: %w", err)
 	}
-	return &API{client: client, node: node, log: log}, nil
+	return client, nil
 }
 
 // RunAPI keeps the Store up to date from an API server until ctx is done. While

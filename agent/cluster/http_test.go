@@ -131,7 +131,7 @@ func TestStrippedObjectsConvertToTheSame(t *testing.T) {
 	sameAfter(t, apiSlice("10.0.0.1"), stripSlice, toSlice)
 }
 
-func sameAfter[O object, M any](t *testing.T, o O, strip func(O), convert func(O) (M, error)) {
+func sameAfter[O Object, M any](t *testing.T, o O, strip func(O), convert func(O) (M, error)) {
 	t.Helper()
 	before, err := convert(o)
 	if err != nil {

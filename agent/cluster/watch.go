@@ -11,61 +11,74 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 )
 
-// object is a pointer to one of Kubernetes' types.
-type object interface {
+// Object is a pointer to one of Kubernetes' types.
+type Object interface {
 	metav1.Object
 	runtime.Object
 }
 
-// resource is the part of a typed client that a watch needs; L is a list type.
-type resource[L runtime.Object] interface {
+// Resource is the part of a typed client that a watch needs; L is a list type.
+type Resource[L runtime.Object] interface {
 	List(ctx context.Context, opts metav1.ListOptions) (L, error)
 	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
 }
 
-// watchKind makes the watch of one kind. It is client-go's reflector, which is the
-// lower half of an informer: it lists, watches and starts over by itself. The
-// upper half, a cache of Kubernetes objects, is left out: the Store is the cache.
-func watchKind[O object, L runtime.Object](
-	api *API, name string, example O, selector string, client resource[L], strip func(O), to sink[O],
+// Selector says which objects of a kind are followed; empty: all.
+type Selector struct{ Fields, Labels string }
+
+// Follow has a store told of the objects of one kind until ctx is done. It is
+// client-go's reflector, which is the lower half of an informer: it lists, watches
+// and starts over by itself. The upper half, a cache of Kubernetes objects, is
+// left out: the store keeps what it needs of them.
+func Follow[O Object, L runtime.Object](
+	ctx context.Context, client kubernetes.Interface, log *slog.Logger, kind string, example O,
+	selector Selector, resource Resource[L], to cache.ReflectorStore,
+) {
+	state := &Reachability{Kind: kind, Log: log}
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+			opts.FieldSelector, opts.LabelSelector = selector.Fields, selector.Labels
+			list, err := resource.List(ctx, opts)
+			state.Note(ctx, err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+			opts.FieldSelector, opts.LabelSelector = selector.Fields, selector.Labels
+			w, err := resource.Watch(ctx, opts)
+			state.Note(ctx, err)
+			return w, err
+		},
+	}
+	logger := Quiet(log)
+	reflector := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, client), example, to,
+		cache.ReflectorOptions{Name: kind, Logger: &logger})
+	reflector.RunWithContext(klog.NewContext(ctx, logger))
+}
+
+// watchKind makes the watch of one kind for the Store.
+func watchKind[O Object, L runtime.Object](
+	api *API, kind string, example O, fields string, resource Resource[L], strip func(O), to sink[O],
 ) func(ctx context.Context, synced func()) {
 	return func(ctx context.Context, synced func()) {
-		state := &reachability{kind: name, log: api.log}
-		lw := &cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-				opts.FieldSelector = selector
-				list, err := client.List(ctx, opts)
-				state.note(ctx, err)
-				return list, err
-			},
-			WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-				opts.FieldSelector = selector
-				w, err := client.Watch(ctx, opts)
-				state.note(ctx, err)
-				return w, err
-			},
-		}
-		feed := &feed[O]{sink: to, strip: strip, synced: synced, log: api.log.With("kind", name)}
-		logger := logr.FromSlogHandler(demoted{api.log.Handler()})
-		reflector := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(lw, api.client), example, feed,
-			cache.ReflectorOptions{Name: name, Logger: &logger})
-		reflector.RunWithContext(klog.NewContext(ctx, logger))
+		feed := &feed[O]{sink: to, strip: strip, synced: synced, log: api.log.With("kind", kind)}
+		Follow(ctx, api.client, api.log, kind, example, Selector{Fields: fields}, resource, feed)
 	}
 }
 
 // feed is the store a reflector writes to. It passes on to a sink.
-type feed[O object] struct {
+type feed[O Object] struct {
 	sink   sink[O]
 	strip  func(O)
 	synced func() // told of every complete list
 	log    *slog.Logger
 }
 
-var _ cache.TransformingStore = (*feed[object])(nil)
+var _ cache.TransformingStore = (*feed[Object])(nil)
 
 // Transformer makes a streamed list small while it is being collected.
 func (f *feed[O]) Transformer() cache.TransformFunc {
@@ -121,17 +134,18 @@ func (f *feed[O]) skip(o O, err error) {
 	f.log.Warn("object left out", "namespace", o.GetNamespace(), "name", o.GetName(), "error", err)
 }
 
-// reachability says once when an API server stops answering for a kind, and once
+// Reachability says once when an API server stops answering for a kind, and once
 // when it answers again.
-type reachability struct {
-	kind string
-	log  *slog.Logger
+type Reachability struct {
+	Kind string
+	Log  *slog.Logger
 
 	mu   sync.Mutex
 	last string // the error there is now
 }
 
-func (r *reachability) note(ctx context.Context, err error) {
+// Note takes the outcome of a call.
+func (r *Reachability) Note(ctx context.Context, err error) {
 	if ctx.Err() != nil || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
 		return // the end, or a list that has become too old to go on from
 	}
@@ -140,12 +154,16 @@ func (r *reachability) note(ctx context.Context, err error) {
 	switch {
 	case err == nil && r.last != "":
 		r.last = ""
-		r.log.InfoContext(ctx, "API server answers again", "kind", r.kind)
+		r.Log.InfoContext(ctx, "API server answers again", "kind", r.Kind)
 	case err != nil && r.last != err.Error():
 		r.last = err.Error()
-		r.log.WarnContext(ctx, "API server does not answer; retrying, what is known is kept", "kind", r.kind, "error", err)
+		r.Log.WarnContext(ctx, "API server does not answer; retrying, what is known is kept", "kind", r.Kind, "error", err)
 	}
 }
+
+// Quiet is a log for client-go: its lines are debug lines. What a person should
+// know is said by Reachability.
+func Quiet(log *slog.Logger) logr.Logger { return logr.FromSlogHandler(demoted{log.Handler()}) }
 
 // demoted turns client-go's own lines into debug lines: it writes one at every
 // attempt to reach a server that is away.

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/weirmesh/weir/agent/controller"
+)
+
+// control runs a replica of the controller until ctx is done.
+func control(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	o, printVersion, err := parseControllerFlags(args, stderr)
+	if err != nil {
+		return err
+	}
+	if printVersion {
+		fmt.Fprintln(stdout, "weir-agent controller", version)
+		return nil
+	}
+	o.Log = slog.New(slog.NewTextHandler(stderr, nil))
+	o.Log.Info("started", "identity", o.Identity, "version", version)
+	return controller.Run(ctx, o)
+}
+
+func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, bool, error) {
+	var o controller.Options
+	fs := flag.NewFlagSet("weir-agent controller", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.Usage = func() {
+		fmt.Fprint(stderr, "weir-agent controller takes the taint "+controller.NotReadyTaint+" off nodes whose agent is ready.\n"+
+			"Of any number of replicas the one that holds the Lease acts.\n\n")
+		fs.PrintDefaults()
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = ""
+	}
+	fs.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` to reach the API server with; empty: the pod's service account")
+	fs.StringVar(&o.Namespace, "namespace", "weir-system", "`namespace` of the Lease and of the agents' pods")
+	fs.StringVar(&o.Agents, "agents", "app=weir-agent", "label `selector` of the agents' pods")
+	fs.StringVar(&o.Lease, "lease", "weir-controller", "`name` of the Lease")
+	fs.StringVar(&o.Identity, "identity", host, "this replica's `name` in the Lease, no other's")
+	fs.StringVar(&o.Health, "health-address", ":15091", "`address` to serve /healthz and /readyz on; empty: do not")
+	printVersion := fs.Bool("version", false, "print the version and exit")
+	if err := fs.Parse(args); err != nil {
+		return o, false, err
+	}
+	switch {
+	case fs.NArg() > 0:
+		return o, false, fmt.Errorf("unexpected argument %q; weir-agent controller -h lists what there is", fs.Arg(0))
+	case o.Identity == "":
+		return o, false, errors.New("--identity is needed: the pod's name")
+	case o.Namespace == "", o.Agents == "", o.Lease == "":
+		return o, false, errors.New("--namespace, --agents and --lease must not be empty")
+	}
+	return o, *printVersion, nil
+}

@@ -1,0 +1,83 @@
+// Package controller is what of Weir is done once for a cluster, not once a node:
+// it takes the taint off nodes whose agent is ready.
+//
+// Data flows: the API server → watches of nodes and of agents' pods → decide, a
+// pure function → a patch of the node. Every replica watches; the one that holds
+// the Lease acts. Nothing is kept anywhere else, so a leader that begins knows what
+// the last one knew.
+//
+// It is not on any pod's way: while no replica runs, only nodes that are new wait.
+package controller
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/leaderelection"
+
+	"github.com/weirmesh/weir/agent/cluster"
+)
+
+// Options say where the controller runs.
+type Options struct {
+	Kubeconfig string // file to reach the API server with; empty: the pod's service account
+	Namespace  string // Weir's: of the Lease and of the agents' pods
+	Agents     string // label selector of the agents' pods
+	Lease      string // name of the Lease
+	Identity   string // this replica's name in the Lease
+	Health     string // address to serve /healthz and /readyz on; empty: do not
+	Log        *slog.Logger
+}
+
+// Run runs a replica until ctx is done. The error is about what no waiting helps;
+// an API server that is away is waited for.
+func Run(ctx context.Context, o Options) error {
+	client, err := cluster.NewClient(o.Kubeconfig, "weir-controller")
+	if err != nil {
+		return fmt.Errorf("%w; outside a pod, name a --kubeconfig", err)
+	}
+	var listener net.Listener
+	if o.Health != "" {
+		if listener, err = net.Listen("tcp", o.Health); err != nil {
+			return fmt.Errorf("--health-address: %w", err)
+		}
+	}
+	return run(ctx, o, client, listener)
+}
+
+func run(ctx context.Context, o Options, client kubernetes.Interface, listener net.Listener) error {
+	w := newWatches()
+	t := &tainter{client: client, watches: w, log: o.Log}
+	watchdog := leaderelection.NewLeaderHealthzAdaptor(watchdogGrace)
+
+	// What runs beside the election ends with it.
+	ctx, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer cancel()
+	group.Go(func() {
+		cluster.Follow(ctx, client, o.Log, "nodes", &corev1.Node{}, cluster.Selector{}, client.CoreV1().Nodes(), w.nodes)
+	})
+	group.Go(func() {
+		cluster.Follow(ctx, client, o.Log, "pods", &corev1.Pod{}, cluster.Selector{Labels: o.Agents}, client.CoreV1().Pods(o.Namespace), w.agents)
+	})
+	served := make(chan error, 1)
+	if listener != nil {
+		group.Go(func() {
+			served <- serveHealth(ctx, listener, watchdog, w.synced)
+			cancel()
+		})
+	}
+	err := lead(ctx, o, client, watchdog, t.run)
+	cancel()
+	if listener != nil {
+		err = errors.Join(err, <-served)
+	}
+	return err
+}
