@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/klog/v2"
 	"sigs.k8s.io/yaml"
 )
 
@@ -72,8 +74,8 @@ func read(t *testing.T, name string) []byte {
 	return content
 }
 
-// one returns the only object of its kind.
-func one[T runtime.Object](t *testing.T) T {
+// all returns the objects of a kind.
+func all[T runtime.Object](t *testing.T) []T {
 	t.Helper()
 	var found []T
 	for _, o := range objects(t) {
@@ -81,42 +83,165 @@ func one[T runtime.Object](t *testing.T) T {
 			found = append(found, x)
 		}
 	}
+	return found
+}
+
+// one returns the only object of its kind.
+func one[T runtime.Object](t *testing.T) T {
+	t.Helper()
+	found := all[T](t)
 	if len(found) != 1 {
 		t.Fatalf("%d objects of type %T, want 1", len(found), *new(T))
 	}
 	return found[0]
 }
 
-// TestRights fails when the agent's rights grow, or shrink, without a reason in
-// the documentation.
+// TestRights fails when the rights of a service account grow, or shrink, without a
+// reason in the documentation.
 func TestRights(t *testing.T) {
-	granted := map[string]string{}
-	for _, rule := range one[*rbacv1.ClusterRole](t).Rules {
-		if len(rule.APIGroups) != 1 || len(rule.Resources) != 1 {
-			t.Errorf("a rule is to be about one resource: %v", rule)
+	granted := granted(t)
+	if diff := cmp.Diff(documented(t), granted); diff != "" {
+		t.Errorf("rights (-README.md +base/*.yaml):\n%s", diff)
+	}
+	for _, account := range all[*corev1.ServiceAccount](t) {
+		if account.Namespace != "weir-system" || granted[account.Name] == nil {
+			t.Errorf("service account %s/%s has no rights", account.Namespace, account.Name)
 		}
-		name := strings.TrimSuffix(rule.Resources[0]+"."+rule.APIGroups[0], ".")
-		if len(rule.ResourceNames) > 0 {
-			name += " " + strings.Join(rule.ResourceNames, ", ")
+	}
+	agent, controller := one[*appsv1.DaemonSet](t), one[*appsv1.Deployment](t)
+	for name, got := range map[string]string{
+		"weir-agent":      agent.Namespace + "/" + agent.Spec.Template.Spec.ServiceAccountName,
+		"weir-controller": controller.Namespace + "/" + controller.Spec.Template.Spec.ServiceAccountName,
+	} {
+		if got != "weir-system/"+name {
+			t.Errorf("%s runs as %s", name, got)
 		}
-		granted[name] = strings.Join(rule.Verbs, ", ")
 	}
-	documented := map[string]string{}
-	row := regexp.MustCompile(`(?m)^\| ([a-z0-9., -]+) \| ([a-z, ]+) \| .+ \|$`)
-	for _, m := range row.FindAllStringSubmatch(string(read(t, "README.md")), -1) {
-		documented[m[1]] = m[2]
+}
+
+// granted are the verbs by service account and resource, as RBAC gives them. A
+// resource of a Role is followed by its namespace.
+func granted(t *testing.T) map[string]map[string]string {
+	out := map[string]map[string]string{}
+	give := func(binding string, ref rbacv1.RoleRef, kind string, subjects []rbacv1.Subject, scope string, rules []rbacv1.PolicyRule) {
+		if len(subjects) != 1 || subjects[0].Kind != "ServiceAccount" || subjects[0].Namespace != "weir-system" || ref.Kind != kind {
+			t.Errorf("%s binds %v to %v, want one service account of weir-system to a %s", binding, ref, subjects, kind)
+			return
+		}
+		name := subjects[0].Name
+		if out[name] == nil {
+			out[name] = map[string]string{}
+		}
+		for _, rule := range rules {
+			if len(rule.APIGroups) != 1 || len(rule.Resources) != 1 || len(rule.NonResourceURLs) > 0 {
+				t.Errorf("a rule is to be about one resource: %v", rule)
+				continue
+			}
+			resource := strings.TrimSuffix(rule.Resources[0]+"."+rule.APIGroups[0], ".")
+			if len(rule.ResourceNames) > 0 {
+				resource += " " + strings.Join(rule.ResourceNames, ", ")
+			}
+			out[name][resource+scope] = strings.Join(rule.Verbs, ", ")
+		}
 	}
-	if diff := cmp.Diff(documented, granted); diff != "" {
-		t.Errorf("rights (-README.md +rbac.yaml):\n%s", diff)
+	bound := map[string]bool{}
+	for _, b := range all[*rbacv1.ClusterRoleBinding](t) {
+		for _, role := range all[*rbacv1.ClusterRole](t) {
+			if role.Name == b.RoleRef.Name {
+				bound["ClusterRole "+role.Name] = true
+				give(b.Name, b.RoleRef, "ClusterRole", b.Subjects, "", role.Rules)
+			}
+		}
 	}
-	binding := one[*rbacv1.ClusterRoleBinding](t)
-	account := one[*corev1.ServiceAccount](t)
-	set := one[*appsv1.DaemonSet](t)
-	if s := binding.Subjects; len(s) != 1 || s[0].Name != account.Name || s[0].Namespace != account.Namespace {
-		t.Errorf("the binding is for %v", s)
+	for _, b := range all[*rbacv1.RoleBinding](t) {
+		for _, role := range all[*rbacv1.Role](t) {
+			if role.Name == b.RoleRef.Name && role.Namespace == b.Namespace {
+				bound["Role "+role.Name] = true
+				give(b.Name, b.RoleRef, "Role", b.Subjects, " in "+role.Namespace, role.Rules)
+			}
+		}
 	}
-	if got := set.Spec.Template.Spec.ServiceAccountName; got != account.Name || set.Namespace != account.Namespace {
-		t.Errorf("the DaemonSet runs as %s/%s", set.Namespace, got)
+	// What is bound to a role that is not ours, such as cluster-admin, is in no rule.
+	roles := len(all[*rbacv1.ClusterRole](t)) + len(all[*rbacv1.Role](t))
+	if bindings := len(all[*rbacv1.ClusterRoleBinding](t)) + len(all[*rbacv1.RoleBinding](t)); len(bound) != roles || bindings != roles {
+		t.Errorf("%d roles and %d bindings, of which belong together: %v", roles, bindings, bound)
+	}
+	return out
+}
+
+// documented are the tables of README.md, by the service account that the line
+// before each names.
+func documented(t *testing.T) map[string]map[string]string {
+	row := regexp.MustCompile(`^\| ([a-z0-9., -]+) \| ([a-z, ]+) \| .+ \|$`)
+	heading := regexp.MustCompile("^Service account `([a-z-]+)`")
+	out, account := map[string]map[string]string{}, ""
+	for line := range strings.Lines(string(read(t, "README.md"))) {
+		line = strings.TrimRight(line, "\n")
+		if m := heading.FindStringSubmatch(line); m != nil {
+			account = m[1]
+			out[account] = map[string]string{}
+		} else if m := row.FindStringSubmatch(line); m != nil && account != "" {
+			out[account][m[1]] = m[2]
+		}
+	}
+	return out
+}
+
+// TestPolicies checks that each policy is in force, and about a service account that
+// there is; expressions are compiled by a real API server, in tests/e2e.
+func TestPolicies(t *testing.T) {
+	bindings := all[*admissionv1.ValidatingAdmissionPolicyBinding](t)
+	accounts := all[*corev1.ServiceAccount](t)
+	var narrowed []string
+	for _, p := range all[*admissionv1.ValidatingAdmissionPolicy](t) {
+		inForce := slices.ContainsFunc(bindings, func(b *admissionv1.ValidatingAdmissionPolicyBinding) bool {
+			return b.Spec.PolicyName == p.Name && b.Spec.MatchResources == nil &&
+				slices.Equal(b.Spec.ValidationActions, []admissionv1.ValidationAction{admissionv1.Deny})
+		})
+		if !inForce || *p.Spec.FailurePolicy != admissionv1.Fail {
+			t.Errorf("policy %s denies nothing, or not always", p.Name)
+		}
+		for _, a := range accounts {
+			want := "request.userInfo.username == 'system:serviceaccount:" + a.Namespace + ":" + a.Name + "'"
+			if c := p.Spec.MatchConditions; len(c) == 1 && c[0].Expression == want {
+				for _, r := range p.Spec.MatchConstraints.ResourceRules {
+					narrowed = append(narrowed, a.Name+": "+strings.Join(r.Resources, ", "))
+				}
+			}
+		}
+	}
+	// What the accounts may write, but for a Lease of one name.
+	want := []string{"weir-agent: events", "weir-controller: nodes"}
+	if diff := cmp.Diff(want, narrowed); diff != "" {
+		t.Errorf("narrowed (-want +got):\n%s", diff)
+	}
+}
+
+// TestTaint checks that what makes nodes ready tolerates the taint of those that
+// are not, and that the controller looks at the pods and containers that there are.
+func TestTaint(t *testing.T) {
+	agents, controller := one[*appsv1.DaemonSet](t), one[*appsv1.Deployment](t).Spec.Template.Spec
+	taint := &corev1.Taint{Key: "weirmesh.io/agent-not-ready", Effect: corev1.TaintEffectNoExecute}
+	for name, pod := range map[string]corev1.PodSpec{"the agent": agents.Spec.Template.Spec, "the controller": controller} {
+		if !slices.ContainsFunc(pod.Tolerations, func(x corev1.Toleration) bool { return x.ToleratesTaint(klog.Background(), taint, false) }) {
+			t.Errorf("%s does not tolerate %s", name, taint.Key)
+		}
+	}
+	key, value, _ := strings.Cut(arg(t, controller, "controller", "--agents"), "=")
+	if agents.Spec.Template.Labels[key] != value {
+		t.Errorf("the controller looks for pods with %s=%s, the agents have %v", key, value, agents.Spec.Template.Labels)
+	}
+	for _, name := range []string{"agent", "install"} {
+		if container(t, agents.Spec.Template.Spec, name).ReadinessProbe == nil {
+			t.Errorf("container %s is ready as soon as it runs", name)
+		}
+	}
+	lease := arg(t, controller, "controller", "--lease")
+	may := slices.ContainsFunc(one[*rbacv1.Role](t).Rules, func(r rbacv1.PolicyRule) bool {
+		return slices.Equal(r.Resources, []string{"leases"}) && slices.Equal(r.ResourceNames, []string{lease})
+	})
+	if !may {
+		t.Errorf("no right to hold Lease %s", lease)
 	}
 }
 
@@ -128,9 +253,11 @@ var program = regexp.MustCompile(`^/weir-[a-z]+$`)
 func TestPaths(t *testing.T) {
 	set := one[*appsv1.DaemonSet](t)
 	removing := uninstall(t, set)
-	for name, set := range map[string]*appsv1.DaemonSet{"base": set, "uninstall": removing} {
+	for name, pod := range map[string]corev1.PodSpec{
+		"base": set.Spec.Template.Spec, "uninstall": removing.Spec.Template.Spec,
+		"controller": one[*appsv1.Deployment](t).Spec.Template.Spec,
+	} {
 		t.Run(name, func(t *testing.T) {
-			pod := set.Spec.Template.Spec
 			for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
 				checkPaths(t, pod, c)
 			}
@@ -148,7 +275,7 @@ func checkPaths(t *testing.T, pod corev1.PodSpec, c corev1.Container) {
 		}
 	}
 	words := slices.Concat(c.Command, c.Args)
-	if c.ReadinessProbe != nil {
+	if c.ReadinessProbe != nil && c.ReadinessProbe.Exec != nil {
 		words = append(words, c.ReadinessProbe.Exec.Command...)
 	}
 	for _, word := range words {
@@ -219,7 +346,7 @@ func TestOwner(t *testing.T) {
 			t.Errorf("the environment of %s is %v", name, env)
 		}
 	}
-	may := slices.ContainsFunc(one[*rbacv1.ClusterRole](t).Rules, func(r rbacv1.PolicyRule) bool {
+	may := slices.ContainsFunc(agentRole(t).Rules, func(r rbacv1.PolicyRule) bool {
 		return slices.Equal(r.Resources, []string{"daemonsets"}) && slices.Equal(r.ResourceNames, []string{set.Name}) && slices.Equal(r.Verbs, []string{"get"})
 	})
 	if !may {
@@ -228,6 +355,16 @@ func TestOwner(t *testing.T) {
 	if *pod.TerminationGracePeriodSeconds < 20 {
 		t.Errorf("%d s of grace are too few for an uninstall", *pod.TerminationGracePeriodSeconds)
 	}
+}
+
+func agentRole(t *testing.T) *rbacv1.ClusterRole {
+	t.Helper()
+	roles := all[*rbacv1.ClusterRole](t)
+	i := slices.IndexFunc(roles, func(r *rbacv1.ClusterRole) bool { return r.Name == "weir-agent" })
+	if i < 0 {
+		t.Fatal("no ClusterRole weir-agent")
+	}
+	return roles[i]
 }
 
 func container(t *testing.T, pod corev1.PodSpec, name string) corev1.Container {
