@@ -304,14 +304,8 @@ func (c *Cluster) startMachines(ctx context.Context) error {
 		if err := node.prepare(c); err != nil {
 			return fmt.Errorf("prepare %s: %w", node.Name, err)
 		}
-		if err := node.script(ctx, node.setupScript()); err != nil {
-			return fmt.Errorf("set up %s: %w", node.Name, err)
-		}
-		if err := output(node.Command(ctx, "ip", "-batch", "-"), c.net.nodeBatch(node.index, len(c.Nodes))); err != nil {
-			return fmt.Errorf("network of %s: %w", node.Name, err)
-		}
-		if err := output(node.Command(ctx, "nft", "-f", "-"), c.net.nodeRules()); err != nil {
-			return fmt.Errorf("rules of %s: %w", node.Name, err)
+		if err := node.setup(ctx, c); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,7 @@ func TestCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	t.Run("Reboot", func(t *testing.T) { testReboot(ctx, t, c) })
 	if _, err := c.Kubectl(ctx, "delete", "pod", "client", "--timeout=30s"); err != nil {
 		t.Error(err)
 	}
@@ -148,6 +150,53 @@ func testNodeFolders(ctx context.Context, t *testing.T, c *Cluster) {
 	out, err := node.Command(ctx, "hostname").Output()
 	if err != nil || strings.TrimSpace(string(out)) != node.Name {
 		t.Errorf("hostname in %s: %q, %v", node.Name, out, err)
+	}
+}
+
+// testReboot wants the node's pods to run again, and nothing of before but what is
+// on its disk.
+func testReboot(ctx context.Context, t *testing.T, c *Cluster) {
+	node := c.Nodes[1]
+	bootID := func() string {
+		out, err := c.Kubectl(ctx, "get", "node", node.Name, "-o", "jsonpath={.status.nodeInfo.bootID}")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	before, first := node.PID(), bootID()
+	for _, path := range []string{"/run/marker", "/etc/marker"} {
+		if err := os.WriteFile(node.Path(path), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Reboot(ctx, node); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(before))); err == nil {
+		t.Errorf("process %d is still there", before)
+	}
+	if _, err := os.Stat(node.Path("/run/marker")); err == nil {
+		t.Error("/run is as it was")
+	}
+	if _, err := os.Stat(node.Path("/etc/marker")); err != nil {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err := poll(ctx, "the pod on the rebooted node", func(ctx context.Context) error {
+		if bootID() == first {
+			return errors.New("kubelet has not noticed that the node booted")
+		}
+		out, err := c.Kubectl(ctx, "exec", "client", "--", "/web", "get", "tcp4", "http://web.default.svc.cluster.local/")
+		if err != nil {
+			return err
+		}
+		checkAnswer(t, string(out), node)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

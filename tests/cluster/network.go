@@ -128,10 +128,16 @@ func (n network) hostBatch(cluster string, fabric int, nodes []int) string {
 	fmt.Fprintf(&b, "addr add %s/%d dev %s\n", n.hostAddr(), n.link.Bits(), iface)
 	fmt.Fprintf(&b, "link set %s up\n", iface)
 	for i, pid := range nodes {
-		// Both ends are born elsewhere: nothing shows up here in between.
-		fmt.Fprintf(&b, "link add eth0 netns %d type veth peer name %s netns %d\n", pid, nodePort(i+1), fabric)
+		b.WriteString(nodeLink(i+1, fabric, pid))
 	}
 	return b.String()
+}
+
+// nodeLink is the line of it for the i-th node. Both ends are born elsewhere: nothing
+// shows up here in between. A node keeps its hardware address when it boots again, or
+// its neighbours would have to forget the old one first.
+func nodeLink(i, fabric, node int) string {
+	return fmt.Sprintf("link add eth0 address 02:00:00:00:00:%02x netns %d type veth peer name %s netns %d\n", i, node, nodePort(i), fabric)
 }
 
 // fabricBatch is the same for the fabric: the bridge, and routes to what is
@@ -144,7 +150,7 @@ func (n network) fabricBatch(nodes int) string {
 	n.addresses(&b, "br0", n.fabric())
 	b.WriteString("link set br0 up\n")
 	for i := 1; i <= nodes; i++ {
-		fmt.Fprintf(&b, "link set %s master br0 up\n", nodePort(i))
+		b.WriteString(joinBridge(i))
 		n.podRoutes(&b, i)
 	}
 	for f, services := range n.services {
@@ -152,6 +158,8 @@ func (n network) fabricBatch(nodes int) string {
 	}
 	return b.String()
 }
+
+func joinBridge(i int) string { return fmt.Sprintf("link set %s master br0 up\n", nodePort(i)) }
 
 // nodeBatch is the same for the i-th of some nodes. Whatever is not in the
 // cluster is sent to the fabric, which forwards nothing: a test may give the

@@ -132,11 +132,27 @@ umount -l /run/cgroup
 rmdir /run/cgroup
 `
 
+// setup makes the created machine the node: file system, kernel settings, network.
+func (n *Node) setup(ctx context.Context, c *Cluster) error {
+	if err := n.script(ctx, n.setupScript()); err != nil {
+		return fmt.Errorf("set up %s: %w", n.Name, err)
+	}
+	if err := output(n.Command(ctx, "ip", "-batch", "-"), c.net.nodeBatch(n.index, len(c.Nodes))); err != nil {
+		return fmt.Errorf("network of %s: %w", n.Name, err)
+	}
+	if err := output(n.Command(ctx, "nft", "-f", "-"), c.net.nodeRules()); err != nil {
+		return fmt.Errorf("rules of %s: %w", n.Name, err)
+	}
+	return nil
+}
+
 // setupScript makes the node's file system and its kernel settings.
 func (n *Node) setupScript() string {
 	var b strings.Builder
 	b.WriteString(machineScript)
 	fmt.Fprintf(&b, "echo %s >/proc/sys/kernel/hostname\n", n.Name)
+	// By this kubelet knows that the machine has booted. Containers see the host's.
+	b.WriteString("cat /proc/sys/kernel/random/uuid >/run/boot_id; mount --bind /run/boot_id /proc/sys/kernel/random/boot_id\n")
 	b.WriteString("mkdir /run/tunables\n")
 	for _, tunable := range kernelTunables {
 		file := "/run/tunables/" + filepath.Base(tunable)

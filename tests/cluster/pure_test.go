@@ -150,7 +150,7 @@ route add fd00:10:244:1::/64 via fd00:90::b
 	const host = `link add weir-host type veth peer name host netns 7
 addr add 198.18.0.5/30 dev weir-host
 link set weir-host up
-link add eth0 netns 8 type veth peer name n1 netns 7
+link add eth0 address 02:00:00:00:00:01 netns 8 type veth peer name n1 netns 7
 `
 	if diff := cmp.Diff(host, n.hostBatch("weir", 7, []int{8})); diff != "" {
 		t.Errorf("host (-want +got):\n%s", diff)
