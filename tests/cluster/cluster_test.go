@@ -188,11 +188,13 @@ func testReboot(ctx context.Context, t *testing.T, c *Cluster) {
 		if bootID() == first {
 			return errors.New("kubelet has not noticed that the node booted")
 		}
-		out, err := c.Kubectl(ctx, "exec", "client", "--", "/web", "get", "tcp4", "http://web.default.svc.cluster.local/")
-		if err != nil {
-			return err
+		for _, family := range []string{"tcp4", "tcp6"} {
+			out, err := c.Kubectl(ctx, "exec", "client", "--", "/web", "get", family, "http://web.default.svc.cluster.local/")
+			if err != nil {
+				return err
+			}
+			checkAnswer(t, string(out), node)
 		}
-		checkAnswer(t, string(out), node)
 		return nil
 	})
 	if err != nil {

@@ -22,6 +22,8 @@ const (
 	weirNamespace = "weir-system"
 	agentName     = "weir-agent" // of the DaemonSet, and its pods' label app
 	pluginName    = "weir-cni"
+	// controllerName is that of the Deployment and of the Lease, and its pods' label app.
+	controllerName = "weir-controller"
 )
 
 // The overlays of Weir's manifests.
@@ -43,7 +45,7 @@ func (b *testBed) install(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if _, err := b.Kubectl(ctx, "-n", weirNamespace, "rollout", "restart", "daemonset/"+agentName); err != nil {
+		if _, err := b.Kubectl(ctx, "-n", weirNamespace, "rollout", "restart", "daemonset/"+agentName, "deployment/"+controllerName); err != nil {
 			return err
 		}
 	}
@@ -56,6 +58,9 @@ func (b *testBed) waitInstalled(ctx context.Context) error {
 	defer cancel()
 	return poll(ctx, "Weir to be installed", func() error {
 		if err := b.agentsReady(ctx, len(b.Nodes)); err != nil {
+			return err
+		}
+		if err := b.controllersReady(ctx); err != nil {
 			return err
 		}
 		for _, node := range b.Nodes {
@@ -86,6 +91,18 @@ func (b *testBed) agentsReady(ctx context.Context, n int) error {
 		int(s.UpdatedNumberScheduled) != n || int(s.NumberReady) != n || len(pods) != n {
 		return fmt.Errorf("%d of %d agents are ready, %d of them up to date, of %d pods",
 			s.NumberReady, n, s.UpdatedNumberScheduled, len(pods))
+	}
+	return nil
+}
+
+// controllersReady says whether the Deployment has come to rest with all replicas.
+func (b *testBed) controllersReady(ctx context.Context) error {
+	d, err := b.kube.AppsV1().Deployments(weirNamespace).Get(ctx, controllerName, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if n, s := *d.Spec.Replicas, d.Status; s.ObservedGeneration < d.Generation || s.UpdatedReplicas != n || s.ReadyReplicas != n || s.Replicas != n {
+		return fmt.Errorf("%d of %d controllers are ready, %d of them up to date, of %d pods", s.ReadyReplicas, n, s.UpdatedReplicas, s.Replicas)
 	}
 	return nil
 }

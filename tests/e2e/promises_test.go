@@ -30,6 +30,7 @@ var undisturbed = []promise{
 	{"running pods are captured in place and released in place, and nothing is cut", capturedInPlace},
 	{"rules that somebody broke are repaired", driftRepaired},
 	{"an annotation that changes takes effect without a restart", annotationChanged},
+	{"an agent writes about its own node only, the controller takes off one taint only", ownNodeOnly},
 }
 
 // disturbing are promises about faults that every pod of a node would feel: one
@@ -42,6 +43,9 @@ var disturbing = []promise{
 	{"an agent that is killed is not missed", agentKilled},
 	{"without an agent new pods wait and running ones go on", agentAway},
 	{"without the API server agents and proxies start again and traffic goes on", apiAway},
+	{"a controller that ends, or is killed, is followed by the other", controllerFollowed},
+	{"a node that registers with the taint keeps it until its agent is ready", taintedUntilReady},
+	{"after a reboot no captured pod runs uncaptured", rebooted},
 	{"a restart of the DaemonSet leaves the chain as it is, all the time", restarted},
 	{"the runtime loads the plugin as a drop-in and as an entry", chainForms},
 	{"a primary that is a single plugin is followed by a list of its own", singlePrimary},
