@@ -54,14 +54,16 @@ func parseFlags(command string, args []string, stderr io.Writer) (options, error
 	fs.Usage = func() {}
 	fs.StringVar(&o.confDir, "cni-conf-dir", "/etc/cni/net.d", "`folder` of CNI configurations that the container runtime reads")
 	fs.StringVar(&o.binDir, "cni-bin-dir", "/opt/cni/bin", "`folder` that the container runtime looks for CNI plugins in")
+	if command != "uninstall" {
+		fs.StringVar(&o.form, "chain", string(place.Auto), "`form`: entry (in the primary's list), dropin (a file of its own, which the runtime must read), auto (dropin if the runtime says that it has loaded it)")
+		fs.StringVar(&o.runtime, "runtime-socket", "/run/containerd/containerd.sock", "the container runtime's `socket`, asked for what it has loaded, with --chain=auto; empty: not asked")
+	}
 	switch command {
 	case "uninstall":
 		fs.StringVar(&o.runDir, "run-dir", "/run/weir", "the agent's `folder`; on its socket it is asked to let the node's pods go")
 	case "run":
 		fs.StringVar(&o.plugin, "plugin", "/weir-cni", "weir-cni, the `file` to copy")
 		fs.StringVar(&o.runDir, "run-dir", "/run/weir", "the agent's `folder`; its file \"ready\" is waited for")
-		fs.StringVar(&o.form, "chain", string(place.Auto), "`form`: entry (in the primary's list), dropin (a file of its own, which the runtime must read), auto (dropin if the runtime says that it has loaded it)")
-		fs.StringVar(&o.runtime, "runtime-socket", "/run/containerd/containerd.sock", "the container runtime's `socket`, asked for what it has loaded, with --chain=auto; empty: not asked")
 		fs.StringVar(&o.owner, "daemonset", "", "`namespace/name` of the DaemonSet that runs this: when stopped because it is deleted, uninstall; empty: never")
 		fs.StringVar(&o.entry.Socket, "socket", "/run/weir/attach.sock", "the agent's `socket`, a path on the host")
 		fs.StringVar(&o.mesh, "options", "", "`file` of mesh options, YAML as in manifests/OPTIONS.md: the exempt namespaces go into the chain; empty: their defaults")

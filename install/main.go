@@ -17,11 +17,13 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/weirmesh/weir/install/agent"
+	"github.com/weirmesh/weir/install/conflist"
 	"github.com/weirmesh/weir/install/owner"
 	"github.com/weirmesh/weir/install/place"
 )
@@ -109,7 +111,7 @@ func dispatch(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	case "run":
 		return keep(ctx, o, log)
 	case "ready":
-		return ready(o)
+		return ready(ctx, o)
 	default:
 		return uninstall(ctx, o, log)
 	}
@@ -168,12 +170,38 @@ func leave(ctx context.Context, o options, set *owner.Owner, log *slog.Logger) e
 	return uninstall(ctx, o, log)
 }
 
-func ready(o options) error {
+// provenTime is how old a drop-in is that counts as loaded without asking: run
+// would have replaced it by an entry if the runtime did not read it.
+const provenTime = 30 * time.Second
+
+// ready returns nil when new pods go through the plugin: it is on the node and in
+// the chain. What it is in as a new drop-in counts once the runtime has loaded it,
+// which not every runtime does.
+func ready(ctx context.Context, o options) error {
 	if plugin := o.place(); !plugin.There() {
 		return fmt.Errorf("not ready: %s is not there", plugin.Path())
 	}
-	if err := o.chain().Chained(); err != nil {
+	chained, err := o.chain().Chained()
+	if err != nil {
 		return fmt.Errorf("not ready: %w", err)
+	}
+	if place.Form(o.form) != place.Auto {
+		return nil
+	}
+	return proven(ctx, chained, o.loaded())
+}
+
+// proven returns nil if what weir-cni is chained in is what the runtime reads.
+func proven(ctx context.Context, chained place.Chained, loaded func(context.Context) ([]string, error)) error {
+	if !chained.DropIn || loaded == nil || time.Since(chained.Since) > provenTime {
+		return nil
+	}
+	types, err := loaded(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("not ready: whether the drop-in is loaded is not known: %w", err)
+	case !slices.Contains(types, conflist.PluginType):
+		return fmt.Errorf("not ready: the runtime has loaded %q, without the drop-in; if it reads none, it is an entry in some seconds", types)
 	}
 	return nil
 }

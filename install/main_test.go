@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -12,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 	"sigs.k8s.io/yaml"
+
+	"github.com/weirmesh/weir/install/place"
 )
 
 func TestMain(m *testing.M) {
@@ -138,4 +142,30 @@ func container(t *testing.T, file, name string) containerSpec {
 	}
 	t.Fatal(fmt.Errorf("%s has no container %s", file, name))
 	return containerSpec{}
+}
+
+// TestProven: a drop-in counts when the runtime has loaded it, and is not asked
+// about for ever.
+func TestProven(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		name    string
+		chained place.Chained
+		types   []string
+		err     error
+		want    bool
+	}{
+		{"an entry", place.Chained{}, nil, nil, true},
+		{"a new drop-in, loaded", place.Chained{DropIn: true, Since: now}, []string{"bridge", "weir-cni"}, nil, true},
+		{"a new drop-in, not loaded", place.Chained{DropIn: true, Since: now}, []string{"bridge"}, nil, false},
+		{"a new drop-in, no answer", place.Chained{DropIn: true, Since: now}, nil, errors.New("no answer"), false},
+		{"an old drop-in, no answer", place.Chained{DropIn: true, Since: now.Add(-time.Hour)}, nil, errors.New("no answer"), true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := proven(t.Context(), tt.chained, func(context.Context) ([]string, error) { return tt.types, tt.err })
+			if (err == nil) != tt.want {
+				t.Errorf("got %v, want ready %v", err, tt.want)
+			}
+		})
+	}
 }

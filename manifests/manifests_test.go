@@ -236,6 +236,18 @@ func TestTaint(t *testing.T) {
 			t.Errorf("container %s is ready as soon as it runs", name)
 		}
 	}
+	// Ready is said by another process than the one that chains: of the same chain.
+	installer := container(t, agents.Spec.Template.Spec, "install")
+	for _, word := range installer.ReadinessProbe.Exec.Command[2:] {
+		if !slices.Contains(installer.Args, word) {
+			t.Errorf("the installer's probe has %s, the installer does not", word)
+		}
+	}
+	for _, flag := range []string{"--chain=", "--runtime-socket="} {
+		if !slices.ContainsFunc(installer.ReadinessProbe.Exec.Command, func(w string) bool { return strings.HasPrefix(w, flag) }) {
+			t.Errorf("the installer's probe lacks %s: a drop-in that no runtime reads counts as ready", flag)
+		}
+	}
 	lease := arg(t, controller, "controller", "--lease")
 	may := slices.ContainsFunc(one[*rbacv1.Role](t).Rules, func(r rbacv1.PolicyRule) bool {
 		return slices.Equal(r.Resources, []string{"leases"}) && slices.Equal(r.ResourceNames, []string{lease})

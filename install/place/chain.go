@@ -155,18 +155,30 @@ func (c Chain) removeDerived(but string) error {
 	return syncDir(c.Dir)
 }
 
-// Chained says whether new pods go through weir-cni: nil, or what is missing.
-func (c Chain) Chained() error {
+// Chained is where weir-cni is.
+type Chained struct {
+	DropIn bool
+	Since  time.Time // when the drop-in was written
+}
+
+// Chained says where in the chain of new pods weir-cni is; the error says what is
+// missing. That a drop-in is there does not say that the runtime reads it.
+func (c Chain) Chained() (Chained, error) {
 	primary, _, err := findPrimary(c.Dir, time.Now())
 	if err != nil {
-		return err
+		return Chained{}, err
 	}
 	if primary.info.DropIns {
-		if content, err := os.ReadFile(c.dropIn(primary.info.Name)); err == nil && conflist.IsDropIn(content) {
-			return nil
+		path := c.dropIn(primary.info.Name)
+		if content, err := os.ReadFile(path); err == nil && conflist.IsDropIn(content) {
+			info, err := os.Stat(path)
+			if err != nil {
+				return Chained{}, err
+			}
+			return Chained{DropIn: true, Since: info.ModTime()}, nil
 		}
 	}
-	return primary.entered()
+	return Chained{}, primary.entered()
 }
 
 // entered says whether the primary's list, or the one derived from it, has

@@ -74,7 +74,7 @@ func TestTwoKeepers(t *testing.T) {
 			if strings.Contains(log, "level=ERROR") {
 				t.Errorf("they disturb each other:\n%s", log)
 			}
-			if err := c.Chained(); err != nil {
+			if _, err := c.Chained(); err != nil {
 				t.Error(err)
 			}
 		})

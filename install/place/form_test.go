@@ -66,7 +66,7 @@ func TestHealDropIn(t *testing.T) {
 			if tt.err != nil {
 				return
 			}
-			if err := c.Chained(); err != nil {
+			if _, err := c.Chained(); err != nil {
 				t.Error(err)
 			}
 			if again, err := c.Heal(); err != nil || again.Changed {
@@ -224,7 +224,7 @@ func TestKeeperKeepsDropIn(t *testing.T) {
 	waitFile(t, c, dropIn)
 	for _, text := range []string{list + " ", list} {
 		primaryWrites(t, filepath.Join(c.Dir, "10-a.conflist"), []byte(text))
-		if err := c.Chained(); err != nil {
+		if _, err := c.Chained(); err != nil {
 			t.Error(err)
 		}
 	}

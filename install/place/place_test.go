@@ -166,7 +166,7 @@ func TestHeal(t *testing.T) {
 			if !healed.Changed {
 				t.Error("not said to have changed")
 			}
-			if err := c.Chained(); err != nil {
+			if _, err := c.Chained(); err != nil {
 				t.Error(err)
 			}
 			if again, err := c.Heal(); err != nil || again.Changed {
