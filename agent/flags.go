@@ -19,6 +19,7 @@ type flags struct {
 	netnsDir     string
 	cgroupRoot   string
 	cgroupParent string
+	podsCgroup   string
 	cgroupNS     string
 	proxy        string
 	proxyDir     string
@@ -55,6 +56,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.StringVar(&f.netnsDir, "netns-dir", "/run/netns", "`folder` where the host's /run/netns is seen")
 	fs.StringVar(&f.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "`folder` where the host's /sys/fs/cgroup is seen")
 	fs.StringVar(&f.cgroupParent, "cgroup-parent", "weir", "`cgroup` of all proxies of this node, relative to the root of each hierarchy")
+	fs.StringVar(&f.podsCgroup, "pods-cgroup", "", "`cgroup` of all pods, relative to the root of the v2 hierarchy; empty: the one called kubepods or kubepods.slice")
 	fs.StringVar(&f.cgroupNS, "host-cgroup-ns", "/proc/1/ns/cgroup", "cgroup namespace the container runtime runs in, a `file`")
 	fs.StringVar(&f.proxy, "proxy", "/weir-proxy", "weir-proxy, a `file`")
 	fs.StringVar(&f.proxyDir, "proxy-dir", "/opt/weir/bin", "`folder` of the host to run weir-proxy from; empty: run it where it is")

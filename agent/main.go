@@ -150,6 +150,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		NetnsDir:     f.netnsDir,
 		CgroupRoot:   f.cgroupRoot,
 		CgroupParent: f.cgroupParent,
+		PodsCgroup:   f.podsCgroup,
 		Proxy:        proxy,
 		Plugin:       f.plugin,
 		HostCgroupNS: f.cgroupNS,
@@ -294,6 +295,14 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 				return nil
 			}
 		}
+	})
+	group.Go(func() error {
+		if err := p.view.store.WaitSynced(ctx); err != nil {
+			return nil // no Service is known
+		}
+		b := balancing{p.view.store.Served, p.proxies.Destination, p.metrics.ConnectTimeBalancing, p.view.recorder.NodeEvent, log}
+		b.watch(ctx)
+		return nil
 	})
 	if f.repair {
 		group.Go(func() error {

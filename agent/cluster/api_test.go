@@ -229,12 +229,36 @@ func TestEventsAreWritten(t *testing.T) {
 	}
 }
 
+func TestEventsOnTheNodeAreWritten(t *testing.T) {
+	client := fake.NewClientset()
+	recorder := (&API{client: client, node: "n1", log: slog.New(slog.DiscardHandler)}).NewRecorder()
+	defer recorder.Close()
+	recorder.NodeEvent(EventWarning, ConnectTimeBalancing, "elsewhere")
+
+	var got *corev1.EventList
+	eventually(t, "one event", func() bool {
+		var err error
+		got, err = client.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+		return err == nil && len(got.Items) == 1
+	})
+	want := corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: "n1", UID: "n1"}
+	if diff := cmp.Diff(want, got.Items[0].InvolvedObject); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestEventsAreLoggedWhereThereIsNoAPIServer(t *testing.T) {
 	var log logBuffer
 	recorder := &Recorder{Log: log.logger()}
 	recorder.PodEvent(model.Pod{Namespace: "shop", Name: "front"}, EventWarning, ProxyRestarted, "exit code 2")
+	recorder.NodeEvent(EventNormal, ConnectTimeBalancing, "elsewhere")
 	recorder.Close()
-	if want := `level=WARN msg=event pod=shop/front reason=ProxyRestarted message="exit code 2"`; !strings.Contains(log.String(), want) {
-		t.Errorf("got %s", log.String())
+	for _, want := range []string{
+		`level=WARN msg=event pod=shop/front reason=ProxyRestarted message="exit code 2"`,
+		`level=INFO msg=event reason=ConnectTimeBalancing message=elsewhere`,
+	} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("got %s", log.String())
+		}
 	}
 }

@@ -33,15 +33,22 @@ const (
 	CertificateRefused = "CertificateRefused"
 )
 
+// Reasons of events on nodes.
+const (
+	ConnectTimeBalancing = "ConnectTimeBalancing"
+)
+
 // maxEventMessage is how long an event's message may be, in bytes
 // (events.k8s.io/v1, field note).
 const maxEventMessage = 1024
 
-// Recorder tells pods' owners what happened to their pods. Use NewRecorder, or a
+// Recorder tells pods' owners what happened to their pods, and operators what a
+// node is like. Use NewRecorder, or a
 // Recorder with only Log set where there is no API server: it then logs.
 type Recorder struct {
 	Log *slog.Logger
 
+	node        string                  // this node's name in the cluster
 	broadcaster record.EventBroadcaster // nil: log
 	events      record.EventRecorder
 }
@@ -54,7 +61,7 @@ func (a *API) NewRecorder() *Recorder {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
 	source := corev1.EventSource{Component: "weir-agent", Host: a.node}
-	return &Recorder{Log: a.log, broadcaster: broadcaster, events: broadcaster.NewRecorder(scheme.Scheme, source)}
+	return &Recorder{Log: a.log, node: a.node, broadcaster: broadcaster, events: broadcaster.NewRecorder(scheme.Scheme, source)}
 }
 
 // PodEvent records one event; eventType is EventNormal or EventWarning. It does
@@ -62,19 +69,38 @@ func (a *API) NewRecorder() *Recorder {
 // lost after a few attempts.
 func (r *Recorder) PodEvent(pod model.Pod, eventType, reason, message string) {
 	if r.broadcaster == nil {
-		level := slog.LevelInfo
-		if eventType == EventWarning {
-			level = slog.LevelWarn
-		}
-		r.Log.Log(context.Background(), level, "event", "pod", pod.ID(), "reason", reason, "message", message)
+		r.log(eventType, "pod", pod.ID(), "reason", reason, "message", message)
 		return
 	}
+	r.record(&corev1.ObjectReference{
+		APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
+	}, eventType, reason, message)
+}
+
+// NodeEvent records one event on this node, as PodEvent does.
+func (r *Recorder) NodeEvent(eventType, reason, message string) {
+	if r.broadcaster == nil {
+		r.log(eventType, "reason", reason, "message", message)
+		return
+	}
+	// Its name for its UID, as kubelet and `kubectl describe node` have it; the
+	// event itself is in namespace "default".
+	r.record(&corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: r.node, UID: types.UID(r.node)}, eventType, reason, message)
+}
+
+func (r *Recorder) record(about *corev1.ObjectReference, eventType, reason, message string) {
 	if len(message) > maxEventMessage {
 		message = message[:maxEventMessage-3] + "..."
 	}
-	r.events.Event(&corev1.ObjectReference{
-		APIVersion: "v1", Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, UID: types.UID(pod.UID),
-	}, eventType, reason, message)
+	r.events.Event(about, eventType, reason, message)
+}
+
+func (r *Recorder) log(eventType string, args ...any) {
+	level := slog.LevelInfo
+	if eventType == EventWarning {
+		level = slog.LevelWarn
+	}
+	r.Log.Log(context.Background(), level, "event", args...)
 }
 
 // Close stops the Recorder's goroutines. Events that wait to be retried are lost.

@@ -14,9 +14,13 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
+	"maps"
 	"net/netip"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -170,15 +174,50 @@ func (s *Store) Namespace(name string) model.Namespace {
 func (s *Store) Destination(addr netip.AddrPort) route.Destination {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	return s.destination(addr)
+}
+
+// destination is Destination; the caller holds mu.
+func (s *Store) destination(addr netip.AddrPort) route.Destination {
 	svc, ok := s.byClusterIP[addr.Addr().Unmap()]
 	if !ok {
 		return route.Destination{}
 	}
-	slices := make([]model.EndpointSlice, 0, len(s.byService[svc]))
+	endpoints := make([]model.EndpointSlice, 0, len(s.byService[svc]))
 	for k := range s.byService[svc] {
-		slices = append(slices, s.view.slices[k])
+		endpoints = append(endpoints, s.view.slices[k])
 	}
-	return decide.Destination(s.view.services[svc], slices, addr)
+	return decide.Destination(s.view.services[svc], endpoints, addr)
+}
+
+// apiServer is the Service that every cluster has.
+var apiServer = key{"default", "kubernetes"}
+
+// Served returns a TCP port at a ClusterIP of a Service that has endpoints, of
+// each family that there is one of; the API server's where it is one.
+func (s *Store) Served() []netip.AddrPort {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	names := slices.SortedFunc(maps.Keys(s.view.services), func(a, b key) int {
+		return cmp.Or(strings.Compare(a.namespace, b.namespace), strings.Compare(a.name, b.name))
+	})
+	if _, ok := s.view.services[apiServer]; ok {
+		names = slices.Insert(names, 0, apiServer)
+	}
+	var out []netip.AddrPort
+	for _, name := range names {
+		svc := s.view.services[name]
+		for _, ip := range svc.ClusterIPs {
+			for _, port := range svc.Ports {
+				addr := netip.AddrPortFrom(ip, port.Port)
+				have := slices.ContainsFunc(out, func(o netip.AddrPort) bool { return o.Addr().Is4() == ip.Is4() })
+				if !have && len(s.destination(addr).Endpoints) > 0 {
+					out = append(out, addr)
+				}
+			}
+		}
+	}
+	return out
 }
 
 // same reports whether an update changes nothing: most of those to pods are to

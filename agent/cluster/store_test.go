@@ -241,3 +241,36 @@ func podNames(s *Store) string {
 	}
 	return strings.Join(names, " ")
 }
+
+func TestServedNamesPortsThatHaveEndpoints(t *testing.T) {
+	s := NewStore()
+	serve := func(namespace, name string, ips []string, endpoints ...string) {
+		svc := model.Service{Namespace: namespace, Name: name, Ports: []model.ServicePort{{Port: 53, Protocol: model.UDP}, {Port: 443, Protocol: model.TCP}}}
+		slice := model.EndpointSlice{Namespace: namespace, Name: name, Service: name, Ports: []model.EndpointPort{{Port: 6443, Protocol: model.TCP}}}
+		for _, ip := range ips {
+			svc.ClusterIPs = append(svc.ClusterIPs, netip.MustParseAddr(ip))
+		}
+		for _, e := range endpoints {
+			slice.Endpoints = append(slice.Endpoints, model.Endpoint{Address: netip.MustParseAddr(e), Ready: true})
+		}
+		s.setService(svc)
+		s.setSlice(slice)
+	}
+	expect := func(want ...string) {
+		t.Helper()
+		var got []string
+		for _, a := range s.Served() {
+			got = append(got, a.String())
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	expect()
+	serve("shop", "none", []string{"10.96.0.3"})
+	expect()
+	serve("a", "dual", []string{"10.96.0.9", "fd00:96::9"}, "10.0.0.9", "fd00::9")
+	expect("10.96.0.9:443", "[fd00:96::9]:443")
+	serve("default", "kubernetes", []string{"10.96.0.1"}, "192.168.0.7")
+	expect("10.96.0.1:443", "[fd00:96::9]:443")
+}

@@ -50,46 +50,59 @@ func (m *Manager) TestNode(ctx context.Context, keep bool) (bool, error) {
 // bypass that does not match is a storm (the proxy calls itself), and its rules
 // look no different.
 func (m *Manager) testRules(ctx context.Context, keepClient bool) error {
-	bypass, err := m.Bypass()
+	err := m.inScratch(ctx, keepClient, func(here string, spec capture.Spec) error { return m.testBypass(ctx, here, spec) })
 	if err != nil {
-		return err
-	}
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the namespace ends with the thread
-		done <- m.testBypass(ctx, capture.Spec{
-			OutboundPort: capture.DefaultOutboundPort,
-			InboundPort:  capture.DefaultInboundPort,
-			Bypass:       bypass,
-			KeepClient:   keepClient,
-		})
-	}()
-	if err := <-done; err != nil {
 		return fmt.Errorf("bypass: %w", err)
 	}
 	return nil
 }
 
-func (m *Manager) testBypass(ctx context.Context, spec capture.Spec) error {
-	plugin := m.opts.Plugin
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("scratch network namespace: %w", err)
-	}
-	if err := probeInterface(); err != nil {
-		return fmt.Errorf("scratch network namespace: %w", err)
-	}
-	if err := enterCgroupNS(m.opts.HostCgroupNS); err != nil {
-		return err
-	}
-	here := fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
-	done, err := runTasks(ctx, plugin, []Task{{Netns: here, Do: Apply, Spec: spec}})
-	if err == nil {
-		err = done[0].Err()
-	}
+// inScratch runs f on a thread in a network namespace of its own, which has the
+// rules in it and ends with f. The thread is in the host's cgroup namespace.
+func (m *Manager) inScratch(ctx context.Context, keepClient bool, f func(here string, spec capture.Spec) error) error {
+	bypass, err := m.Bypass()
 	if err != nil {
 		return err
 	}
+	spec := capture.Spec{
+		OutboundPort: capture.DefaultOutboundPort,
+		InboundPort:  capture.DefaultInboundPort,
+		Bypass:       bypass,
+		KeepClient:   keepClient,
+	}
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the namespace ends with the thread
+		here, err := m.scratch(ctx, spec)
+		if err == nil {
+			err = f(here, spec)
+		}
+		done <- err
+	}()
+	return <-done
+}
 
+// scratch makes the namespace of inScratch and returns its path.
+func (m *Manager) scratch(ctx context.Context, spec capture.Spec) (string, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return "", fmt.Errorf("scratch network namespace: %w", err)
+	}
+	if err := probeInterface(); err != nil {
+		return "", fmt.Errorf("scratch network namespace: %w", err)
+	}
+	if err := enterCgroupNS(m.opts.HostCgroupNS); err != nil {
+		return "", err
+	}
+	here := fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+	done, err := runTasks(ctx, m.opts.Plugin, []Task{{Netns: here, Do: Apply, Spec: spec}})
+	if err == nil {
+		err = done[0].Err()
+	}
+	return here, err
+}
+
+func (m *Manager) testBypass(ctx context.Context, here string, spec capture.Spec) error {
+	plugin := m.opts.Plugin
 	if err := Dial(probeAddr); err != nil {
 		return err
 	}
@@ -179,10 +192,18 @@ func (m *Manager) dialInCgroup(ctx context.Context, name string, args ...string)
 	}
 	defer func() { _ = m.cgroups.remove(name) }()
 	defer dir.Close()
+	if err := runDial(ctx, dir, args...); err != nil {
+		return fmt.Errorf("dial from the proxies' cgroup: %w", err)
+	}
+	return nil
+}
+
+// runDial runs DialCommand in a process that is started in an open cgroup.
+func runDial(ctx context.Context, cgroup *os.File, args ...string) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{DialCommand}, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("dial from the proxies' cgroup: %w: %s", err, bytes.TrimSpace(out))
+		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ func (m *Manager) testClient(ctx context.Context, cgroup string) error {
 }
 
 // RunDial is DialCommand: ADDRESS:PORT to dial, and perhaps an address to do it
-// from, in which case it waits until it is connected.
+// from (unspecified: any), in which case it waits until it is connected.
 func RunDial(args []string) error {
 	addr, err := netip.ParseAddrPort(args[0])
 	switch {
@@ -49,24 +49,31 @@ func RunDial(args []string) error {
 	return dialAs(client, addr)
 }
 
-// dialAs connects as a proxy does that keeps its callers' addresses. IPv4 only.
+// dialAs connects as a proxy does that keeps its callers' addresses. Those of
+// IPv6 it cannot keep.
 func dialAs(client netip.Addr, addr netip.AddrPort) error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(addr.Port()), Addr: addr.Addr().As16()})
+	if addr.Addr().Is4() {
+		family, to = unix.AF_INET, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
 	timeout := unix.NsecToTimeval(probeTimeout.Nanoseconds())
-	err = errors.Join(
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout),
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1),
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1),
-		unix.Bind(fd, &unix.SockaddrInet4{Addr: client.As4()}),
-	)
+	err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
+	if err == nil && !client.IsUnspecified() {
+		err = errors.Join(
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TRANSPARENT, 1),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1),
+			unix.Bind(fd, &unix.SockaddrInet4{Addr: client.As4()}),
+		)
+	}
 	if err != nil {
 		return err
 	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); err != nil {
+	if err := unix.Connect(fd, to); err != nil {
 		return fmt.Errorf("connect from %s to %s: %w", client, addr, err)
 	}
 	return nil

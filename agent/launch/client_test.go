@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -59,12 +58,7 @@ func TestEveryProxyOfAnAttachmentKeepsWhatTheFirstKept(t *testing.T) {
 // that cannot, or whose routes are missing, the node does without.
 func TestNode(t *testing.T) {
 	n := newNode(t)
-	plugin := filepath.Join(buildDir, "weir-cni")
-	cmd := exec.Command("go", "build", "-o", plugin, "github.com/weirmesh/weir/plugin")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	plugin := n.opts.Plugin
 	// The script is the plugin with a fault in what it does for a Spec that asks.
 	faulty := func(fault string) string {
 		script := fmt.Sprintf(`#!/bin/sh

@@ -33,7 +33,7 @@ import (
 
 const podAddr = "10.9.0.2"
 
-// buildDir holds weir-proxy, once a test has needed it.
+// buildDir holds weir-proxy and weir-cni, once a test has needed them.
 var buildDir string
 
 func TestMain(m *testing.M) {
@@ -49,19 +49,20 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// buildProxy builds weir-proxy, once.
-var buildProxy = sync.OnceValues(func() (string, error) {
+// build builds weir-proxy and weir-cni, once, and returns their folder.
+var build = sync.OnceValues(func() (string, error) {
 	var err error
 	if buildDir, err = os.MkdirTemp("", "weir-launch-test-"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(buildDir, "weir-proxy")
-	cmd := exec.Command("go", "build", "-o", path, "github.com/weirmesh/weir/proxy")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
+	for name, source := range map[string]string{"weir-proxy": "proxy", "weir-cni": "plugin"} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(buildDir, name), "github.com/weirmesh/weir/"+source)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("%w: %s", err, out)
+		}
 	}
-	return path, nil
+	return buildDir, nil
 })
 
 // node is a node's worth of folders and cgroups, and the agent's parts on it.
@@ -79,7 +80,7 @@ func newNode(t *testing.T) *node {
 	if os.Geteuid() != 0 {
 		t.Skip("starting proxies needs root")
 	}
-	proxy, err := buildProxy()
+	programs, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +95,8 @@ func newNode(t *testing.T) *node {
 		NetnsDir:     "/run/netns",
 		CgroupRoot:   "/sys/fs/cgroup",
 		CgroupParent: fmt.Sprintf("weir-launch-test-%d", os.Getpid()),
-		Proxy:        proxy,
+		Proxy:        filepath.Join(programs, "weir-proxy"),
+		Plugin:       filepath.Join(programs, "weir-cni"),
 		UIDBase:      1879048192,
 		MaxProcs:     2,
 		Limits:       launch.Limits{Memory: 128 << 20, CPUWeight: 100},

@@ -36,6 +36,7 @@ type Options struct {
 	NetnsDir     string // where the host's /run/netns is seen
 	CgroupRoot   string // where the host's /sys/fs/cgroup is seen
 	CgroupParent string // cgroup of all proxies, relative to each hierarchy's root
+	PodsCgroup   string // cgroup of all pods, relative to the v2 root; empty: it is looked for
 	Proxy        string // weir-proxy, on a file system of the host that may execute
 	Plugin       string // weir-cni, to have rules put in by
 	HostCgroupNS string // the cgroup namespace that runtimes run plugins in, /proc/1/ns/cgroup

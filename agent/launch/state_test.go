@@ -121,3 +121,23 @@ func TestAProxyThatKeepsDyingIsLeftDownForLonger(t *testing.T) {
 		}
 	}
 }
+
+func TestThePodsCgroupIsFound(t *testing.T) {
+	for tree, want := range map[string]string{
+		"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice": "kubepods.slice",
+		"kubepods/burstable/pod1":                       "kubepods",
+		"kubelet/kubepods/burstable":                    "kubelet/kubepods",                     // kind
+		"kubelet.slice/kubelet-kubepods.slice/x":        "kubelet.slice/kubelet-kubepods.slice", // kind, systemd
+		"system.slice/docker-1.scope/kubepods/pod1":     "system.slice/docker-1.scope/kubepods", // k3d
+		"system.slice/a.service/b/c/kubepods/too/far":   ".",
+		"system.slice/containerd.service/kubepods-like": ".",
+	} {
+		root := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(root, tree), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got := findPods(root); got != want {
+			t.Errorf("%s: %q, want %q", tree, got, want)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +27,7 @@ type Metrics struct {
 	operations *prometheus.CounterVec
 	durations  *prometheus.HistogramVec
 	restarts   prometheus.Counter
+	balancing  *prometheus.GaugeVec
 }
 
 // NewMetrics makes the agent's metrics. pods counts pods by state when asked.
@@ -45,12 +47,16 @@ func NewMetrics(version string, pods func() map[string]int) *Metrics {
 			Name: "weir_proxy_restarts_total",
 			Help: "Proxies that died and were started again.",
 		}),
+		balancing: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "weir_connect_time_balancing",
+			Help: "1 if this node's kernel chooses a Service's endpoint while an application connects, so that routes are bypassed, else 0; by family, once it is known.",
+		}, []string{"family"}),
 	}
 	info := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "weir_build_info", Help: "Always 1; the version is in the label.",
 	}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.operations, m.durations, m.restarts, info, podStates(pods), collectors.NewGoCollector(),
+	m.registry.MustRegister(m.operations, m.durations, m.restarts, m.balancing, info, podStates(pods), collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -71,6 +77,19 @@ func (m *Metrics) Phase(phase string, took time.Duration) {
 
 // ProxyRestarted counts a proxy that died and was started again.
 func (m *Metrics) ProxyRestarted() { m.restarts.Inc() }
+
+// ConnectTimeBalancing says whether the node balances connections to an address
+// of that family before the rules see them.
+func (m *Metrics) ConnectTimeBalancing(addr netip.Addr, does bool) {
+	family, value := "ipv6", 0.0
+	if addr.Is4() {
+		family = "ipv4"
+	}
+	if does {
+		value = 1
+	}
+	m.balancing.WithLabelValues(family).Set(value)
+}
 
 // podStates is weir_capture_pods, counted when it is asked for.
 type podStates func() map[string]int

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,8 @@ func testMetrics() *Metrics {
 	m.Operation("add", errors.New("no"))
 	m.Phase("ready", 10*time.Millisecond)
 	m.ProxyRestarted()
+	m.ConnectTimeBalancing(netip.MustParseAddr("10.96.0.1"), true)
+	m.ConnectTimeBalancing(netip.MustParseAddr("fd00:96::1"), false)
 	return m
 }
 
@@ -39,8 +42,12 @@ weir_capture_operations_total{op="add",result="ok"} 1
 weir_capture_pods{state="captured"} 3
 weir_capture_pods{state="excluded"} 0
 weir_capture_pods{state="pending"} 0
+# HELP weir_connect_time_balancing 1 if this node's kernel chooses a Service's endpoint while an application connects, so that routes are bypassed, else 0; by family, once it is known.
+# TYPE weir_connect_time_balancing gauge
+weir_connect_time_balancing{family="ipv4"} 1
+weir_connect_time_balancing{family="ipv6"} 0
 `
-	err := testutil.GatherAndCompare(testMetrics().registry, strings.NewReader(want), "weir_capture_operations_total", "weir_capture_pods")
+	err := testutil.GatherAndCompare(testMetrics().registry, strings.NewReader(want), "weir_capture_operations_total", "weir_capture_pods", "weir_connect_time_balancing")
 	if err != nil {
 		t.Error(err)
 	}
