@@ -94,7 +94,15 @@ func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, 
 		UseCgroupFD: true,
 		CgroupFD:    int(cgroup.Fd()),
 	}
-	if err := ns.do(cmd.Start); err != nil {
+	start := func() error {
+		// From a cgroup namespace of its own a process is not started in the cgroups of
+		// the host, where v2 is mounted with nsdelegate: ENOENT.
+		if err := enterCgroupNS(m.opts.HostCgroupNS); err != nil {
+			return err
+		}
+		return cmd.Start()
+	}
+	if err := ns.do(start); err != nil {
 		return nil, nil, fmt.Errorf("start %s: %w", m.opts.Proxy, err)
 	}
 	theirs.Close()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,14 +34,19 @@ type Agent struct {
 
 // StartAgent starts the node's agent on what Write has written so far, and
 // returns when it serves. accessLog gets its access log, flags are added to its
-// command line. The agent ends with the node, or with ctx.
+// command line, and count for more than its own. The agent ends with the node, or with ctx.
 func (n *Node) StartAgent(ctx context.Context, b Binaries, accessLog io.Writer, flags ...string) (*Agent, error) {
 	if err := os.MkdirAll(manifestsDir, 0o755); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, b.Agent, append(flags,
+	// The agent writes this file once it serves; there may be one of an earlier agent's.
+	ready := filepath.Join(weirDir, "ready")
+	if err := os.Remove(ready); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, b.Agent, append([]string{
 		"--manifests", manifestsDir, "--run-dir", weirDir, "--netns-dir", netnsDir, "--cgroup-parent", n.Name,
-		"--proxy", b.Proxy, "--proxy-dir", "", "--plugin", b.Plugin, "--node-name", n.Name)...)
+		"--proxy", b.Proxy, "--proxy-dir", "", "--plugin", b.Plugin, "--node-name", n.Name}, flags...)...)
 	a := &Agent{cmd: cmd, log: &logBuffer{}, exited: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = accessLog, a.log
 	if err := cmd.Start(); err != nil {
@@ -50,8 +56,7 @@ func (n *Node) StartAgent(ctx context.Context, b Binaries, accessLog io.Writer, 
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	for {
-		// The agent writes this file once it serves.
-		if _, err := os.Stat(filepath.Join(weirDir, "ready")); err == nil {
+		if _, err := os.Stat(ready); err == nil {
 			return a, nil
 		}
 		select {
@@ -74,6 +79,24 @@ func (a *Agent) wait() {
 
 // PID is the agent's process, on the node.
 func (a *Agent) PID() int { return a.cmd.Process.Pid }
+
+// End sends the agent a signal and waits until it has ended. Its proxies go on.
+func (a *Agent) End(signal os.Signal) error {
+	if err := a.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("agent: %w", err)
+	}
+	return a.Wait()
+}
+
+// Wait waits until the agent, which somebody has ended, is no more.
+func (a *Agent) Wait() error {
+	select {
+	case <-a.exited:
+		return nil
+	case <-time.After(readyTimeout):
+		return errors.New("agent: it does not end")
+	}
+}
 
 // Log is what the agent has logged.
 func (a *Agent) Log() string { return a.log.String() }

@@ -17,16 +17,25 @@ import (
 // removeTimeout is how long ended processes may take to leave their cgroups.
 const removeTimeout = 2 * time.Second
 
-// removeCgroups removes the cgroup of that name, and those below it, in every
-// hierarchy. Nothing may run in them any more.
+// containerMark is between the names of a node and of one of its containers.
+const containerMark = "."
+
+// removeCgroups removes the cgroup of that name, those of its containers, and those
+// below them, in every hierarchy. Nothing may run in them any more.
 func removeCgroups(name string) error {
 	mounts, err := cgroupMounts()
 	if err != nil {
 		return fmt.Errorf("remove cgroups: %w", err)
 	}
 	for _, mount := range mounts {
-		if err := removeCgroup(filepath.Join(mount, name)); err != nil {
+		dirs, err := filepath.Glob(filepath.Join(mount, name+containerMark+"*"))
+		if err != nil {
 			return fmt.Errorf("remove cgroups: %w", err)
+		}
+		for _, dir := range append(dirs, filepath.Join(mount, name)) {
+			if err := removeCgroup(dir); err != nil {
+				return fmt.Errorf("remove cgroups: %w", err)
+			}
 		}
 	}
 	return nil
