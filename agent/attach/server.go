@@ -221,7 +221,7 @@ func (s *Server) Del(_ context.Context, req *attachpb.DelRequest) (*attachpb.Del
 // Check tells what should be in a sandbox.
 func (s *Server) Check(_ context.Context, req *attachpb.CheckRequest) (*attachpb.CheckReply, error) {
 	for _, a := range s.Proxies.List() {
-		if a.Committed && !a.Released && s.Proxies.Is(a, req.GetContainerId(), req.GetNetns()) {
+		if a.Committed && !a.Released && a.Identified() && s.Proxies.Is(a, req.GetContainerId(), req.GetNetns()) {
 			return &attachpb.CheckReply{Spec: attachpb.FromSpec(a.Spec), Fault: s.Proxies.Fault(a)}, nil
 		}
 	}

@@ -193,6 +193,21 @@ func (m *made) in(root string) (string, error) {
 	return dir, m.limits.limit(dir, m.done)
 }
 
+// names lists the proxies' cgroups.
+func (c *cgroups) names() []string {
+	entries, err := os.ReadDir(filepath.Join(c.v2, c.parent))
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, e := range entries {
+		if e.IsDir() {
+			out = append(out, e.Name())
+		}
+	}
+	return out
+}
+
 // pids lists the processes of one proxy's cgroup; normally one.
 func (c *cgroups) pids(name string) []int {
 	b, err := os.ReadFile(filepath.Join(c.v2, c.parent, name, "cgroup.procs"))

@@ -21,9 +21,12 @@ type Sandbox struct {
 // are known by their namespace's name, not by the runtime's for the container.
 const inPlace = "netns-"
 
+// firstIfName is a pod's interface; further ones are Multus'.
+const firstIfName = "eth0"
+
 // Request asks for a proxy in a sandbox that was found.
 func (s Sandbox) Request() Request {
-	return Request{ContainerID: inPlace + s.Name, IfName: "eth0", Netns: "/run/netns/" + s.Name, Addresses: s.Addresses}
+	return Request{ContainerID: inPlace + s.Name, IfName: firstIfName, Netns: "/run/netns/" + s.Name, Addresses: s.Addresses}
 }
 
 // InPlace reports whether the pod ran already when it was captured.

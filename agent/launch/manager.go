@@ -469,11 +469,7 @@ func (m *Manager) end(a *attachment) {
 	}
 	closeListeners(a.listeners)
 	err := m.cgroups.remove(st.ContainerID)
-	sockets, globErr := filepath.Glob(m.socketGlob(st.ContainerID))
-	err = errors.Join(err, globErr)
-	for _, path := range sockets {
-		err = errors.Join(err, os.Remove(path))
-	}
+	err = errors.Join(err, m.removeSockets(st.ContainerID))
 	if err == nil {
 		err = m.store.remove(st.ContainerID)
 	}

@@ -52,6 +52,14 @@ func (m *Manager) socketGlob(id string) string {
 	return filepath.Join(m.opts.RunDir, "p", id+".*.sock")
 }
 
+func (m *Manager) removeSockets(id string) error {
+	paths, err := filepath.Glob(m.socketGlob(id))
+	for _, path := range paths {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
 // spawn starts a proxy for a in ns and waits until it serves. Listeners in kept
 // are handed to it; without any, it opens its own, in its own cgroup. It returns
 // the process and the agent's copies of all listeners.

@@ -10,7 +10,8 @@ import (
 
 // Recover takes up what an earlier agent of this boot left: proxies that run are
 // adopted with their listeners, those that died meanwhile are started again, and
-// attachments that were never committed, or whose sandbox is gone, are ended.
+// attachments that were never committed, or whose sandbox is gone, are ended. What
+// no file speaks of any more is rebuilt.
 func (m *Manager) Recover() error {
 	states, bad, err := m.store.load()
 	if err != nil {
@@ -26,6 +27,7 @@ func (m *Manager) Recover() error {
 		m.mu.Unlock()
 		m.resume(a)
 	}
+	m.rebuild()
 	return nil
 }
 

@@ -97,3 +97,21 @@ func find(sandboxes []launch.Sandbox, pod model.Pod) (launch.Sandbox, error) {
 	}
 	return found[0], nil
 }
+
+// findPod finds the pod whose addresses an attachment's namespace holds. There must
+// be exactly one, as for find.
+func findPod(pods []model.Pod, a launch.Attachment) (model.Pod, error) {
+	var found []model.Pod
+	for _, pod := range pods {
+		if len(pod.Addresses) == 0 || pod.HostNetwork || pod.Phase.Finished() {
+			continue
+		}
+		if _, err := find([]launch.Sandbox{{Addresses: a.Addresses}}, pod); err == nil {
+			found = append(found, pod)
+		}
+	}
+	if len(found) != 1 {
+		return model.Pod{}, fmt.Errorf("%d pods have the addresses of its namespace, %v", len(found), a.Addresses)
+	}
+	return found[0], nil
+}

@@ -112,3 +112,32 @@ func TestAPodIsFoundByAllItsAddressesInOneNamespace(t *testing.T) {
 		}
 	}
 }
+
+// TestARebuiltAttachmentIsOfThePodWithItsAddresses: of no other, and of none if two
+// have them.
+func TestARebuiltAttachmentIsOfThePodWithItsAddresses(t *testing.T) {
+	other := netip.MustParseAddr("10.0.0.6")
+	pod := func(change func(*model.Pod)) model.Pod {
+		p := running("enabled", nil)
+		change(&p)
+		return p
+	}
+	front := pod(func(*model.Pod) {})
+	for name, c := range map[string]struct {
+		pods  []model.Pod
+		found bool
+	}{
+		"the one":                    {[]model.Pod{pod(func(p *model.Pod) { p.Name, p.Addresses = "back", []netip.Addr{other} }), front}, true},
+		"none":                       {[]model.Pod{pod(func(p *model.Pod) { p.Addresses = []netip.Addr{other} })}, false},
+		"one without addresses":      {[]model.Pod{pod(func(p *model.Pod) { p.Addresses = nil })}, false},
+		"two":                        {[]model.Pod{front, pod(func(p *model.Pod) { p.Name = "again" })}, false},
+		"one that had them before":   {[]model.Pod{front, pod(func(p *model.Pod) { p.Name, p.Phase = "job", model.PodSucceeded })}, true},
+		"one on the host's network":  {[]model.Pod{pod(func(p *model.Pod) { p.HostNetwork = true })}, false},
+		"one with a further address": {[]model.Pod{pod(func(p *model.Pod) { p.Addresses = append(p.Addresses, other) })}, false},
+	} {
+		got, err := findPod(c.pods, launch.Attachment{Addresses: []netip.Addr{addr}})
+		if (err == nil) != c.found || c.found && got.Name != front.Name {
+			t.Errorf("%s: %q, %v", name, got.Name, err)
+		}
+	}
+}

@@ -43,6 +43,7 @@ type Proxies interface {
 	Sandboxes() ([]launch.Sandbox, error)
 	Start(context.Context, launch.Request, func(launch.Attachment) error) (launch.Attachment, error)
 	Commit(id string) error
+	Identify(id string, pod launch.Request) error
 	Change(id string, traffic launch.Traffic) (launch.Attachment, error)
 	Release(id string) error
 	End(id, ifname string)
@@ -105,6 +106,7 @@ func (l *Loop) round(ctx context.Context) {
 
 // converge makes every pod as decide has it.
 func (l *Loop) converge(ctx context.Context, pods []model.Pod) {
+	l.identify(pods)
 	p := plan(pods, l.View.Namespace, l.Proxies.List(), l.Decide)
 	for _, c := range p.complaints {
 		l.complain(c)
@@ -119,6 +121,27 @@ func (l *Loop) converge(ctx context.Context, pods []model.Pod) {
 	}
 	if len(p.capture) > 0 {
 		l.captureAll(ctx, p.capture)
+	}
+}
+
+// identify finds the pods of attachments that were rebuilt, by their addresses.
+func (l *Loop) identify(pods []model.Pod) {
+	for _, a := range l.Proxies.List() {
+		if a.Identified() {
+			continue
+		}
+		pod, err := findPod(pods, a)
+		if err == nil {
+			// What it asks for, as far as that means anything; plan says the rest.
+			dec, _ := decide.Capture(pod, l.View.Namespace(pod.Namespace), l.Decide)
+			err = l.Proxies.Identify(a.ContainerID, request(pod, dec))
+		}
+		if err != nil {
+			l.Log.Warn("rebuilt attachment is of no pod that is known", "container", a.ContainerID, "error", err)
+			continue
+		}
+		l.Log.Info("rebuilt attachment identified", "container", a.ContainerID, "pod", pod.ID())
+		l.Event(pod, "Warning", "CaptureRepaired", "the node had lost what it knew of this pod's capture, and found it out again; its proxy and its connections went on")
 	}
 }
 
@@ -182,10 +205,8 @@ func (l *Loop) captureAll(ctx context.Context, wanted []attempt) {
 
 // capture captures one running pod: first the proxy, then the rules.
 func (l *Loop) capture(ctx context.Context, c attempt, sandbox launch.Sandbox) error {
-	req := sandbox.Request()
-	req.PodNamespace, req.PodName, req.PodUID = c.pod.Namespace, c.pod.Name, c.pod.UID
-	req.Spec, req.OpaquePorts = c.dec.Spec, c.dec.Proxy.OpaquePorts
-	req.Limits = launch.Limits{Memory: c.dec.Proxy.MemoryLimit, CPUWeight: c.dec.Proxy.CPUWeight}
+	req, found := request(c.pod, c.dec), sandbox.Request()
+	req.ContainerID, req.IfName, req.Netns, req.Addresses = found.ContainerID, found.IfName, found.Netns, found.Addresses
 	a, err := l.start(ctx, req)
 	if err != nil {
 		return err
@@ -200,6 +221,16 @@ func (l *Loop) capture(ctx context.Context, c attempt, sandbox launch.Sandbox) e
 		l.Proxies.End(a.ContainerID, "")
 	}
 	return err
+}
+
+// request is what a pod is and asks for, without its sandbox.
+func request(pod model.Pod, dec decide.Decision) launch.Request {
+	return launch.Request{
+		PodNamespace: pod.Namespace, PodName: pod.Name, PodUID: pod.UID,
+		Spec:        dec.Spec,
+		Limits:      launch.Limits{Memory: dec.Proxy.MemoryLimit, CPUWeight: dec.Proxy.CPUWeight},
+		OpaquePorts: dec.Proxy.OpaquePorts,
+	}
 }
 
 // otherPorts are for pods in which somebody listens on the usual ones.
@@ -255,7 +286,7 @@ func (l *Loop) compare(ctx context.Context, pods []model.Pod) {
 	var attachments []launch.Attachment
 	var tasks []launch.Task
 	for _, a := range l.Proxies.List() {
-		if a.Committed && !a.Released {
+		if a.Committed && !a.Released && a.Identified() {
 			attachments = append(attachments, a)
 			tasks = append(tasks, launch.Task{Netns: a.Netns, Do: launch.Apply, Spec: a.Spec})
 		}

@@ -61,6 +61,20 @@ func (p *Pod) Manifest() any {
 	}
 }
 
+// Running is the pod as the cluster has it once it runs.
+func (p *Pod) Running(annotations map[string]string) any {
+	var ips []object
+	for _, a := range p.Addresses {
+		ips = append(ips, object{"ip": a})
+	}
+	return object{
+		"apiVersion": "v1", "kind": "Pod",
+		"metadata": object{"namespace": p.Namespace, "name": p.Name, "annotations": annotations},
+		"spec":     object{"containers": []object{{"name": "app", "image": "app"}}},
+		"status":   object{"phase": "Running", "podIP": p.Addresses[0], "podIPs": ips},
+	}
+}
+
 // Manifest is the Service.
 func (s Service) Manifest() any {
 	return object{
