@@ -127,9 +127,15 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	proxy := f.proxy
 	if f.proxyDir != "" {
-		if proxy, err = launch.PlaceProxy(f.proxy, f.proxyDir); err != nil {
+		program, err := launch.PlaceProxy(f.proxy, f.proxyDir)
+		if err != nil {
 			return err
 		}
+		defer program.Close()
+		if program.Memory {
+			log.Info("nothing can be executed in --proxy-dir: proxies run from memory", "folder", f.proxyDir)
+		}
+		proxy = program.Path
 	}
 
 	view, err := openView(f, log)
