@@ -26,6 +26,8 @@ var undisturbed = []promise{
 	{"a user reaches back through the real nginx and front", throughIngress},
 	{"a label value that means nothing holds the pod back, by name", wrongLabel},
 	{"an unknown annotation holds the pod back, by name", unknownAnnotation},
+	{"a RuntimeClass that is not listed holds the pod back, by name", runtimeClasses},
+	{"a label that can have no effect is an event, and nothing else", labelWithoutEffect},
 	{"nothing is left of a deleted pod", nothingLeft},
 	{"running pods are captured in place and released in place, and nothing is cut", capturedInPlace},
 	{"rules that somebody broke are repaired", driftRepaired},
