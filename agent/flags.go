@@ -21,6 +21,7 @@ type flags struct {
 	cgroupParent string
 	podsCgroup   string
 	cgroupNS     string
+	mountNS      string
 	proxy        string
 	proxyDir     string
 	plugin       string
@@ -58,6 +59,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.StringVar(&f.cgroupParent, "cgroup-parent", "weir", "`cgroup` of all proxies of this node, relative to the root of each hierarchy")
 	fs.StringVar(&f.podsCgroup, "pods-cgroup", "", "`cgroup` of all pods, relative to the root of the v2 hierarchy; empty: the one called kubepods or kubepods.slice")
 	fs.StringVar(&f.cgroupNS, "host-cgroup-ns", "/proc/1/ns/cgroup", "cgroup namespace the container runtime runs in, a `file`")
+	fs.StringVar(&f.mountNS, "host-mount-ns", "/proc/1/ns/mnt", "mount namespace the container runtime runs in, a `file`: there weir-cni finds iptables, where it has to use that")
 	fs.StringVar(&f.proxy, "proxy", "/weir-proxy", "weir-proxy, a `file`")
 	fs.StringVar(&f.proxyDir, "proxy-dir", "/opt/weir/bin", "`folder` of the host to run weir-proxy from; empty: run it where it is")
 	fs.StringVar(&f.plugin, "plugin", "/weir-cni", "weir-cni, a `file`: puts rules into namespaces for the test at start")

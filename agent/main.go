@@ -160,6 +160,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Proxy:        proxy,
 		Plugin:       f.plugin,
 		HostCgroupNS: f.cgroupNS,
+		HostMountNS:  f.mountNS,
 		UIDBase:      uint32(f.uidBase),
 		MaxProcs:     proxyMaxProcs,
 		Limits:       launch.Limits{Memory: decide.DefaultMemoryLimit, CPUWeight: decide.DefaultCPUWeight},

@@ -40,6 +40,7 @@ type Options struct {
 	Proxy        string // weir-proxy, on a file system of the host that may execute
 	Plugin       string // weir-cni, to have rules put in by
 	HostCgroupNS string // the cgroup namespace that runtimes run plugins in, /proc/1/ns/cgroup
+	HostMountNS  string // the mount namespace that they do so in, /proc/1/ns/mnt
 	UIDBase      uint32 // proxies run as UIDBase, UIDBase+1, …
 	MaxProcs     int    // GOMAXPROCS of a proxy
 	Limits       Limits // of a proxy whose pod asks for none

@@ -97,3 +97,11 @@ func hostNetnsPath(dir, path string) string {
 	}
 	return path
 }
+
+// runtimeNetnsPath is the reverse: where the host has what this agent sees at path.
+func runtimeNetnsPath(dir, path string) string {
+	if rest, ok := strings.CutPrefix(path, strings.TrimSuffix(dir, "/")+"/"); ok {
+		return "/run/netns/" + rest
+	}
+	return path
+}

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -107,6 +108,9 @@ func TestTheHostsNetnsFolderIsSeenElsewhere(t *testing.T) {
 	} {
 		if got := hostNetnsPath("/host/netns", in); got != want {
 			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+		if got := runtimeNetnsPath("/host/netns", want); got != strings.Replace(in, "/var/run/", "/run/", 1) {
+			t.Errorf("%s and back: %s", in, got)
 		}
 	}
 }
