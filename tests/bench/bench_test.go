@@ -38,9 +38,10 @@ func TestTheBenchmarkOfADDRuns(t *testing.T) {
 	if err := json.Unmarshal(content, &r); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{nameADD, nameDEL, nameExempt, nameVersion, nameRules, nameEach("nft"), nameEach("legacy"), nameRestore("nft"), nameRestore("legacy"), nameChain, nameLaunch, nameBurst, nameBurstDEL, nameOpen, nameIdle}
+	want := []string{nameADD, nameDEL, nameExempt, nameVersion, nameRules, nameEach("nft"), nameEach("legacy"), nameRestore("nft"), nameRestore("legacy"),
+		namePeer("iptables"), namePeer("nftables"), nameChain, nameLaunch, nameBurst, nameBurstDEL, nameOpen, nameIdle}
 	if len(r.Series) != len(want) {
-		t.Errorf("%d series, want %d", len(r.Series), len(want))
+		t.Fatalf("%d series, want %d", len(r.Series), len(want))
 	}
 	for i, s := range r.Series {
 		if s.Name != want[i] || len(s.Samples) != smokeRuns || !strings.Contains(string(out), s.Name) {
