@@ -149,6 +149,9 @@ func removeState(f flags) error {
 			errs = append(errs, err)
 		}
 	}
+	if err := os.RemoveAll(launch.LockDir(f.runDir)); err != nil {
+		errs = append(errs, err)
+	}
 	for _, dir := range []string{filepath.Join(f.runDir, "p"), filepath.Join(f.runDir, "attachments"), f.runDir, f.proxyDir} {
 		os.Remove(dir) // if it is empty, and not a mount of the container's
 	}

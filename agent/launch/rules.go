@@ -50,6 +50,9 @@ func (d Done) Err() error {
 	return errors.New(d.Error)
 }
 
+// LockDir is where iptables' lock files of repairs are.
+func LockDir(runDir string) string { return filepath.Join(runDir, "lock") }
+
 // Rules has weir-cni do tasks, all in one process. The answers are in the order of
 // the tasks; each has its own error.
 func (m *Manager) Rules(ctx context.Context, tasks []Task) ([]Done, error) {
@@ -61,7 +64,7 @@ func (m *Manager) Rules(ctx context.Context, tasks []Task) ([]Done, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := m.plugin(ctx, stdin, "repair", "--lock-dir", filepath.Join(m.opts.RunDir, "lock"))
+	out, err := m.plugin(ctx, stdin, "repair", "--lock-dir", LockDir(m.opts.RunDir))
 	if err != nil {
 		return nil, err
 	}
