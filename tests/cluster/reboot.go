@@ -22,6 +22,9 @@ func (c *Cluster) Reboot(ctx context.Context, node *Node) error {
 	if err := node.powerOff(ctx); err != nil {
 		return fmt.Errorf("reboot %s: %w", node.Name, err)
 	}
+	// The kernel takes a network namespace down when it gets round to it, and the
+	// link with it. Asked to, it does so at once; that it is gone already is fine.
+	_ = c.Fabric.Command(ctx, "ip", "link", "del", nodePort(node.index)).Run()
 	if err := node.create(filepath.Join(c.binaries.Pause, "pause")); err != nil {
 		return fmt.Errorf("reboot %s: %w", node.Name, err)
 	}
