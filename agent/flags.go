@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"strings"
+
+	"github.com/weirmesh/weir/install/owner"
 )
 
 // flags are the agent's command line.
@@ -81,12 +82,13 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 		return flags{}, errors.New("--node-name is needed: the node's name in the cluster")
 	case f.cgroupParent == "" || strings.HasPrefix(f.cgroupParent, "/") || strings.Contains(f.cgroupParent, ".."):
 		return flags{}, fmt.Errorf("--cgroup-parent %q must be relative, like \"weir\"", f.cgroupParent)
-	case f.daemonSet != "" && !daemonSetName.MatchString(f.daemonSet):
-		return flags{}, fmt.Errorf("--daemonset %q must be namespace/name", f.daemonSet)
 	case f.uidBase < 100000 || f.uidBase > 1<<32-1<<20:
 		return flags{}, fmt.Errorf("--uid-base %d must be between 100000 and %d, out of the way of other users", f.uidBase, uint(1<<32-1<<20))
 	}
+	if f.daemonSet != "" {
+		if err := owner.CheckName(f.daemonSet); err != nil {
+			return flags{}, fmt.Errorf("--daemonset %w", err)
+		}
+	}
 	return f, nil
 }
-
-var daemonSetName = regexp.MustCompile(`^[^/]+/[^/]+$`)

@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -56,9 +54,8 @@ func newDeparture(f flags, repairs *repair.Loop, log *slog.Logger) (*departure, 
 	if f.daemonSet == "" {
 		return d, nil
 	}
-	namespace, name, _ := strings.Cut(f.daemonSet, "/")
 	var err error
-	if d.owner, err = owner.InCluster(namespace, name); err != nil {
+	if d.owner, err = owner.InCluster(f.daemonSet); err != nil {
 		return nil, fmt.Errorf("--daemonset %s: %w", f.daemonSet, err)
 	}
 	return d, nil
@@ -149,10 +146,8 @@ func removeState(f flags) error {
 			errs = append(errs, err)
 		}
 	}
-	if err := os.RemoveAll(launch.LockDir(f.runDir)); err != nil {
-		errs = append(errs, err)
-	}
-	for _, dir := range []string{filepath.Join(f.runDir, "p"), filepath.Join(f.runDir, "attachments"), f.runDir, f.proxyDir} {
+	errs = append(errs, launch.RemoveFolders(f.runDir))
+	for _, dir := range []string{f.runDir, f.proxyDir} {
 		os.Remove(dir) // if it is empty, and not a mount of the container's
 	}
 	return errors.Join(errs...)

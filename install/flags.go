@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/weirmesh/weir/install/conflist"
 	"github.com/weirmesh/weir/install/cri"
+	"github.com/weirmesh/weir/install/owner"
 	"github.com/weirmesh/weir/install/place"
 )
 
@@ -40,8 +40,6 @@ const (
 	maxTimeout = time.Minute
 	maxSunPath = 107 // bytes, sun_path of unix(7)
 )
-
-var ownerName = regexp.MustCompile(`^[^/]+/[^/]+$`)
 
 var backends = []string{"auto", "nftables", "iptables"}
 
@@ -101,10 +99,13 @@ func (o options) checkEntry() error {
 		return fmt.Errorf("--backend %q must be one of %s", e.Backend, strings.Join(backends, ", "))
 	case !slices.Contains(place.Forms, place.Form(o.form)):
 		return fmt.Errorf("--chain %q must be one of %v", o.form, place.Forms)
-	case o.owner != "" && !ownerName.MatchString(o.owner):
-		return fmt.Errorf("--daemonset %q must be namespace/name", o.owner)
 	case o.plugin == "":
 		return errors.New("--plugin must name the file to copy")
+	}
+	if o.owner != "" {
+		if err := owner.CheckName(o.owner); err != nil {
+			return fmt.Errorf("--daemonset %w", err)
+		}
 	}
 	return nil
 }

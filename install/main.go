@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -126,11 +125,10 @@ func keep(ctx context.Context, o options, log *slog.Logger) error {
 		Plugin: o.place(), Chain: o.chain(), Marker: o.marker(),
 		Form: place.Form(o.form), Loaded: o.loaded(), Log: log,
 	}
-	namespace, name, _ := strings.Cut(o.owner, "/")
-	if namespace == "" {
+	if o.owner == "" {
 		return keeper.Run(ctx)
 	}
-	set, err := owner.InCluster(namespace, name)
+	set, err := owner.InCluster(o.owner)
 	if err != nil {
 		return fmt.Errorf("--daemonset %s: %w", o.owner, err)
 	}

@@ -96,8 +96,10 @@ func (t task) run(c conf, lock string) (done, error) {
 		if err != nil || out.Difference == "" {
 			return out, err
 		}
-		if err := target.settle(); err != nil {
-			return out, err
+		if out.Difference != capture.NoRules { // or there is nothing to keep to
+			if err := target.settle(); err != nil {
+				return out, err
+			}
 		}
 		if _, err := target.apply(capture.Rules(t.Spec)); err != nil {
 			return out, err

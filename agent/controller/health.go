@@ -2,12 +2,12 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
-	"time"
 
 	"k8s.io/client-go/tools/leaderelection"
+
+	"github.com/weirmesh/weir/agent/telemetry"
 )
 
 // serveHealth answers kubelet until ctx is done: /healthz fails for a leader that
@@ -24,11 +24,5 @@ func serveHealth(ctx context.Context, listener net.Listener, watchdog *leaderele
 			http.Error(w, "nodes and agents are not known yet: see the log for what the API server answers", http.StatusServiceUnavailable)
 		}
 	})
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return telemetry.Serve(ctx, listener, mux)
 }

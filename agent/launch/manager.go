@@ -148,12 +148,12 @@ func (e *NamespaceError) Unwrap() error { return e.Err }
 
 // Open prepares the node: folders and the parent cgroup. Nothing is started.
 func Open(opts Options) (*Manager, error) {
-	for _, dir := range []string{opts.RunDir, filepath.Join(opts.RunDir, "p")} {
+	for _, dir := range []string{opts.RunDir, socketDir(opts.RunDir)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("launch: %w", err)
 		}
 	}
-	s, err := openStore(filepath.Join(opts.RunDir, "attachments"))
+	s, err := openStore(storeDir(opts.RunDir))
 	if err != nil {
 		return nil, fmt.Errorf("launch: %w", err)
 	}
@@ -481,6 +481,20 @@ func (m *Manager) end(a *attachment) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.attachments, st.ContainerID)
+}
+
+// The folders of a Manager below Options.RunDir: proxies' control sockets, state
+// files, and iptables' lock files of repairs.
+func socketDir(runDir string) string { return filepath.Join(runDir, "p") }
+func storeDir(runDir string) string  { return filepath.Join(runDir, "attachments") }
+func lockDir(runDir string) string   { return filepath.Join(runDir, "lock") }
+
+// RemoveFolders removes a closed Manager's folders, but for those with something
+// in them of proxies that still run.
+func RemoveFolders(runDir string) error {
+	os.Remove(socketDir(runDir))
+	os.Remove(storeDir(runDir))
+	return os.RemoveAll(lockDir(runDir))
 }
 
 // Close stops looking after the proxies; they go on without an agent. A parent

@@ -43,13 +43,13 @@ type listener struct {
 // socketPath is where generation g of a sandbox's proxy serves its control API.
 // Every generation has its own: two on one socket would answer at random.
 func (m *Manager) socketPath(id string, g uint32) string {
-	return filepath.Join(m.opts.RunDir, "p", fmt.Sprintf("%s.%d.sock", id, g))
+	return filepath.Join(socketDir(m.opts.RunDir), fmt.Sprintf("%s.%d.sock", id, g))
 }
 
 // socketGlob matches the sockets of all generations. A container ID holds no
 // character that means something to Glob.
 func (m *Manager) socketGlob(id string) string {
-	return filepath.Join(m.opts.RunDir, "p", id+".*.sock")
+	return filepath.Join(socketDir(m.opts.RunDir), id+".*.sock")
 }
 
 func (m *Manager) removeSockets(id string) error {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -50,9 +49,6 @@ func (d Done) Err() error {
 	return errors.New(d.Error)
 }
 
-// LockDir is where iptables' lock files of repairs are.
-func LockDir(runDir string) string { return filepath.Join(runDir, "lock") }
-
 // Rules has weir-cni do tasks, all in one process. The answers are in the order of
 // the tasks; each has its own error.
 func (m *Manager) Rules(ctx context.Context, tasks []Task) ([]Done, error) {
@@ -64,7 +60,7 @@ func (m *Manager) Rules(ctx context.Context, tasks []Task) ([]Done, error) {
 	if err != nil {
 		return nil, err
 	}
-	out, err := m.plugin(ctx, stdin, "repair", "--lock-dir", LockDir(m.opts.RunDir))
+	out, err := m.plugin(ctx, stdin, "repair", "--lock-dir", lockDir(m.opts.RunDir))
 	if err != nil {
 		return nil, err
 	}

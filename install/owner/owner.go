@@ -62,8 +62,18 @@ type Owner struct {
 	leaving atomic.Bool // the namespace was seen with a deletion timestamp, or gone
 }
 
-// InCluster finds the API server as any pod does.
-func InCluster(namespace, daemonSet string) (*Owner, error) {
+// CheckName refuses what is not namespace/name.
+func CheckName(ref string) error {
+	if namespace, name, found := strings.Cut(ref, "/"); !found || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return fmt.Errorf("%q must be namespace/name", ref)
+	}
+	return nil
+}
+
+// InCluster finds the API server as any pod does. ref is the DaemonSet, as
+// CheckName has it.
+func InCluster(ref string) (*Owner, error) {
+	namespace, daemonSet, _ := strings.Cut(ref, "/")
 	host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
 		return nil, errors.New("not in a pod: KUBERNETES_SERVICE_HOST or _PORT is not set")

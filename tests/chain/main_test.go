@@ -5,9 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/weirmesh/weir/tests/pod"
@@ -26,50 +24,24 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code, err := run(ctx, m)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(pod.Main("chain", pod.BuildMore, ready, m.Run))
 }
 
-// run runs the tests on a node: outside it builds, and runs this program again.
-func run(ctx context.Context, m *testing.M) (int, error) {
-	if os.Geteuid() != 0 {
-		return m.Run(), nil
-	}
-	entered, err := pod.Enter()
-	if err != nil {
-		return 0, err
-	}
-	if entered == nil {
-		built, err := pod.Build(ctx)
-		if err != nil {
-			return 0, err
-		}
-		if err := pod.BuildMore(ctx, built); err != nil {
-			return 0, err
-		}
-		return pod.Isolate(ctx, "chain")
-	}
-	if programs, err = pod.FindBuilt(); err != nil {
-		return 0, err
-	}
+func ready(ctx context.Context, entered *pod.Node, found pod.Binaries) error {
+	programs = found
 	if err := entered.Write("namespace.yaml", pod.CapturedNamespace(namespace)); err != nil {
-		return 0, err
+		return err
 	}
 	// The agent's memory is measured: let it follow what the agent holds closely.
 	if err := os.Setenv("GOGC", "25"); err != nil {
-		return 0, err
+		return err
 	}
+	var err error
 	if agent, err = entered.StartAgent(ctx, programs, nil); err != nil {
-		return 0, err
+		return err
 	}
 	node = entered
-	return m.Run(), node.Close()
+	return nil
 }
 
 // onNode skips a test that has no node; on failure the agent's last words follow.

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
-	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,39 +28,12 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	code, err := run(ctx, m)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
+	os.Exit(pod.Main("environments", nil, ready, m.Run))
 }
 
-// run runs the tests on a node: outside it builds, and runs this program again.
-func run(ctx context.Context, m *testing.M) (int, error) {
-	if os.Geteuid() != 0 {
-		return m.Run(), nil
-	}
-	entered, err := pod.Enter()
-	if err != nil {
-		return 0, err
-	}
-	if entered == nil {
-		if _, err := pod.Build(ctx); err != nil {
-			return 0, err
-		}
-		return pod.Isolate(ctx, "environments")
-	}
-	if programs, err = pod.FindBuilt(); err != nil {
-		return 0, err
-	}
-	if err := entered.Write("namespace.yaml", pod.CapturedNamespace(namespace)); err != nil {
-		return 0, err
-	}
-	node = entered
-	return m.Run(), node.Close()
+func ready(_ context.Context, entered *pod.Node, found pod.Binaries) error {
+	node, programs = entered, found
+	return entered.Write("namespace.yaml", pod.CapturedNamespace(namespace))
 }
 
 // onNode skips a test that has no node.
