@@ -106,7 +106,7 @@ netns: ## rules, proxies and kernel in network namespaces; needs root
 demo-test: ## the demo, twice at once, and with a broken rule; needs root
 	$(TEST) -timeout 5m ./tests/demo
 verbs: ## every CNI verb in every version, behind every primary, through libcni; needs root
-	$(TEST) -timeout 5m -run 'Verb|Failures|Primary|Sandbox' ./tests/chain
+	$(TEST) -timeout 5m -run 'Verb|Failures|Primary|Addresses|Sandbox' ./tests/chain
 old-runtime: ## Debian's containerd 1.6: chained by the installer, a captured sandbox; needs root
 	$(TEST) -timeout 2m -run OldRuntime ./tests/chain
 cycles: ## attach and detach, CYCLES times (500): nothing is left behind; needs root

@@ -119,6 +119,9 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // decision finds the pod and decides. The pod is returned as far as it is known.
 func (s *Server) decision(ctx context.Context, begin *attachpb.Begin) (model.Pod, decide.Decision, error) {
+	if dec, known := decide.Unseen(begin.GetPodUid(), s.Decide); known {
+		return model.Pod{}, dec, nil
+	}
 	pod, ns, err := s.Pods.WaitPod(ctx, begin.GetPodNamespace(), begin.GetPodName(), begin.GetPodUid())
 	if ctx.Err() != nil {
 		err = attachpb.PodUnknown.Fail("pod %s/%s: %v", begin.GetPodNamespace(), begin.GetPodName(), ctx.Err())

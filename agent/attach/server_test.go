@@ -48,6 +48,10 @@ func labelled(name, value string) model.Pod {
 // serve runs a Server whose proxies never start: "/bin/true" is no proxy. Those
 // that do are in package launch's tests and on the test cluster.
 func serve(t *testing.T) (attachpb.AttachClient, *launch.Manager, *[]string) {
+	return serveWith(t, decide.Defaults())
+}
+
+func serveWith(t *testing.T, options decide.Options) (attachpb.AttachClient, *launch.Manager, *[]string) {
 	if os.Geteuid() != 0 {
 		t.Skip("cgroups need root")
 	}
@@ -68,7 +72,7 @@ func serve(t *testing.T) (attachpb.AttachClient, *launch.Manager, *[]string) {
 			"captured": labelled("captured", decide.Enabled),
 			"wrong":    labelled("wrong", "yes"),
 		},
-		Decide:  decide.Defaults(),
+		Decide:  options,
 		Proxies: manager,
 		Version: "test",
 		Release: func(context.Context) (int, error) { return 2, nil },
@@ -127,6 +131,30 @@ func TestAPodThatIsNotCapturedIsSkippedWithAReason(t *testing.T) {
 	replies := add(t, client, &attachpb.Begin{PodName: "plain"})
 	if len(replies) != 1 || replies[0].GetSkip().GetReason() == "" {
 		t.Errorf("got %v", replies)
+	}
+}
+
+// While the API server is away an agent hears of no new pod: no mirror pod says
+// that this one is static, and its namespace's label says nothing.
+func TestAnExemptStaticPodStartsThoughNobodyKnowsIt(t *testing.T) {
+	options := decide.Defaults()
+	options.ExemptStaticPods = true
+	const hash, uuid = "8f6d0d3c5e0f4f2b9a3b1c2d4e5f6a7b", "8f6d0d3c-5e0f-4f2b-9a3b-1c2d4e5f6a7b"
+	for _, c := range []struct {
+		promise, uid string
+		options      decide.Options
+		skipped      bool
+	}{
+		{"a static pod, where they are exempt, starts", hash, options, true},
+		{"another pod waits", uuid, options, false},
+		{"a static pod waits, where they are not exempt", hash, decide.Defaults(), false},
+	} {
+		client, _, _ := serveWith(t, c.options)
+		replies := add(t, client, &attachpb.Begin{PodName: "nobody", PodUid: c.uid})
+		last := replies[len(replies)-1]
+		if (last.GetSkip() != nil) != c.skipped || (last.GetRefused().GetCode() == attachpb.PodUnknown.ID) == c.skipped {
+			t.Errorf("%s: got %v", c.promise, last)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ package decide
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 
 	"github.com/weirmesh/weir/agent/attachpb"
@@ -101,10 +102,27 @@ func exemption(pod model.Pod, opts Options) (string, bool) {
 	case pod.HostNetwork:
 		return "the pod is on the host's network", true
 	case pod.Static() && opts.ExemptStaticPods:
-		return "static pods are exempt", true
+		return staticExempt, true
 	}
 	return "", false
 }
+
+const staticExempt = "static pods are exempt"
+
+// Unseen decides on a pod of which nothing but the UID is known yet, the one the
+// container runtime names, if that is enough: known is false otherwise. Where
+// static pods are exempt they need no API server, which may be one of them.
+func Unseen(uid string, opts Options) (d Decision, known bool) {
+	if opts.ExemptStaticPods && staticUID.MatchString(uid) {
+		return Decision{Reason: staticExempt}, true
+	}
+	return Decision{}, false
+}
+
+// staticUID is the form of the UIDs that kubelet makes for the pods of its files:
+// an MD5 sum (applyDefaults in kubelet's pkg/kubelet/config/common.go). The API
+// server's are UUIDs, with hyphens.
+var staticUID = regexp.MustCompile(`^[0-9a-f]{32}$`)
 
 // ignored is the warning for a label that an exemption overrules. A namespace's
 // label says nothing about its pods that are on the host's network or static.

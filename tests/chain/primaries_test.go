@@ -88,6 +88,31 @@ func TestEveryPrimary(t *testing.T) {
 	}
 }
 
+// TestAPodWithoutAddressesIsCaptured: what gives addresses later (a DHCP client in
+// the pod) finds the rules of both families there.
+func TestAPodWithoutAddressesIsCaptured(t *testing.T) {
+	onNode(t)
+	primary := pod.Bridge()
+	delete(primary, "ipam")
+	delete(primary, "isGateway")
+	delete(primary, "isDefaultGateway")
+	chain, err := node.NewChainOf("1.1.0", programs.Folders(), primary, map[string]any{"type": "weir-cni"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pods(t, "no-address", 1)[0]
+	if err := errors.Join(sandbox(p, p.Name), chain.Add(t.Context(), p)); err != nil {
+		t.Fatal(err)
+	}
+	rules, err := p.ShowRules(t.Context(), programs)
+	if err != nil || rules.Backend == "" || len(p.Addresses) > 0 {
+		t.Errorf("rules %+v, addresses %v, %v", rules, p.Addresses, err)
+	}
+	if err := errors.Join(chain.Del(t.Context(), p), node.RemoveNamespace(p.Netns)); err != nil {
+		t.Error(err)
+	}
+}
+
 // listenOutside answers at an address of the node's, and returns where.
 func listenOutside(t *testing.T) string {
 	t.Helper()
