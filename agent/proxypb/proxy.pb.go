@@ -24,6 +24,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Protocol int32
+
+const (
+	Protocol_UNDECLARED Protocol = 0
+	Protocol_OPAQUE     Protocol = 1
+	Protocol_HTTP       Protocol = 2
+	Protocol_HTTP2      Protocol = 3
+)
+
+// Enum value maps for Protocol.
+var (
+	Protocol_name = map[int32]string{
+		0: "UNDECLARED",
+		1: "OPAQUE",
+		2: "HTTP",
+		3: "HTTP2",
+	}
+	Protocol_value = map[string]int32{
+		"UNDECLARED": 0,
+		"OPAQUE":     1,
+		"HTTP":       2,
+		"HTTP2":      3,
+	}
+)
+
+func (x Protocol) Enum() *Protocol {
+	p := new(Protocol)
+	*p = x
+	return p
+}
+
+func (x Protocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Protocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proxypb_proxy_proto_enumTypes[0].Descriptor()
+}
+
+func (Protocol) Type() protoreflect.EnumType {
+	return &file_agent_proxypb_proxy_proto_enumTypes[0]
+}
+
+func (x Protocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Protocol.Descriptor instead.
+func (Protocol) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{0}
+}
+
 type LaunchReply_Stage int32
 
 const (
@@ -57,11 +109,11 @@ func (x LaunchReply_Stage) String() string {
 }
 
 func (LaunchReply_Stage) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[0].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[1].Descriptor()
 }
 
 func (LaunchReply_Stage) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[0]
+	return &file_agent_proxypb_proxy_proto_enumTypes[1]
 }
 
 func (x LaunchReply_Stage) Number() protoreflect.EnumNumber {
@@ -71,6 +123,211 @@ func (x LaunchReply_Stage) Number() protoreflect.EnumNumber {
 // Deprecated: Use LaunchReply_Stage.Descriptor instead.
 func (LaunchReply_Stage) EnumDescriptor() ([]byte, []int) {
 	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{2, 0}
+}
+
+type Routes_Kind int32
+
+const (
+	Routes_KIND_UNSPECIFIED Routes_Kind = 0
+	Routes_GRPC_ROUTE       Routes_Kind = 1
+	Routes_HTTP_ROUTE       Routes_Kind = 2
+	Routes_TCP_ROUTE        Routes_Kind = 3
+)
+
+// Enum value maps for Routes_Kind.
+var (
+	Routes_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "GRPC_ROUTE",
+		2: "HTTP_ROUTE",
+		3: "TCP_ROUTE",
+	}
+	Routes_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"GRPC_ROUTE":       1,
+		"HTTP_ROUTE":       2,
+		"TCP_ROUTE":        3,
+	}
+)
+
+func (x Routes_Kind) Enum() *Routes_Kind {
+	p := new(Routes_Kind)
+	*p = x
+	return p
+}
+
+func (x Routes_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Routes_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proxypb_proxy_proto_enumTypes[2].Descriptor()
+}
+
+func (Routes_Kind) Type() protoreflect.EnumType {
+	return &file_agent_proxypb_proxy_proto_enumTypes[2]
+}
+
+func (x Routes_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Routes_Kind.Descriptor instead.
+func (Routes_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10, 0}
+}
+
+type Path_Kind int32
+
+const (
+	Path_ANY    Path_Kind = 0
+	Path_EXACT  Path_Kind = 1
+	Path_PREFIX Path_Kind = 2
+	Path_REGEXP Path_Kind = 3 // RE2, of the whole path
+)
+
+// Enum value maps for Path_Kind.
+var (
+	Path_Kind_name = map[int32]string{
+		0: "ANY",
+		1: "EXACT",
+		2: "PREFIX",
+		3: "REGEXP",
+	}
+	Path_Kind_value = map[string]int32{
+		"ANY":    0,
+		"EXACT":  1,
+		"PREFIX": 2,
+		"REGEXP": 3,
+	}
+)
+
+func (x Path_Kind) Enum() *Path_Kind {
+	p := new(Path_Kind)
+	*p = x
+	return p
+}
+
+func (x Path_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Path_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proxypb_proxy_proto_enumTypes[3].Descriptor()
+}
+
+func (Path_Kind) Type() protoreflect.EnumType {
+	return &file_agent_proxypb_proxy_proto_enumTypes[3]
+}
+
+func (x Path_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Path_Kind.Descriptor instead.
+func (Path_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12, 0}
+}
+
+type Policy_Algorithm int32
+
+const (
+	Policy_LEAST_REQUEST   Policy_Algorithm = 0
+	Policy_ROUND_ROBIN     Policy_Algorithm = 1
+	Policy_RANDOM          Policy_Algorithm = 2
+	Policy_CONSISTENT_HASH Policy_Algorithm = 3
+)
+
+// Enum value maps for Policy_Algorithm.
+var (
+	Policy_Algorithm_name = map[int32]string{
+		0: "LEAST_REQUEST",
+		1: "ROUND_ROBIN",
+		2: "RANDOM",
+		3: "CONSISTENT_HASH",
+	}
+	Policy_Algorithm_value = map[string]int32{
+		"LEAST_REQUEST":   0,
+		"ROUND_ROBIN":     1,
+		"RANDOM":          2,
+		"CONSISTENT_HASH": 3,
+	}
+)
+
+func (x Policy_Algorithm) Enum() *Policy_Algorithm {
+	p := new(Policy_Algorithm)
+	*p = x
+	return p
+}
+
+func (x Policy_Algorithm) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Policy_Algorithm) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proxypb_proxy_proto_enumTypes[4].Descriptor()
+}
+
+func (Policy_Algorithm) Type() protoreflect.EnumType {
+	return &file_agent_proxypb_proxy_proto_enumTypes[4]
+}
+
+func (x Policy_Algorithm) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Policy_Algorithm.Descriptor instead.
+func (Policy_Algorithm) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27, 0}
+}
+
+type Policy_HashSource int32
+
+const (
+	Policy_CLIENT Policy_HashSource = 0
+	Policy_HEADER Policy_HashSource = 1
+	Policy_COOKIE Policy_HashSource = 2
+)
+
+// Enum value maps for Policy_HashSource.
+var (
+	Policy_HashSource_name = map[int32]string{
+		0: "CLIENT",
+		1: "HEADER",
+		2: "COOKIE",
+	}
+	Policy_HashSource_value = map[string]int32{
+		"CLIENT": 0,
+		"HEADER": 1,
+		"COOKIE": 2,
+	}
+)
+
+func (x Policy_HashSource) Enum() *Policy_HashSource {
+	p := new(Policy_HashSource)
+	*p = x
+	return p
+}
+
+func (x Policy_HashSource) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Policy_HashSource) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proxypb_proxy_proto_enumTypes[5].Descriptor()
+}
+
+func (Policy_HashSource) Type() protoreflect.EnumType {
+	return &file_agent_proxypb_proxy_proto_enumTypes[5]
+}
+
+func (x Policy_HashSource) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Policy_HashSource.Descriptor instead.
+func (Policy_HashSource) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27, 1}
 }
 
 type AccessLog_Direction int32
@@ -106,11 +363,11 @@ func (x AccessLog_Direction) String() string {
 }
 
 func (AccessLog_Direction) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[1].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[6].Descriptor()
 }
 
 func (AccessLog_Direction) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[1]
+	return &file_agent_proxypb_proxy_proto_enumTypes[6]
 }
 
 func (x AccessLog_Direction) Number() protoreflect.EnumNumber {
@@ -119,7 +376,7 @@ func (x AccessLog_Direction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AccessLog_Direction.Descriptor instead.
 func (AccessLog_Direction) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{15, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34, 0}
 }
 
 // Launch is one packet on the launch socket (SOCK_SEQPACKET, the proxy's
@@ -718,11 +975,15 @@ func (x *PortRange) GetLast() uint32 {
 	return 0
 }
 
-// Destination is route.Destination on the wire.
+// Destination is route.Destination on the wire, where what is said here is said at
+// length. Times are in nanoseconds.
 type Destination struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`     // "namespace/name"; empty: not a Service, goes where it was going
 	Endpoints     []*Endpoint            `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // ready ones
+	Protocol      Protocol               `protobuf:"varint,3,opt,name=protocol,proto3,enum=weir.proxy.v1.Protocol" json:"protocol,omitempty"`
+	Policy        *Policy                `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`
+	Routes        *Routes                `protobuf:"bytes,5,opt,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -767,6 +1028,27 @@ func (x *Destination) GetService() string {
 func (x *Destination) GetEndpoints() []*Endpoint {
 	if x != nil {
 		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *Destination) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_UNDECLARED
+}
+
+func (x *Destination) GetPolicy() *Policy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *Destination) GetRoutes() *Routes {
+	if x != nil {
+		return x.Routes
 	}
 	return nil
 }
@@ -823,6 +1105,1378 @@ func (x *Endpoint) GetPod() string {
 	return ""
 }
 
+type Routes struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          Routes_Kind            `protobuf:"varint,1,opt,name=kind,proto3,enum=weir.proxy.v1.Routes_Kind" json:"kind,omitempty"`
+	Matches       []*Match               `protobuf:"bytes,2,rep,name=matches,proto3" json:"matches,omitempty"` // in order of precedence
+	Rules         []*Rule                `protobuf:"bytes,3,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Routes) Reset() {
+	*x = Routes{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Routes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Routes) ProtoMessage() {}
+
+func (x *Routes) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Routes.ProtoReflect.Descriptor instead.
+func (*Routes) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Routes) GetKind() Routes_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Routes_KIND_UNSPECIFIED
+}
+
+func (x *Routes) GetMatches() []*Match {
+	if x != nil {
+		return x.Matches
+	}
+	return nil
+}
+
+func (x *Routes) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+type Match struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rule          uint32                 `protobuf:"varint,1,opt,name=rule,proto3" json:"rule,omitempty"` // index in rules
+	Path          *Path                  `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Method        string                 `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	Grpc          *GRPCMethod            `protobuf:"bytes,4,opt,name=grpc,proto3" json:"grpc,omitempty"`
+	Headers       []*Value               `protobuf:"bytes,5,rep,name=headers,proto3" json:"headers,omitempty"` // names in lower case
+	Query         []*Value               `protobuf:"bytes,6,rep,name=query,proto3" json:"query,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Match) Reset() {
+	*x = Match{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Match) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Match) ProtoMessage() {}
+
+func (x *Match) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Match.ProtoReflect.Descriptor instead.
+func (*Match) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Match) GetRule() uint32 {
+	if x != nil {
+		return x.Rule
+	}
+	return 0
+}
+
+func (x *Match) GetPath() *Path {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Match) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *Match) GetGrpc() *GRPCMethod {
+	if x != nil {
+		return x.Grpc
+	}
+	return nil
+}
+
+func (x *Match) GetHeaders() []*Value {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *Match) GetQuery() []*Value {
+	if x != nil {
+		return x.Query
+	}
+	return nil
+}
+
+type Path struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          Path_Kind              `protobuf:"varint,1,opt,name=kind,proto3,enum=weir.proxy.v1.Path_Kind" json:"kind,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Path) Reset() {
+	*x = Path{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Path) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Path) ProtoMessage() {}
+
+func (x *Path) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Path.ProtoReflect.Descriptor instead.
+func (*Path) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Path) GetKind() Path_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Path_ANY
+}
+
+func (x *Path) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type GRPCMethod struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Method        string                 `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
+	Regexp        bool                   `protobuf:"varint,3,opt,name=regexp,proto3" json:"regexp,omitempty"` // both are RE2, of the whole; empty: any
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GRPCMethod) Reset() {
+	*x = GRPCMethod{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GRPCMethod) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GRPCMethod) ProtoMessage() {}
+
+func (x *GRPCMethod) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GRPCMethod.ProtoReflect.Descriptor instead.
+func (*GRPCMethod) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GRPCMethod) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *GRPCMethod) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *GRPCMethod) GetRegexp() bool {
+	if x != nil {
+		return x.Regexp
+	}
+	return false
+}
+
+type Value struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Regexp        bool                   `protobuf:"varint,3,opt,name=regexp,proto3" json:"regexp,omitempty"` // value is RE2, of the whole
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Value) Reset() {
+	*x = Value{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Value) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Value) ProtoMessage() {}
+
+func (x *Value) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Value.ProtoReflect.Descriptor instead.
+func (*Value) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Value) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Value) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *Value) GetRegexp() bool {
+	if x != nil {
+		return x.Regexp
+	}
+	return false
+}
+
+type Rule struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Route          string                 `protobuf:"bytes,1,opt,name=route,proto3" json:"route,omitempty"` // "HTTPRoute/namespace/name"
+	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Filters        *Filters               `protobuf:"bytes,3,opt,name=filters,proto3" json:"filters,omitempty"`
+	Backends       []*WeightedBackend     `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
+	Timeout        int64                  `protobuf:"varint,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	BackendTimeout int64                  `protobuf:"varint,6,opt,name=backend_timeout,json=backendTimeout,proto3" json:"backend_timeout,omitempty"`
+	Retry          *Retry                 `protobuf:"bytes,7,opt,name=retry,proto3" json:"retry,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Rule) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *Rule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Rule) GetFilters() *Filters {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+func (x *Rule) GetBackends() []*WeightedBackend {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
+}
+
+func (x *Rule) GetTimeout() int64 {
+	if x != nil {
+		return x.Timeout
+	}
+	return 0
+}
+
+func (x *Rule) GetBackendTimeout() int64 {
+	if x != nil {
+		return x.BackendTimeout
+	}
+	return 0
+}
+
+func (x *Rule) GetRetry() *Retry {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+type WeightedBackend struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Weight        uint32                 `protobuf:"varint,1,opt,name=weight,proto3" json:"weight,omitempty"`
+	Backend       *Backend               `protobuf:"bytes,2,opt,name=backend,proto3" json:"backend,omitempty"`
+	Filters       *Filters               `protobuf:"bytes,3,opt,name=filters,proto3" json:"filters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WeightedBackend) Reset() {
+	*x = WeightedBackend{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WeightedBackend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WeightedBackend) ProtoMessage() {}
+
+func (x *WeightedBackend) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WeightedBackend.ProtoReflect.Descriptor instead.
+func (*WeightedBackend) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *WeightedBackend) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *WeightedBackend) GetBackend() *Backend {
+	if x != nil {
+		return x.Backend
+	}
+	return nil
+}
+
+func (x *WeightedBackend) GetFilters() *Filters {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+type Backend struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Endpoints     []*Endpoint            `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Protocol      Protocol               `protobuf:"varint,3,opt,name=protocol,proto3,enum=weir.proxy.v1.Protocol" json:"protocol,omitempty"`
+	Policy        *Policy                `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`
+	Invalid       bool                   `protobuf:"varint,5,opt,name=invalid,proto3" json:"invalid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Backend) Reset() {
+	*x = Backend{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Backend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Backend) ProtoMessage() {}
+
+func (x *Backend) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Backend.ProtoReflect.Descriptor instead.
+func (*Backend) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Backend) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Backend) GetEndpoints() []*Endpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *Backend) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_UNDECLARED
+}
+
+func (x *Backend) GetPolicy() *Policy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *Backend) GetInvalid() bool {
+	if x != nil {
+		return x.Invalid
+	}
+	return false
+}
+
+type Filters struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	RequestHeaders  *HeaderChange          `protobuf:"bytes,1,opt,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
+	ResponseHeaders *HeaderChange          `protobuf:"bytes,2,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
+	Redirect        *Redirect              `protobuf:"bytes,3,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	Rewrite         *Rewrite               `protobuf:"bytes,4,opt,name=rewrite,proto3" json:"rewrite,omitempty"`
+	Mirrors         []*Mirror              `protobuf:"bytes,5,rep,name=mirrors,proto3" json:"mirrors,omitempty"`
+	Cors            *CORS                  `protobuf:"bytes,6,opt,name=cors,proto3" json:"cors,omitempty"`
+	Invalid         bool                   `protobuf:"varint,7,opt,name=invalid,proto3" json:"invalid,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Filters) Reset() {
+	*x = Filters{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Filters) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Filters) ProtoMessage() {}
+
+func (x *Filters) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Filters.ProtoReflect.Descriptor instead.
+func (*Filters) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Filters) GetRequestHeaders() *HeaderChange {
+	if x != nil {
+		return x.RequestHeaders
+	}
+	return nil
+}
+
+func (x *Filters) GetResponseHeaders() *HeaderChange {
+	if x != nil {
+		return x.ResponseHeaders
+	}
+	return nil
+}
+
+func (x *Filters) GetRedirect() *Redirect {
+	if x != nil {
+		return x.Redirect
+	}
+	return nil
+}
+
+func (x *Filters) GetRewrite() *Rewrite {
+	if x != nil {
+		return x.Rewrite
+	}
+	return nil
+}
+
+func (x *Filters) GetMirrors() []*Mirror {
+	if x != nil {
+		return x.Mirrors
+	}
+	return nil
+}
+
+func (x *Filters) GetCors() *CORS {
+	if x != nil {
+		return x.Cors
+	}
+	return nil
+}
+
+func (x *Filters) GetInvalid() bool {
+	if x != nil {
+		return x.Invalid
+	}
+	return false
+}
+
+type HeaderChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Set           []*Header              `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`
+	Add           []*Header              `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`
+	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderChange) Reset() {
+	*x = HeaderChange{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderChange) ProtoMessage() {}
+
+func (x *HeaderChange) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderChange.ProtoReflect.Descriptor instead.
+func (*HeaderChange) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *HeaderChange) GetSet() []*Header {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *HeaderChange) GetAdd() []*Header {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *HeaderChange) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+type Header struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Header) Reset() {
+	*x = Header{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Header) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Header) ProtoMessage() {}
+
+func (x *Header) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Header.ProtoReflect.Descriptor instead.
+func (*Header) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Header) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Header) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type Redirect struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Scheme        string                 `protobuf:"bytes,1,opt,name=scheme,proto3" json:"scheme,omitempty"`
+	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Path          *PathChange            `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	Status        uint32                 `protobuf:"varint,5,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redirect) Reset() {
+	*x = Redirect{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redirect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redirect) ProtoMessage() {}
+
+func (x *Redirect) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
+func (*Redirect) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Redirect) GetScheme() string {
+	if x != nil {
+		return x.Scheme
+	}
+	return ""
+}
+
+func (x *Redirect) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Redirect) GetPath() *PathChange {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Redirect) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Redirect) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+type Rewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hostname      string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Path          *PathChange            `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rewrite) Reset() {
+	*x = Rewrite{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rewrite) ProtoMessage() {}
+
+func (x *Rewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
+func (*Rewrite) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Rewrite) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Rewrite) GetPath() *PathChange {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+type PathChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        bool                   `protobuf:"varint,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathChange) Reset() {
+	*x = PathChange{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathChange) ProtoMessage() {}
+
+func (x *PathChange) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathChange.ProtoReflect.Descriptor instead.
+func (*PathChange) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *PathChange) GetPrefix() bool {
+	if x != nil {
+		return x.Prefix
+	}
+	return false
+}
+
+func (x *PathChange) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+type Mirror struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Backend       *Backend               `protobuf:"bytes,1,opt,name=backend,proto3" json:"backend,omitempty"`
+	Numerator     uint32                 `protobuf:"varint,2,opt,name=numerator,proto3" json:"numerator,omitempty"`
+	Denominator   uint32                 `protobuf:"varint,3,opt,name=denominator,proto3" json:"denominator,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mirror) Reset() {
+	*x = Mirror{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mirror) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mirror) ProtoMessage() {}
+
+func (x *Mirror) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
+func (*Mirror) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Mirror) GetBackend() *Backend {
+	if x != nil {
+		return x.Backend
+	}
+	return nil
+}
+
+func (x *Mirror) GetNumerator() uint32 {
+	if x != nil {
+		return x.Numerator
+	}
+	return 0
+}
+
+func (x *Mirror) GetDenominator() uint32 {
+	if x != nil {
+		return x.Denominator
+	}
+	return 0
+}
+
+type CORS struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	AllowOrigins     []string               `protobuf:"bytes,1,rep,name=allow_origins,json=allowOrigins,proto3" json:"allow_origins,omitempty"`
+	AllowMethods     []string               `protobuf:"bytes,2,rep,name=allow_methods,json=allowMethods,proto3" json:"allow_methods,omitempty"`
+	AllowHeaders     []string               `protobuf:"bytes,3,rep,name=allow_headers,json=allowHeaders,proto3" json:"allow_headers,omitempty"`
+	ExposeHeaders    []string               `protobuf:"bytes,4,rep,name=expose_headers,json=exposeHeaders,proto3" json:"expose_headers,omitempty"`
+	AllowCredentials bool                   `protobuf:"varint,5,opt,name=allow_credentials,json=allowCredentials,proto3" json:"allow_credentials,omitempty"`
+	MaxAge           int32                  `protobuf:"varint,6,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *CORS) Reset() {
+	*x = CORS{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CORS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CORS) ProtoMessage() {}
+
+func (x *CORS) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CORS.ProtoReflect.Descriptor instead.
+func (*CORS) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CORS) GetAllowOrigins() []string {
+	if x != nil {
+		return x.AllowOrigins
+	}
+	return nil
+}
+
+func (x *CORS) GetAllowMethods() []string {
+	if x != nil {
+		return x.AllowMethods
+	}
+	return nil
+}
+
+func (x *CORS) GetAllowHeaders() []string {
+	if x != nil {
+		return x.AllowHeaders
+	}
+	return nil
+}
+
+func (x *CORS) GetExposeHeaders() []string {
+	if x != nil {
+		return x.ExposeHeaders
+	}
+	return nil
+}
+
+func (x *CORS) GetAllowCredentials() bool {
+	if x != nil {
+		return x.AllowCredentials
+	}
+	return false
+}
+
+func (x *CORS) GetMaxAge() int32 {
+	if x != nil {
+		return x.MaxAge
+	}
+	return 0
+}
+
+type Retry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Attempts      uint32                 `protobuf:"varint,1,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	Codes         []uint32               `protobuf:"varint,2,rep,packed,name=codes,proto3" json:"codes,omitempty"`
+	Backoff       int64                  `protobuf:"varint,3,opt,name=backoff,proto3" json:"backoff,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retry) Reset() {
+	*x = Retry{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retry) ProtoMessage() {}
+
+func (x *Retry) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retry.ProtoReflect.Descriptor instead.
+func (*Retry) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Retry) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Retry) GetCodes() []uint32 {
+	if x != nil {
+		return x.Codes
+	}
+	return nil
+}
+
+func (x *Retry) GetBackoff() int64 {
+	if x != nil {
+		return x.Backoff
+	}
+	return 0
+}
+
+type Policy struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Name               string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Balance            Policy_Algorithm       `protobuf:"varint,2,opt,name=balance,proto3,enum=weir.proxy.v1.Policy_Algorithm" json:"balance,omitempty"`
+	HashOn             Policy_HashSource      `protobuf:"varint,3,opt,name=hash_on,json=hashOn,proto3,enum=weir.proxy.v1.Policy_HashSource" json:"hash_on,omitempty"`
+	HashName           string                 `protobuf:"bytes,4,opt,name=hash_name,json=hashName,proto3" json:"hash_name,omitempty"`
+	SlowStart          int64                  `protobuf:"varint,5,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`
+	Affinity           int64                  `protobuf:"varint,6,opt,name=affinity,proto3" json:"affinity,omitempty"`
+	EjectionFailures   int32                  `protobuf:"varint,7,opt,name=ejection_failures,json=ejectionFailures,proto3" json:"ejection_failures,omitempty"`
+	EjectionBase       int64                  `protobuf:"varint,8,opt,name=ejection_base,json=ejectionBase,proto3" json:"ejection_base,omitempty"`
+	EjectionMaxPercent uint32                 `protobuf:"varint,9,opt,name=ejection_max_percent,json=ejectionMaxPercent,proto3" json:"ejection_max_percent,omitempty"`
+	MaxConnections     uint32                 `protobuf:"varint,10,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	MaxPending         uint32                 `protobuf:"varint,11,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
+	MaxRequests        uint32                 `protobuf:"varint,12,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
+	MaxRetries         uint32                 `protobuf:"varint,13,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
+	Retry              *Retry                 `protobuf:"bytes,14,opt,name=retry,proto3" json:"retry,omitempty"`
+	RetryBudget        uint32                 `protobuf:"varint,15,opt,name=retry_budget,json=retryBudget,proto3" json:"retry_budget,omitempty"`
+	Timeout            int64                  `protobuf:"varint,16,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	RateLimit          *RateLimit             `protobuf:"bytes,17,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Policy) Reset() {
+	*x = Policy{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Policy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Policy) ProtoMessage() {}
+
+func (x *Policy) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Policy.ProtoReflect.Descriptor instead.
+func (*Policy) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Policy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Policy) GetBalance() Policy_Algorithm {
+	if x != nil {
+		return x.Balance
+	}
+	return Policy_LEAST_REQUEST
+}
+
+func (x *Policy) GetHashOn() Policy_HashSource {
+	if x != nil {
+		return x.HashOn
+	}
+	return Policy_CLIENT
+}
+
+func (x *Policy) GetHashName() string {
+	if x != nil {
+		return x.HashName
+	}
+	return ""
+}
+
+func (x *Policy) GetSlowStart() int64 {
+	if x != nil {
+		return x.SlowStart
+	}
+	return 0
+}
+
+func (x *Policy) GetAffinity() int64 {
+	if x != nil {
+		return x.Affinity
+	}
+	return 0
+}
+
+func (x *Policy) GetEjectionFailures() int32 {
+	if x != nil {
+		return x.EjectionFailures
+	}
+	return 0
+}
+
+func (x *Policy) GetEjectionBase() int64 {
+	if x != nil {
+		return x.EjectionBase
+	}
+	return 0
+}
+
+func (x *Policy) GetEjectionMaxPercent() uint32 {
+	if x != nil {
+		return x.EjectionMaxPercent
+	}
+	return 0
+}
+
+func (x *Policy) GetMaxConnections() uint32 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
+func (x *Policy) GetMaxPending() uint32 {
+	if x != nil {
+		return x.MaxPending
+	}
+	return 0
+}
+
+func (x *Policy) GetMaxRequests() uint32 {
+	if x != nil {
+		return x.MaxRequests
+	}
+	return 0
+}
+
+func (x *Policy) GetMaxRetries() uint32 {
+	if x != nil {
+		return x.MaxRetries
+	}
+	return 0
+}
+
+func (x *Policy) GetRetry() *Retry {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+func (x *Policy) GetRetryBudget() uint32 {
+	if x != nil {
+		return x.RetryBudget
+	}
+	return 0
+}
+
+func (x *Policy) GetTimeout() int64 {
+	if x != nil {
+		return x.Timeout
+	}
+	return 0
+}
+
+func (x *Policy) GetRateLimit() *RateLimit {
+	if x != nil {
+		return x.RateLimit
+	}
+	return nil
+}
+
+type RateLimit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Requests      uint32                 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	Per           int64                  `protobuf:"varint,2,opt,name=per,proto3" json:"per,omitempty"`
+	Burst         uint32                 `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`
+	PerClient     bool                   `protobuf:"varint,4,opt,name=per_client,json=perClient,proto3" json:"per_client,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimit) Reset() {
+	*x = RateLimit{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimit) ProtoMessage() {}
+
+func (x *RateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
+func (*RateLimit) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RateLimit) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *RateLimit) GetPer() int64 {
+	if x != nil {
+		return x.Per
+	}
+	return 0
+}
+
+func (x *RateLimit) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *RateLimit) GetPerClient() bool {
+	if x != nil {
+		return x.PerClient
+	}
+	return false
+}
+
 type FromProxy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -839,7 +2493,7 @@ type FromProxy struct {
 
 func (x *FromProxy) Reset() {
 	*x = FromProxy{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +2505,7 @@ func (x *FromProxy) String() string {
 func (*FromProxy) ProtoMessage() {}
 
 func (x *FromProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +2518,7 @@ func (x *FromProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FromProxy.ProtoReflect.Descriptor instead.
 func (*FromProxy) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *FromProxy) GetMessage() isFromProxy_Message {
@@ -964,7 +2618,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +2630,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +2643,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{11}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Subscribe) GetVersions() map[string]string {
@@ -1008,7 +2662,7 @@ type Unsubscribe struct {
 
 func (x *Unsubscribe) Reset() {
 	*x = Unsubscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +2674,7 @@ func (x *Unsubscribe) String() string {
 func (*Unsubscribe) ProtoMessage() {}
 
 func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +2687,7 @@ func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsubscribe.ProtoReflect.Descriptor instead.
 func (*Unsubscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Unsubscribe) GetNames() []string {
@@ -1052,7 +2706,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +2718,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +2731,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{13}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Ack) GetNonce() uint64 {
@@ -1097,7 +2751,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +2763,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +2776,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{14}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Nack) GetNonce() uint64 {
@@ -1139,7 +2793,7 @@ func (x *Nack) GetError() string {
 	return ""
 }
 
-// AccessLog is one connection, reported when it ended.
+// AccessLog is one connection, or one request, reported when it ended.
 type AccessLog struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	StartUnixNanos       int64                  `protobuf:"varint,1,opt,name=start_unix_nanos,json=startUnixNanos,proto3" json:"start_unix_nanos,omitempty"`
@@ -1164,7 +2818,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +2830,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +2843,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{15}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AccessLog) GetStartUnixNanos() int64 {
@@ -1357,13 +3011,157 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	" \x03(\v2\x18.weir.proxy.v1.PortRangeR\vopaquePorts\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\rR\x04last\"^\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"\xf1\x01\n" +
 	"\vDestination\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x125\n" +
-	"\tendpoints\x18\x02 \x03(\v2\x17.weir.proxy.v1.EndpointR\tendpoints\"6\n" +
+	"\tendpoints\x18\x02 \x03(\v2\x17.weir.proxy.v1.EndpointR\tendpoints\x123\n" +
+	"\bprotocol\x18\x03 \x01(\x0e2\x17.weir.proxy.v1.ProtocolR\bprotocol\x12-\n" +
+	"\x06policy\x18\x04 \x01(\v2\x15.weir.proxy.v1.PolicyR\x06policy\x12-\n" +
+	"\x06routes\x18\x05 \x01(\v2\x15.weir.proxy.v1.RoutesR\x06routes\"6\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x10\n" +
-	"\x03pod\x18\x02 \x01(\tR\x03pod\"\x9e\x02\n" +
+	"\x03pod\x18\x02 \x01(\tR\x03pod\"\xe0\x01\n" +
+	"\x06Routes\x12.\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1a.weir.proxy.v1.Routes.KindR\x04kind\x12.\n" +
+	"\amatches\x18\x02 \x03(\v2\x14.weir.proxy.v1.MatchR\amatches\x12)\n" +
+	"\x05rules\x18\x03 \x03(\v2\x13.weir.proxy.v1.RuleR\x05rules\"K\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"GRPC_ROUTE\x10\x01\x12\x0e\n" +
+	"\n" +
+	"HTTP_ROUTE\x10\x02\x12\r\n" +
+	"\tTCP_ROUTE\x10\x03\"\xe7\x01\n" +
+	"\x05Match\x12\x12\n" +
+	"\x04rule\x18\x01 \x01(\rR\x04rule\x12'\n" +
+	"\x04path\x18\x02 \x01(\v2\x13.weir.proxy.v1.PathR\x04path\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12-\n" +
+	"\x04grpc\x18\x04 \x01(\v2\x19.weir.proxy.v1.GRPCMethodR\x04grpc\x12.\n" +
+	"\aheaders\x18\x05 \x03(\v2\x14.weir.proxy.v1.ValueR\aheaders\x12*\n" +
+	"\x05query\x18\x06 \x03(\v2\x14.weir.proxy.v1.ValueR\x05query\"~\n" +
+	"\x04Path\x12,\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x18.weir.proxy.v1.Path.KindR\x04kind\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"2\n" +
+	"\x04Kind\x12\a\n" +
+	"\x03ANY\x10\x00\x12\t\n" +
+	"\x05EXACT\x10\x01\x12\n" +
+	"\n" +
+	"\x06PREFIX\x10\x02\x12\n" +
+	"\n" +
+	"\x06REGEXP\x10\x03\"V\n" +
+	"\n" +
+	"GRPCMethod\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
+	"\x06method\x18\x02 \x01(\tR\x06method\x12\x16\n" +
+	"\x06regexp\x18\x03 \x01(\bR\x06regexp\"I\n" +
+	"\x05Value\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
+	"\x06regexp\x18\x03 \x01(\bR\x06regexp\"\x8d\x02\n" +
+	"\x04Rule\x12\x14\n" +
+	"\x05route\x18\x01 \x01(\tR\x05route\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
+	"\afilters\x18\x03 \x01(\v2\x16.weir.proxy.v1.FiltersR\afilters\x12:\n" +
+	"\bbackends\x18\x04 \x03(\v2\x1e.weir.proxy.v1.WeightedBackendR\bbackends\x12\x18\n" +
+	"\atimeout\x18\x05 \x01(\x03R\atimeout\x12'\n" +
+	"\x0fbackend_timeout\x18\x06 \x01(\x03R\x0ebackendTimeout\x12*\n" +
+	"\x05retry\x18\a \x01(\v2\x14.weir.proxy.v1.RetryR\x05retry\"\x8d\x01\n" +
+	"\x0fWeightedBackend\x12\x16\n" +
+	"\x06weight\x18\x01 \x01(\rR\x06weight\x120\n" +
+	"\abackend\x18\x02 \x01(\v2\x16.weir.proxy.v1.BackendR\abackend\x120\n" +
+	"\afilters\x18\x03 \x01(\v2\x16.weir.proxy.v1.FiltersR\afilters\"\xd8\x01\n" +
+	"\aBackend\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x125\n" +
+	"\tendpoints\x18\x02 \x03(\v2\x17.weir.proxy.v1.EndpointR\tendpoints\x123\n" +
+	"\bprotocol\x18\x03 \x01(\x0e2\x17.weir.proxy.v1.ProtocolR\bprotocol\x12-\n" +
+	"\x06policy\x18\x04 \x01(\v2\x15.weir.proxy.v1.PolicyR\x06policy\x12\x18\n" +
+	"\ainvalid\x18\x05 \x01(\bR\ainvalid\"\xf2\x02\n" +
+	"\aFilters\x12D\n" +
+	"\x0frequest_headers\x18\x01 \x01(\v2\x1b.weir.proxy.v1.HeaderChangeR\x0erequestHeaders\x12F\n" +
+	"\x10response_headers\x18\x02 \x01(\v2\x1b.weir.proxy.v1.HeaderChangeR\x0fresponseHeaders\x123\n" +
+	"\bredirect\x18\x03 \x01(\v2\x17.weir.proxy.v1.RedirectR\bredirect\x120\n" +
+	"\arewrite\x18\x04 \x01(\v2\x16.weir.proxy.v1.RewriteR\arewrite\x12/\n" +
+	"\amirrors\x18\x05 \x03(\v2\x15.weir.proxy.v1.MirrorR\amirrors\x12'\n" +
+	"\x04cors\x18\x06 \x01(\v2\x13.weir.proxy.v1.CORSR\x04cors\x12\x18\n" +
+	"\ainvalid\x18\a \x01(\bR\ainvalid\"x\n" +
+	"\fHeaderChange\x12'\n" +
+	"\x03set\x18\x01 \x03(\v2\x15.weir.proxy.v1.HeaderR\x03set\x12'\n" +
+	"\x03add\x18\x02 \x03(\v2\x15.weir.proxy.v1.HeaderR\x03add\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\"2\n" +
+	"\x06Header\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x99\x01\n" +
+	"\bRedirect\x12\x16\n" +
+	"\x06scheme\x18\x01 \x01(\tR\x06scheme\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12-\n" +
+	"\x04path\x18\x03 \x01(\v2\x19.weir.proxy.v1.PathChangeR\x04path\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\x12\x16\n" +
+	"\x06status\x18\x05 \x01(\rR\x06status\"T\n" +
+	"\aRewrite\x12\x1a\n" +
+	"\bhostname\x18\x01 \x01(\tR\bhostname\x12-\n" +
+	"\x04path\x18\x02 \x01(\v2\x19.weir.proxy.v1.PathChangeR\x04path\":\n" +
+	"\n" +
+	"PathChange\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\bR\x06prefix\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"z\n" +
+	"\x06Mirror\x120\n" +
+	"\abackend\x18\x01 \x01(\v2\x16.weir.proxy.v1.BackendR\abackend\x12\x1c\n" +
+	"\tnumerator\x18\x02 \x01(\rR\tnumerator\x12 \n" +
+	"\vdenominator\x18\x03 \x01(\rR\vdenominator\"\xe2\x01\n" +
+	"\x04CORS\x12#\n" +
+	"\rallow_origins\x18\x01 \x03(\tR\fallowOrigins\x12#\n" +
+	"\rallow_methods\x18\x02 \x03(\tR\fallowMethods\x12#\n" +
+	"\rallow_headers\x18\x03 \x03(\tR\fallowHeaders\x12%\n" +
+	"\x0eexpose_headers\x18\x04 \x03(\tR\rexposeHeaders\x12+\n" +
+	"\x11allow_credentials\x18\x05 \x01(\bR\x10allowCredentials\x12\x17\n" +
+	"\amax_age\x18\x06 \x01(\x05R\x06maxAge\"S\n" +
+	"\x05Retry\x12\x1a\n" +
+	"\battempts\x18\x01 \x01(\rR\battempts\x12\x14\n" +
+	"\x05codes\x18\x02 \x03(\rR\x05codes\x12\x18\n" +
+	"\abackoff\x18\x03 \x01(\x03R\abackoff\"\xa2\x06\n" +
+	"\x06Policy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x129\n" +
+	"\abalance\x18\x02 \x01(\x0e2\x1f.weir.proxy.v1.Policy.AlgorithmR\abalance\x129\n" +
+	"\ahash_on\x18\x03 \x01(\x0e2 .weir.proxy.v1.Policy.HashSourceR\x06hashOn\x12\x1b\n" +
+	"\thash_name\x18\x04 \x01(\tR\bhashName\x12\x1d\n" +
+	"\n" +
+	"slow_start\x18\x05 \x01(\x03R\tslowStart\x12\x1a\n" +
+	"\baffinity\x18\x06 \x01(\x03R\baffinity\x12+\n" +
+	"\x11ejection_failures\x18\a \x01(\x05R\x10ejectionFailures\x12#\n" +
+	"\rejection_base\x18\b \x01(\x03R\fejectionBase\x120\n" +
+	"\x14ejection_max_percent\x18\t \x01(\rR\x12ejectionMaxPercent\x12'\n" +
+	"\x0fmax_connections\x18\n" +
+	" \x01(\rR\x0emaxConnections\x12\x1f\n" +
+	"\vmax_pending\x18\v \x01(\rR\n" +
+	"maxPending\x12!\n" +
+	"\fmax_requests\x18\f \x01(\rR\vmaxRequests\x12\x1f\n" +
+	"\vmax_retries\x18\r \x01(\rR\n" +
+	"maxRetries\x12*\n" +
+	"\x05retry\x18\x0e \x01(\v2\x14.weir.proxy.v1.RetryR\x05retry\x12!\n" +
+	"\fretry_budget\x18\x0f \x01(\rR\vretryBudget\x12\x18\n" +
+	"\atimeout\x18\x10 \x01(\x03R\atimeout\x127\n" +
+	"\n" +
+	"rate_limit\x18\x11 \x01(\v2\x18.weir.proxy.v1.RateLimitR\trateLimit\"P\n" +
+	"\tAlgorithm\x12\x11\n" +
+	"\rLEAST_REQUEST\x10\x00\x12\x0f\n" +
+	"\vROUND_ROBIN\x10\x01\x12\n" +
+	"\n" +
+	"\x06RANDOM\x10\x02\x12\x13\n" +
+	"\x0fCONSISTENT_HASH\x10\x03\"0\n" +
+	"\n" +
+	"HashSource\x12\n" +
+	"\n" +
+	"\x06CLIENT\x10\x00\x12\n" +
+	"\n" +
+	"\x06HEADER\x10\x01\x12\n" +
+	"\n" +
+	"\x06COOKIE\x10\x02\"n\n" +
+	"\tRateLimit\x12\x1a\n" +
+	"\brequests\x18\x01 \x01(\rR\brequests\x12\x10\n" +
+	"\x03per\x18\x02 \x01(\x03R\x03per\x12\x14\n" +
+	"\x05burst\x18\x03 \x01(\rR\x05burst\x12\x1d\n" +
+	"\n" +
+	"per_client\x18\x04 \x01(\bR\tperClient\"\x9e\x02\n" +
 	"\tFromProxy\x128\n" +
 	"\tsubscribe\x18\x01 \x01(\v2\x18.weir.proxy.v1.SubscribeH\x00R\tsubscribe\x12>\n" +
 	"\vunsubscribe\x18\x02 \x01(\v2\x1a.weir.proxy.v1.UnsubscribeH\x00R\vunsubscribe\x12&\n" +
@@ -1408,7 +3206,14 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bOUTBOUND\x10\x01\x12\v\n" +
-	"\aINBOUND\x10\x022J\n" +
+	"\aINBOUND\x10\x02*;\n" +
+	"\bProtocol\x12\x0e\n" +
+	"\n" +
+	"UNDECLARED\x10\x00\x12\n" +
+	"\n" +
+	"\x06OPAQUE\x10\x01\x12\b\n" +
+	"\x04HTTP\x10\x02\x12\t\n" +
+	"\x05HTTP2\x10\x032J\n" +
 	"\aControl\x12?\n" +
 	"\aSession\x12\x16.weir.proxy.v1.ToProxy\x1a\x18.weir.proxy.v1.FromProxy(\x010\x01B(Z&github.com/weirmesh/weir/agent/proxypbb\x06proto3"
 
@@ -1424,53 +3229,111 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 	return file_agent_proxypb_proxy_proto_rawDescData
 }
 
-var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
-	(LaunchReply_Stage)(0),   // 0: weir.proxy.v1.LaunchReply.Stage
-	(AccessLog_Direction)(0), // 1: weir.proxy.v1.AccessLog.Direction
-	(*Launch)(nil),           // 2: weir.proxy.v1.Launch
-	(*Listener)(nil),         // 3: weir.proxy.v1.Listener
-	(*LaunchReply)(nil),      // 4: weir.proxy.v1.LaunchReply
-	(*ToProxy)(nil),          // 5: weir.proxy.v1.ToProxy
-	(*Update)(nil),           // 6: weir.proxy.v1.Update
-	(*Resource)(nil),         // 7: weir.proxy.v1.Resource
-	(*ProxyConfig)(nil),      // 8: weir.proxy.v1.ProxyConfig
-	(*PortRange)(nil),        // 9: weir.proxy.v1.PortRange
-	(*Destination)(nil),      // 10: weir.proxy.v1.Destination
-	(*Endpoint)(nil),         // 11: weir.proxy.v1.Endpoint
-	(*FromProxy)(nil),        // 12: weir.proxy.v1.FromProxy
-	(*Subscribe)(nil),        // 13: weir.proxy.v1.Subscribe
-	(*Unsubscribe)(nil),      // 14: weir.proxy.v1.Unsubscribe
-	(*Ack)(nil),              // 15: weir.proxy.v1.Ack
-	(*Nack)(nil),             // 16: weir.proxy.v1.Nack
-	(*AccessLog)(nil),        // 17: weir.proxy.v1.AccessLog
-	nil,                      // 18: weir.proxy.v1.Subscribe.VersionsEntry
+	(Protocol)(0),            // 0: weir.proxy.v1.Protocol
+	(LaunchReply_Stage)(0),   // 1: weir.proxy.v1.LaunchReply.Stage
+	(Routes_Kind)(0),         // 2: weir.proxy.v1.Routes.Kind
+	(Path_Kind)(0),           // 3: weir.proxy.v1.Path.Kind
+	(Policy_Algorithm)(0),    // 4: weir.proxy.v1.Policy.Algorithm
+	(Policy_HashSource)(0),   // 5: weir.proxy.v1.Policy.HashSource
+	(AccessLog_Direction)(0), // 6: weir.proxy.v1.AccessLog.Direction
+	(*Launch)(nil),           // 7: weir.proxy.v1.Launch
+	(*Listener)(nil),         // 8: weir.proxy.v1.Listener
+	(*LaunchReply)(nil),      // 9: weir.proxy.v1.LaunchReply
+	(*ToProxy)(nil),          // 10: weir.proxy.v1.ToProxy
+	(*Update)(nil),           // 11: weir.proxy.v1.Update
+	(*Resource)(nil),         // 12: weir.proxy.v1.Resource
+	(*ProxyConfig)(nil),      // 13: weir.proxy.v1.ProxyConfig
+	(*PortRange)(nil),        // 14: weir.proxy.v1.PortRange
+	(*Destination)(nil),      // 15: weir.proxy.v1.Destination
+	(*Endpoint)(nil),         // 16: weir.proxy.v1.Endpoint
+	(*Routes)(nil),           // 17: weir.proxy.v1.Routes
+	(*Match)(nil),            // 18: weir.proxy.v1.Match
+	(*Path)(nil),             // 19: weir.proxy.v1.Path
+	(*GRPCMethod)(nil),       // 20: weir.proxy.v1.GRPCMethod
+	(*Value)(nil),            // 21: weir.proxy.v1.Value
+	(*Rule)(nil),             // 22: weir.proxy.v1.Rule
+	(*WeightedBackend)(nil),  // 23: weir.proxy.v1.WeightedBackend
+	(*Backend)(nil),          // 24: weir.proxy.v1.Backend
+	(*Filters)(nil),          // 25: weir.proxy.v1.Filters
+	(*HeaderChange)(nil),     // 26: weir.proxy.v1.HeaderChange
+	(*Header)(nil),           // 27: weir.proxy.v1.Header
+	(*Redirect)(nil),         // 28: weir.proxy.v1.Redirect
+	(*Rewrite)(nil),          // 29: weir.proxy.v1.Rewrite
+	(*PathChange)(nil),       // 30: weir.proxy.v1.PathChange
+	(*Mirror)(nil),           // 31: weir.proxy.v1.Mirror
+	(*CORS)(nil),             // 32: weir.proxy.v1.CORS
+	(*Retry)(nil),            // 33: weir.proxy.v1.Retry
+	(*Policy)(nil),           // 34: weir.proxy.v1.Policy
+	(*RateLimit)(nil),        // 35: weir.proxy.v1.RateLimit
+	(*FromProxy)(nil),        // 36: weir.proxy.v1.FromProxy
+	(*Subscribe)(nil),        // 37: weir.proxy.v1.Subscribe
+	(*Unsubscribe)(nil),      // 38: weir.proxy.v1.Unsubscribe
+	(*Ack)(nil),              // 39: weir.proxy.v1.Ack
+	(*Nack)(nil),             // 40: weir.proxy.v1.Nack
+	(*AccessLog)(nil),        // 41: weir.proxy.v1.AccessLog
+	nil,                      // 42: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
-	3,  // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
-	0,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
-	3,  // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
-	6,  // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
-	7,  // 4: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
-	8,  // 5: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
-	10, // 6: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
-	9,  // 7: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
-	11, // 8: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
-	13, // 9: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
-	14, // 10: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
-	15, // 11: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
-	16, // 12: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
-	17, // 13: weir.proxy.v1.FromProxy.access_log:type_name -> weir.proxy.v1.AccessLog
-	18, // 14: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	1,  // 15: weir.proxy.v1.AccessLog.direction:type_name -> weir.proxy.v1.AccessLog.Direction
-	5,  // 16: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	12, // 17: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	17, // [17:18] is the sub-list for method output_type
-	16, // [16:17] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	8,  // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
+	1,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
+	8,  // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
+	11, // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
+	12, // 4: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
+	13, // 5: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
+	15, // 6: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
+	14, // 7: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
+	16, // 8: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
+	0,  // 9: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
+	34, // 10: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
+	17, // 11: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
+	2,  // 12: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
+	18, // 13: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
+	22, // 14: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
+	19, // 15: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
+	20, // 16: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
+	21, // 17: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
+	21, // 18: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
+	3,  // 19: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
+	25, // 20: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
+	23, // 21: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
+	33, // 22: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
+	24, // 23: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
+	25, // 24: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
+	16, // 25: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
+	0,  // 26: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
+	34, // 27: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
+	26, // 28: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
+	26, // 29: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
+	28, // 30: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
+	29, // 31: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
+	31, // 32: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
+	32, // 33: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
+	27, // 34: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
+	27, // 35: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
+	30, // 36: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
+	30, // 37: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
+	24, // 38: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
+	4,  // 39: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
+	5,  // 40: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
+	33, // 41: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
+	35, // 42: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
+	37, // 43: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
+	38, // 44: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
+	39, // 45: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
+	40, // 46: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
+	41, // 47: weir.proxy.v1.FromProxy.access_log:type_name -> weir.proxy.v1.AccessLog
+	42, // 48: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	6,  // 49: weir.proxy.v1.AccessLog.direction:type_name -> weir.proxy.v1.AccessLog.Direction
+	10, // 50: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	36, // 51: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	51, // [51:52] is the sub-list for method output_type
+	50, // [50:51] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -1485,7 +3348,7 @@ func file_agent_proxypb_proxy_proto_init() {
 		(*Resource_Proxy)(nil),
 		(*Resource_Destination)(nil),
 	}
-	file_agent_proxypb_proxy_proto_msgTypes[10].OneofWrappers = []any{
+	file_agent_proxypb_proxy_proto_msgTypes[29].OneofWrappers = []any{
 		(*FromProxy_Subscribe)(nil),
 		(*FromProxy_Unsubscribe)(nil),
 		(*FromProxy_Ack)(nil),
@@ -1497,8 +3360,8 @@ func file_agent_proxypb_proxy_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   17,
+			NumEnums:      7,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

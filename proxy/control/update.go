@@ -69,16 +69,6 @@ func (u *update) add(r *proxypb.Resource) error {
 		if err != nil {
 			return err
 		}
-		if value.Service == "" && len(value.Endpoints) > 0 {
-			return errors.New("endpoints without a Service")
-		}
-		for i, e := range value.Endpoints {
-			if e.Addr.Port() == 0 || e.Addr.Addr().IsUnspecified() {
-				return fmt.Errorf("endpoint %s cannot be dialled", e.Addr)
-			}
-			// Connections' addresses are compared with these.
-			value.Endpoints[i].Addr = netip.AddrPortFrom(e.Addr.Addr().Unmap(), e.Addr.Port())
-		}
 		u.destinations[addr] = answer{r.GetVersion(), value}
 	default:
 		return errors.New("neither a ProxyConfig nor a Destination")

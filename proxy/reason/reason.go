@@ -6,7 +6,7 @@ package reason
 // Reason is why a connection did not do what its client wanted.
 type Reason uint8
 
-// The reasons that plain TCP knows.
+// The reasons.
 const (
 	None               Reason = iota // all went well
 	NoEndpoints                      // no ready pod behind the Service
@@ -21,6 +21,13 @@ const (
 	Loop                             // the proxy's own connection came back to it
 	NotRedirected                    // somebody dialled the proxy's port itself
 	Shutdown                         // the proxy ended before the connection did
+	RouteNotFound                    // routes exist for this Service, none matches
+	BackendInvalid                   // the route names a backend that does not exist
+	RequestTimeout                   // the route's limit passed
+	CircuitOpen                      // a limit of the Service's TrafficPolicy
+	RateLimited                      // that limit
+	BadRequest                       // a rule of HTTP was broken
+	BadResponse                      // the application broke one
 )
 
 // table is in the order of the constants.
@@ -43,6 +50,13 @@ var table = [...]struct {
 	{"loop", 503, "proxy_loop_detected", "the proxy's own connection came back to it: the bypass rule is broken"},
 	{"not_redirected", 0, "", "the proxy's port was dialled directly"},
 	{"shutdown", 503, "connection_terminated", "the proxy's drain limit passed"},
+	{"route_not_found", 404, "destination_not_found", "routes exist for this Service, none matches"},
+	{"backend_invalid", 500, "proxy_configuration_error", "the route names a backend that does not exist"},
+	{"request_timeout", 504, "http_response_timeout", "the route's limit passed"},
+	{"circuit_open", 503, "connection_limit_reached", "a limit of the Service's TrafficPolicy"},
+	{"rate_limited", 429, "http_request_denied", "more requests than the Service's TrafficPolicy allows"},
+	{"bad_request", 400, "http_request_error", "a rule of HTTP was broken"},
+	{"bad_response", 502, "http_protocol_error", "the application's answer breaks a rule of HTTP"},
 }
 
 // String is the word in logs and metrics, "" for None.

@@ -24,6 +24,13 @@ func TestTable(t *testing.T) {
 		Loop:               {"loop", 503, "proxy_loop_detected"},
 		NotRedirected:      {"not_redirected", 0, ""},
 		Shutdown:           {"shutdown", 503, "connection_terminated"},
+		RouteNotFound:      {"route_not_found", 404, "destination_not_found"},
+		BackendInvalid:     {"backend_invalid", 500, "proxy_configuration_error"},
+		RequestTimeout:     {"request_timeout", 504, "http_response_timeout"},
+		CircuitOpen:        {"circuit_open", 503, "connection_limit_reached"},
+		RateLimited:        {"rate_limited", 429, "http_request_denied"},
+		BadRequest:         {"bad_request", 400, "http_request_error"},
+		BadResponse:        {"bad_response", 502, "http_protocol_error"},
 	}
 	if len(All()) != len(want) {
 		t.Errorf("%d reasons, the table has %d", len(All()), len(want))
