@@ -2812,8 +2812,20 @@ type AccessLog struct {
 	RouteNanos           int64                  `protobuf:"varint,14,opt,name=route_nanos,json=routeNanos,proto3" json:"route_nanos,omitempty"`                               // accept to decision
 	ConnectNanos         int64                  `protobuf:"varint,15,opt,name=connect_nanos,json=connectNanos,proto3" json:"connect_nanos,omitempty"`                         // decision to connected
 	DroppedBefore        uint64                 `protobuf:"varint,16,opt,name=dropped_before,json=droppedBefore,proto3" json:"dropped_before,omitempty"`                      // records lost before this one because no agent read them
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Of a request, where the connection carries HTTP; a connection without any
+	// request has one record without these.
+	Protocol       string `protobuf:"bytes,17,opt,name=protocol,proto3" json:"protocol,omitempty"` // "HTTP/1.1"; empty: the connection was passed on as it is
+	Method         string `protobuf:"bytes,18,opt,name=method,proto3" json:"method,omitempty"`
+	Path           string `protobuf:"bytes,19,opt,name=path,proto3" json:"path,omitempty"`                                              // without the query
+	Status         uint32 `protobuf:"varint,20,opt,name=status,proto3" json:"status,omitempty"`                                         // of the answer that the client got
+	Route          string `protobuf:"bytes,21,opt,name=route,proto3" json:"route,omitempty"`                                            // "HTTPRoute/namespace/name"
+	Attempts       uint32 `protobuf:"varint,22,opt,name=attempts,proto3" json:"attempts,omitempty"`                                     // requests that were sent upstream
+	FirstByteNanos int64  `protobuf:"varint,23,opt,name=first_byte_nanos,json=firstByteNanos,proto3" json:"first_byte_nanos,omitempty"` // request sent to first byte of the answer
+	GrpcStatus     string `protobuf:"bytes,24,opt,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
+	TraceId        string `protobuf:"bytes,25,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
+	SpanId         string `protobuf:"bytes,26,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *AccessLog) Reset() {
@@ -2956,6 +2968,76 @@ func (x *AccessLog) GetDroppedBefore() uint64 {
 		return x.DroppedBefore
 	}
 	return 0
+}
+
+func (x *AccessLog) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *AccessLog) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AccessLog) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *AccessLog) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *AccessLog) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *AccessLog) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *AccessLog) GetFirstByteNanos() int64 {
+	if x != nil {
+		return x.FirstByteNanos
+	}
+	return 0
+}
+
+func (x *AccessLog) GetGrpcStatus() string {
+	if x != nil {
+		return x.GrpcStatus
+	}
+	return ""
+}
+
+func (x *AccessLog) GetTraceId() string {
+	if x != nil {
+		return x.TraceId
+	}
+	return ""
+}
+
+func (x *AccessLog) GetSpanId() string {
+	if x != nil {
+		return x.SpanId
+	}
+	return ""
 }
 
 var File_agent_proxypb_proxy_proto protoreflect.FileDescriptor
@@ -3181,7 +3263,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\"2\n" +
 	"\x04Nack\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xa8\x05\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xb9\a\n" +
 	"\tAccessLog\x12(\n" +
 	"\x10start_unix_nanos\x18\x01 \x01(\x03R\x0estartUnixNanos\x12@\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\".weir.proxy.v1.AccessLog.DirectionR\tdirection\x12%\n" +
@@ -3202,7 +3284,18 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\vroute_nanos\x18\x0e \x01(\x03R\n" +
 	"routeNanos\x12#\n" +
 	"\rconnect_nanos\x18\x0f \x01(\x03R\fconnectNanos\x12%\n" +
-	"\x0edropped_before\x18\x10 \x01(\x04R\rdroppedBefore\"A\n" +
+	"\x0edropped_before\x18\x10 \x01(\x04R\rdroppedBefore\x12\x1a\n" +
+	"\bprotocol\x18\x11 \x01(\tR\bprotocol\x12\x16\n" +
+	"\x06method\x18\x12 \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\x13 \x01(\tR\x04path\x12\x16\n" +
+	"\x06status\x18\x14 \x01(\rR\x06status\x12\x14\n" +
+	"\x05route\x18\x15 \x01(\tR\x05route\x12\x1a\n" +
+	"\battempts\x18\x16 \x01(\rR\battempts\x12(\n" +
+	"\x10first_byte_nanos\x18\x17 \x01(\x03R\x0efirstByteNanos\x12\x1f\n" +
+	"\vgrpc_status\x18\x18 \x01(\tR\n" +
+	"grpcStatus\x12\x19\n" +
+	"\btrace_id\x18\x19 \x01(\tR\atraceId\x12\x17\n" +
+	"\aspan_id\x18\x1a \x01(\tR\x06spanId\"A\n" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bOUTBOUND\x10\x01\x12\v\n" +

@@ -128,6 +128,7 @@ var empty = []byte{}
 // are not for one hop alone, whoever says so.
 func (h *Head) connection(value []byte) error {
 	h.hop = true
+	h.options = append(h.options, value)
 	for len(value) > 0 {
 		var option []byte
 		option, value, _ = bytes.Cut(value, comma)

@@ -31,7 +31,7 @@ func broken(format string, args ...any) error { return &Error{fmt.Sprintf(format
 // Field is a field line of a head. Both are parts of the buffer that was read.
 type Field struct {
 	Name, Value []byte // the value without the whitespace around it
-	line        span   // with its CR LF, in Head.raw
+	line        span   // with its CR LF, in Head.raw; none: it did not come so
 }
 
 type span struct{ start, end int }
@@ -50,8 +50,10 @@ type Head struct {
 	Body       Body   // how the message goes on
 	Expect     bool   // a request waits for 100 (Continue)
 
-	raw   []byte
-	first int // where the fields begin in raw
+	raw     []byte
+	first   int      // where the fields begin in raw; 0: the first line is another
+	edited  bool     // the fields, or the target, are not as they came
+	options [][]byte // the Connection fields' values
 }
 
 // Connection is what a head says of the connection it is on.
@@ -160,7 +162,7 @@ func (h *Head) ParseResponse(head []byte, method []byte) error {
 }
 
 func (h *Head) reset(head []byte) {
-	*h = Head{Fields: h.Fields[:0], raw: head}
+	*h = Head{Fields: h.Fields[:0], options: h.options[:0], raw: head}
 }
 
 func (h *Head) version(v []byte) error {

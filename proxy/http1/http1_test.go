@@ -290,31 +290,38 @@ func TestALargeHeadIsRefused(t *testing.T) {
 }
 
 func TestAHeadIsPassedOnAsItCame(t *testing.T) {
+	none := func(*Head) {}
 	for _, c := range []struct {
 		promise, text string
-		edit          Edit
+		edit          func(*Head)
+		hop           Hop
 		want          string
 	}{
-		{"order, case and whitespace too", get + "x-B:  c \r\nX-a:d\r\n\r\n", Edit{}, get + "x-B:  c \r\nX-a:d\r\n\r\n"},
-		{"but for what is for one hop", get + "Connection: close, x-Own\r\nX-own: 1\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nY: 2\r\n\r\n", Edit{}, get + "Y: 2\r\n\r\n"},
-		{"an upgrade goes on", get + "Connection: Upgrade, x\r\nUpgrade: websocket\r\nX: 1\r\n\r\n", Edit{}, get + "Upgrade: websocket\r\nConnection: upgrade\r\n\r\n"},
-		{"an upgrade that Connection does not name is none", get + "Connection: x\r\nUpgrade: h2c\r\n\r\n", Edit{}, get + "\r\n"},
-		{"with another target", "GET /a HTTP/1.0\r\nX: y\r\n\r\n", Edit{Target: []byte("/b?c")}, "GET /b?c HTTP/1.0\r\nX: y\r\n\r\n"},
-		{"without and with fields", get + "X: y\r\n\r\n", Edit{
-			Drop: func(name []byte) bool { return Is(name, "x") }, Add: []Field{{Name: []byte("z"), Value: []byte("1")}},
-		}, get + "z: 1\r\n\r\n"},
-		{"asking for a close", get + "Connection: keep-alive\r\n\r\n", Edit{Close: true}, get + "Connection: close\r\n\r\n"},
-		{"asking for more", get + "\r\n", Edit{KeepAlive: true}, get + "Connection: keep-alive\r\n\r\n"},
+		{"order, case and whitespace too", get + "x-B:  c \r\nX-a:d\r\n\r\n", none, Silent, get + "x-B:  c \r\nX-a:d\r\n\r\n"},
+		{"but for what is for one hop", get + "Connection: close, x-Own\r\nX-own: 1\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nY: 2\r\n\r\n", none, Silent, get + "Y: 2\r\n\r\n"},
+		{"an upgrade goes on", get + "Connection: Upgrade, x\r\nUpgrade: websocket\r\nX: 1\r\n\r\n", none, Close, get + "Upgrade: websocket\r\nConnection: upgrade\r\n\r\n"},
+		{"an upgrade that Connection does not name is none", get + "Connection: x\r\nUpgrade: h2c\r\n\r\n", none, Silent, get + "\r\n"},
+		{"with another target", "GET /a HTTP/1.0\r\nX: y\r\n\r\n", func(h *Head) { h.SetTarget([]byte("/b?c")) }, Silent, "GET /b?c HTTP/1.0\r\nX: y\r\n\r\n"},
+		{"with other fields", get + "X: y\r\nZ: 1\r\nY:  1\r\n\r\n", func(h *Head) {
+			h.Remove(1)
+			h.Append(1, "2")
+			h.Add("a", "b")
+			h.Set(0, "c")
+		}, Silent, "GET / HTTP/1.1\r\nHost: c\r\nZ: 1,2\r\nY:  1\r\na: b\r\n\r\n"},
+		{"what Connection names goes, though the field itself was taken out", get + "Connection: x\r\nX: y\r\n\r\n", func(h *Head) { h.Remove(1) }, Silent, get + "\r\n"},
+		{"asking for a close", get + "Connection: keep-alive\r\n\r\n", none, Close, get + "Connection: close\r\n\r\n"},
+		{"asking for more", get + "\r\n", none, KeepAlive, get + "Connection: keep-alive\r\n\r\n"},
 	} {
 		h, _, err := request(c.text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := string(h.Append(nil, &c.edit)); got != c.want {
+		c.edit(h)
+		if got := string(h.AppendTo(nil, c.hop)); got != c.want {
 			t.Errorf("%s: %q, want %q", c.promise, got, c.want)
 		}
-		if h.Unchanged(&c.edit) != (c.want == c.text) {
-			t.Errorf("%s: unchanged %v", c.promise, h.Unchanged(&c.edit))
+		if h.Unchanged(c.hop) != (c.want == c.text) {
+			t.Errorf("%s: unchanged %v", c.promise, h.Unchanged(c.hop))
 		}
 	}
 }

@@ -1,36 +1,74 @@
 package http1
 
-import "bytes"
-
-// Edit is what is changed of a head while it is passed on. The zero value changes
-// nothing but what concerns one hop alone.
-type Edit struct {
-	Target    []byte                 // of the request line; nil: as it was
-	Drop      func(name []byte) bool // fields to leave out; nil: none
-	Add       []Field                // fields to put at the end
-	Close     bool                   // "Connection: close" is added
-	KeepAlive bool                   // "Connection: keep-alive" is added
-}
-
-// Unchanged reports whether a head is passed on byte for byte.
-func (h *Head) Unchanged(e *Edit) bool {
-	return !h.hop && e.Target == nil && e.Drop == nil && len(e.Add) == 0 && !e.Close && !e.KeepAlive
-}
+import (
+	"bytes"
+	"slices"
+)
 
 // Raw is the head as it came.
 func (h *Head) Raw() []byte { return h.raw }
 
-// Append appends the head as it is passed on: without Connection, Keep-Alive,
+// Len, Is, Set, Append, Remove and Add change the fields, as route.Fields has it.
+// What is said in Host, Connection and Body is of the fields as they came.
+
+// Len is how many fields there are.
+func (h *Head) Len() int { return len(h.Fields) }
+
+// Is reports whether field i has a name, which is in lower case.
+func (h *Head) Is(i int, name string) bool { return Is(h.Fields[i].Name, name) }
+
+// Set gives field i another value.
+func (h *Head) Set(i int, value string) {
+	h.edited = true
+	h.Fields[i].Value, h.Fields[i].line = []byte(value), span{}
+}
+
+// Append appends to the value of field i, after a comma.
+func (h *Head) Append(i int, value string) {
+	h.Set(i, string(h.Fields[i].Value)+","+value)
+}
+
+// Remove removes field i.
+func (h *Head) Remove(i int) {
+	h.edited = true
+	h.Fields = slices.Delete(h.Fields, i, i+1)
+}
+
+// Add adds a field after the last one.
+func (h *Head) Add(name, value string) {
+	h.edited = true
+	h.Fields = append(h.Fields, Field{Name: []byte(name), Value: []byte(value)})
+}
+
+// SetTarget gives a request another target.
+func (h *Head) SetTarget(target []byte) {
+	h.edited, h.Target, h.first = true, target, 0
+}
+
+// Hop is what is said to the next hop of the connection to it.
+type Hop uint8
+
+// What may be said.
+const (
+	Silent    Hop = iota // nothing
+	Close                // "Connection: close"
+	KeepAlive            // "Connection: keep-alive", which HTTP/1.0 needs
+)
+
+// Unchanged reports whether a head goes on byte for byte.
+func (h *Head) Unchanged(hop Hop) bool { return !h.hop && !h.edited && hop == Silent }
+
+// AppendTo appends the head as it is passed on: without Connection, Keep-Alive,
 // Proxy-Connection and the fields that Connection names (RFC 9110, section 7.6.1),
 // but for an upgrade, which goes on to the next hop.
-func (h *Head) Append(out []byte, e *Edit) []byte {
-	if h.Unchanged(e) {
+func (h *Head) AppendTo(out []byte, hop Hop) []byte {
+	if h.Unchanged(hop) {
 		return append(out, h.raw...)
 	}
-	if e.Target != nil {
+	if h.first == 0 {
 		out = append(out, h.Method...)
 		out = append(out, ' ')
-		out = append(out, e.Target...)
+		out = append(out, h.Target...)
 		out = append(out, " HTTP/1."...)
 		out = append(out, '0'+byte(h.Minor), '\r', '\n')
 	} else {
@@ -38,27 +76,27 @@ func (h *Head) Append(out []byte, e *Edit) []byte {
 	}
 	for i := range h.Fields {
 		f := &h.Fields[i]
-		if h.hop && h.forThisHop(f.Name) || e.Drop != nil && e.Drop(f.Name) {
-			continue
+		switch {
+		case h.hop && h.forThisHop(f.Name):
+		case f.line.end > 0:
+			out = append(out, h.raw[f.line.start:f.line.end]...)
+		default:
+			out = AppendField(out, f.Name, f.Value)
 		}
-		out = append(out, h.raw[f.line.start:f.line.end]...)
-	}
-	for i := range e.Add {
-		out = AppendField(out, e.Add[i].Name, e.Add[i].Value)
 	}
 	switch {
 	case h.Upgrade:
 		out = append(out, "Connection: upgrade\r\n"...)
-	case e.Close:
+	case hop == Close:
 		out = append(out, "Connection: close\r\n"...)
-	case e.KeepAlive:
+	case hop == KeepAlive:
 		out = append(out, "Connection: keep-alive\r\n"...)
 	}
 	return append(out, '\r', '\n')
 }
 
 // AppendField appends a field line.
-func AppendField(out, name, value []byte) []byte {
+func AppendField[B []byte | string](out []byte, name, value B) []byte {
 	out = append(out, name...)
 	out = append(out, ':', ' ')
 	out = append(out, value...)
@@ -73,21 +111,18 @@ func (h *Head) forThisHop(name []byte) bool {
 	case Is(name, "upgrade"):
 		return !h.Upgrade
 	}
-	for i := range h.Fields {
-		if Is(h.Fields[i].Name, "connection") && names(h.Fields[i].Value, name) {
-			return true
-		}
-	}
-	return false
+	return listed(h.options, name)
 }
 
-// names reports whether a list has name in it, in any case.
-func names(list, name []byte) bool {
-	for len(list) > 0 {
-		var option []byte
-		option, list, _ = bytes.Cut(list, comma)
-		if equalFold(trim(option), name) {
-			return true
+// listed reports whether name is in one of the lists, in any case.
+func listed(lists [][]byte, name []byte) bool {
+	for _, list := range lists {
+		for len(list) > 0 {
+			var option []byte
+			option, list, _ = bytes.Cut(list, comma)
+			if equalFold(trim(option), name) {
+				return true
+			}
 		}
 	}
 	return false

@@ -13,13 +13,14 @@ import (
 	"github.com/weirmesh/weir/proxy/upstream"
 )
 
-// record collects what the access log says of one connection.
+// record collects what the access log says of one connection, or one request.
 type record struct {
 	accepted  time.Time
 	decision  time.Time // zero: none was made
 	entry     *proxypb.AccessLog
 	endpoint  route.Endpoint
-	handedOff bool // to the inbound side of this very pod
+	handedOff bool      // to the inbound side of this very pod
+	began     time.Time // of the attempt
 }
 
 func newRecord(c listen.Conn) *record {
@@ -38,26 +39,55 @@ func newRecord(c listen.Conn) *record {
 	}
 }
 
+// begin makes it the record of a request, which was read now.
+func (r *record) begin(now time.Time, minor int, method, path string) {
+	r.accepted = now
+	r.entry.StartUnixNanos = now.UnixNano()
+	r.entry.Protocol = "HTTP/1.1"
+	if minor == 0 {
+		r.entry.Protocol = "HTTP/1.0"
+	}
+	r.entry.Method, r.entry.Path = method, path
+}
+
 func (r *record) decided(now time.Time, d route.Destination) {
 	r.decision = now
 	r.entry.RouteNanos = now.Sub(r.accepted).Nanoseconds()
 	r.entry.Service = d.Service
 }
 
+// routed notes the route that governs.
+func (r *record) routed(name string) { r.entry.Route = name }
+
+// attempt notes the endpoint that is dialled; own: it is of this very pod.
 func (r *record) attempt(e route.Endpoint, own bool) {
 	r.endpoint, r.handedOff = e, own
 	r.entry.UpstreamAddress = e.Addr.String()
 	r.entry.UpstreamPod = e.Pod
 }
 
-func (r *record) connected(now time.Time, up *upstream.Conn) {
-	r.entry.ConnectNanos = now.Sub(r.decision).Nanoseconds()
+func (r *record) connected(took time.Duration, up *upstream.Conn) {
+	r.entry.ConnectNanos += took.Nanoseconds()
 	r.entry.UpstreamLocalAddress = up.Local.String()
 }
 
-func (r *record) ended(sent, received uint64) {
-	r.entry.SentBytes, r.entry.ReceivedBytes = sent, received
+// use notes the connection that a request is sent on; own: it leads to this very
+// pod.
+func (r *record) use(up *httpUpstream, own bool) {
+	r.attempt(up.endpoint, own)
+	r.entry.UpstreamLocalAddress = up.dialled.Local.String()
+	r.entry.Attempts++
+	r.began = time.Now()
 }
+
+func (r *record) firstByte(now time.Time) {
+	r.entry.FirstByteNanos = now.Sub(r.began).Nanoseconds()
+}
+
+func (r *record) answered(status int) { r.entry.Status = uint32(status) }
+
+func (r *record) sent(n uint64)     { r.entry.SentBytes += n }
+func (r *record) received(n uint64) { r.entry.ReceivedBytes += n }
 
 func (r *record) fail(err error) {
 	var e *reason.Error

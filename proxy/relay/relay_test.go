@@ -26,12 +26,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fakeConfig struct {
 	unready     error
 	own         netip.Addr
+	opaque      uint16
 	service     netip.AddrPort
 	destination route.Destination
 }
 
 func (f *fakeConfig) Ready(context.Context) error { return f.unready }
 func (f *fakeConfig) Own(a netip.Addr) bool       { return a == f.own }
+func (f *fakeConfig) Opaque(port uint16) bool     { return port == f.opaque }
 func (f *fakeConfig) Destination(_ context.Context, a netip.AddrPort) (route.Destination, error) {
 	if a == f.service {
 		return f.destination, nil

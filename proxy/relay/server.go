@@ -1,23 +1,27 @@
 // Package relay carries connections from the listeners to where they belong.
 //
 // An outbound connection waits until the proxy knows what its original
-// destination is; a Service's goes to one of the endpoints, anything else to
-// where it was going. An inbound one goes to where it was going, which is the
-// pod's own application. Then bytes move both ways inside the kernel (splice),
-// and each end sees of the other what it would see without a proxy: data, its
-// end, a reset, an urgent byte. A connection that cannot be made is a reset.
+// destination is. An inbound one goes to where it was going, which is the pod's own
+// application. What a connection carries is declared by its port, or told by its
+// first bytes (identify.go). Requests of HTTP are served one by one (http1.go): each
+// by the route it meets (plan.go), at an endpoint of its own. Of anything else the
+// bytes move both ways inside the kernel (pair.go): a Service's connections go to
+// one of its endpoints, and each end sees of the other what it would see without a
+// proxy: data, its end, a reset, an urgent byte; what cannot be connected is a reset.
 //
-// Every connection leaves one access log record; one that comes back to its own
-// pod is handed over here and leaves two. What a destination is comes from
-// package control; nothing here parses a byte of what is carried.
+// Every request leaves one access log record, and every connection that carried
+// none; what comes back to its own pod is handed over here and leaves two. What a
+// destination is comes from package control.
 package relay
 
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weirmesh/weir/agent/proxypb"
@@ -39,6 +43,8 @@ type Config interface {
 	Ready(context.Context) error
 	// Own reports whether an address is the pod's.
 	Own(netip.Addr) bool
+	// Opaque reports whether what goes to a port is not to be looked into.
+	Opaque(port uint16) bool
 	// Destination says what an original destination stands for.
 	Destination(context.Context, netip.AddrPort) (route.Destination, error)
 }
@@ -54,11 +60,19 @@ type Server struct {
 	dialer   upstream.Dialer
 	balancer balance.Balancer
 	pipes    pipes
+	pool     upstream.Pool[*httpUpstream]
+	draining atomic.Bool
 
 	mu       sync.Mutex
 	open     int
-	pairs    map[*pair]struct{}
+	carriers map[carrier]struct{}
 	handlers sync.WaitGroup
+}
+
+// carrier is a connection that is being carried.
+type carrier interface {
+	// abort ends it at once; the first reason counts.
+	abort(reason.Reason, error)
 }
 
 // Serve takes connections from the listeners until ctx is done; then it closes
@@ -66,6 +80,7 @@ type Server struct {
 // An error of a listener ends it in the same way and is returned.
 func (s *Server) Serve(ctx context.Context, listeners []*listen.Listener) error {
 	defer s.pipes.close()
+	defer s.pool.Close()
 	accepting, stop := context.WithCancel(ctx)
 	defer stop()
 	// Handlers outlive ctx by the drain time.
@@ -84,6 +99,7 @@ func (s *Server) Serve(ctx context.Context, listeners []*listen.Listener) error 
 		running--
 	}
 	stop()
+	s.draining.Store(true)
 	for _, l := range listeners {
 		l.Close()
 	}
@@ -131,65 +147,112 @@ func (s *Server) handle(ctx context.Context, c listen.Conn) {
 	defer s.handlers.Done()
 	defer c.Close()
 	r := newRecord(c)
-	if err := s.serve(ctx, c, r); err != nil {
+	requests, err := s.serve(ctx, c, r)
+	if err != nil {
 		r.fail(err)
 		// Transparent to refusal: the client sees a reset, not an orderly end.
 		_ = c.SetLinger(0)
+	}
+	if requests > 0 && err == nil {
+		return
 	}
 	for _, entry := range r.entries(time.Now()) {
 		s.Log(entry)
 	}
 }
 
-func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) error {
+// serve returns how many requests it has logged.
+func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, error) {
 	defer s.leave()
 	if !s.enter() {
-		return &reason.Error{Reason: reason.Overload}
+		return 0, &reason.Error{Reason: reason.Overload}
 	}
 	switch {
 	case c.Direct:
-		return &reason.Error{Reason: reason.NotRedirected}
+		return 0, &reason.Error{Reason: reason.NotRedirected}
 	case s.dialer.Own(c.Peer, c.Original, c.Mark):
-		return &reason.Error{Reason: reason.Loop}
+		return 0, &reason.Error{Reason: reason.Loop}
 	}
 	if err := s.Config.Ready(ctx); err != nil {
-		return err
+		return 0, err
 	}
-	up, err := s.connect(ctx, c, r)
-	if err != nil {
-		return err
-	}
-	defer s.balancer.Done(r.endpoint.Addr)
-	defer up.Close()
-	r.connected(time.Now(), up)
-	return s.join(c.TCPConn, up, r)
-}
-
-// connect decides where c goes and connects to it. The endpoint in r is counted
-// by the balancer once connect has succeeded.
-func (s *Server) connect(ctx context.Context, c listen.Conn, r *record) (*upstream.Conn, error) {
 	var destination route.Destination
 	if c.Direction == listen.Outbound {
 		var err error
 		if destination, err = s.Config.Destination(ctx, c.Original); err != nil {
-			return nil, err
+			return 0, err
 		}
 	}
 	r.decided(time.Now(), destination)
-	endpoints, attempts := destination.Endpoints, maxAttempts
-	if destination.Service == "" {
-		endpoints, attempts = []route.Endpoint{{Addr: c.Original}}, 1
+	client, err := newConn(c.TCPConn)
+	if err != nil {
+		return 0, &reason.Error{Reason: reason.ClientGone, Err: err}
+	}
+	defer client.drop()
+	return s.identify(ctx, c, client, destination, r)
+}
+
+// relay carries c as it is, with what was read of it already. up, if not nil, is
+// the connection to carry it to.
+func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route.Destination, up *upstream.Conn, r *record) error {
+	if up == nil {
+		var err error
+		if up, err = s.connect(ctx, c, d, r); err != nil {
+			return err
+		}
+	}
+	defer s.balancer.Done(r.endpoint.Addr)
+	defer up.Close()
+	if err := up.SetKeepAliveConfig(upstream.KeepAlive); err != nil {
+		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+	}
+	first := client.bytes()
+	if len(first) > 0 {
+		if _, err := up.Write(first); err != nil {
+			return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+		}
+		client.skip(len(first))
+	}
+	client.readBy(time.Time{})
+	sent, received, cause := s.carry(c.TCPConn, up)
+	r.sent(sent + uint64(len(first)))
+	r.received(received)
+	switch {
+	case up.Looped():
+		return &reason.Error{Reason: reason.Loop}
+	case cause != nil:
+		return cause
+	}
+	return nil
+}
+
+// connect connects to where c goes. The endpoint in r is counted by the balancer
+// once connect has succeeded.
+func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination, r *record) (*upstream.Conn, error) {
+	backend, attempts := d.Backend(), maxAttempts
+	switch {
+	case d.Service == "":
+		backend.Endpoints, attempts = []route.Endpoint{{Addr: c.Original}}, 1
+	case d.Routes != nil && d.Routes.Kind == route.TCPRoute:
+		chosen := d.Routes.Rules[0].Choose(rand.Uint32())
+		if chosen == nil || chosen.Backend.Invalid {
+			return nil, &reason.Error{Reason: reason.BackendInvalid}
+		}
+		r.routed(d.Routes.Rules[0].Route)
+		backend = chosen.Backend
 	}
 	failed := error(&reason.Error{Reason: reason.NoEndpoints})
 	var tried []netip.AddrPort
 	for range attempts {
-		endpoint, ok := s.balancer.Pick(endpoints, tried)
+		endpoint, ok := s.balancer.Pick(backend.Endpoints, tried)
 		if !ok {
 			break
 		}
-		r.attempt(endpoint, destination.Service != "" && s.Config.Own(endpoint.Addr.Addr()))
+		r.attempt(endpoint, d.Service != "" && s.Config.Own(endpoint.Addr.Addr()))
+		began := time.Now()
 		up, err := s.dial(ctx, c, endpoint.Addr)
 		if err == nil {
+			r.connected(time.Since(began), up)
 			return up, nil
 		}
 		s.balancer.Done(endpoint.Addr)
@@ -221,30 +284,29 @@ func another(err error) bool {
 		(e.Reason == reason.ConnectRefused || e.Reason == reason.ConnectTimeout || e.Reason == reason.ConnectFailed)
 }
 
-// join carries the bytes.
-func (s *Server) join(client *net.TCPConn, up *upstream.Conn, r *record) error {
-	if err := up.SetKeepAliveConfig(upstream.KeepAlive); err != nil {
-		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
-	}
+// carry moves bytes both ways until both have ended or one failed, and returns how
+// many went up and down, and the failure.
+func (s *Server) carry(client *net.TCPConn, up *upstream.Conn) (uint64, uint64, *reason.Error) {
 	p := &pair{client: client, upstream: up.TCPConn, pipes: &s.pipes}
+	s.watch(p)
+	defer s.unwatch(p)
+	return p.join()
+}
+
+// watch has c ended when the time to drain is over.
+func (s *Server) watch(c carrier) {
 	s.mu.Lock()
-	if s.pairs == nil {
-		s.pairs = map[*pair]struct{}{}
+	defer s.mu.Unlock()
+	if s.carriers == nil {
+		s.carriers = map[carrier]struct{}{}
 	}
-	s.pairs[p] = struct{}{}
-	s.mu.Unlock()
-	sent, received, cause := p.join()
+	s.carriers[c] = struct{}{}
+}
+
+func (s *Server) unwatch(c carrier) {
 	s.mu.Lock()
-	delete(s.pairs, p)
-	s.mu.Unlock()
-	r.ended(sent, received)
-	switch {
-	case up.Looped():
-		return &reason.Error{Reason: reason.Loop}
-	case cause != nil:
-		return cause
-	}
-	return nil
+	defer s.mu.Unlock()
+	delete(s.carriers, c)
 }
 
 func (s *Server) enter() bool {
@@ -264,7 +326,7 @@ func (s *Server) leave() {
 func (s *Server) abortAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for p := range s.pairs {
-		p.abort(reason.Shutdown, nil)
+	for c := range s.carriers {
+		c.abort(reason.Shutdown, nil)
 	}
 }

@@ -1,0 +1,211 @@
+package relay
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/proxy/http1"
+)
+
+const (
+	// bufferSize is what a connection reads into, while it has something to read.
+	bufferSize = 16 << 10
+	// maxBuffer holds the largest head, and bytes behind it.
+	maxBuffer = http1.MaxHead + bufferSize
+)
+
+// buffers are lent to connections while these have bytes.
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+// conn is a connection with the bytes that were read of it and not passed on yet.
+// It holds a buffer only while there are any: an idle one costs none. One
+// goroutine reads; another one may write.
+type conn struct {
+	*net.TCPConn
+	raw syscall.RawConn
+
+	lent *[bufferSize]byte // buf, if that is a buffer of the pool
+	buf  []byte            // nil: none is held
+	r, w int               // of buf, what is not passed on
+
+	eof      bool
+	err      error
+	fd       func(uintptr) bool // fill's, once and not an allocation per call
+	deadline time.Time          // of reading
+}
+
+func newConn(tcp *net.TCPConn) (*conn, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{TCPConn: tcp, raw: raw}
+	c.fd = c.readable
+	return c, nil
+}
+
+// bytes are those that were read and are not passed on.
+func (c *conn) bytes() []byte { return c.buf[c.r:c.w] }
+
+// skip says that n bytes are passed on.
+func (c *conn) skip(n int) {
+	c.r += n
+	if c.r == c.w {
+		c.release()
+	}
+}
+
+// release gives the buffer back, if there is nothing in it.
+func (c *conn) release() {
+	if c.r != c.w {
+		return
+	}
+	if c.lent != nil {
+		buffers.Put(c.lent)
+	}
+	c.lent, c.buf, c.r, c.w = nil, nil, 0, 0
+}
+
+// drop gives the buffer back, whatever is in it.
+func (c *conn) drop() {
+	c.r = c.w
+	c.release()
+}
+
+// fill waits for bytes and takes what is there; io.EOF at their end. A failure is
+// the connection's, os.ErrDeadlineExceeded among them.
+func (c *conn) fill() error {
+	if c.eof {
+		return io.EOF
+	}
+	c.room()
+	c.err = nil
+	if err := c.raw.Read(c.fd); err != nil {
+		c.release()
+		return err
+	}
+	if c.err != nil {
+		c.release()
+	}
+	return c.err
+}
+
+// tryFill is fill that does not wait: without bytes it returns
+// os.ErrDeadlineExceeded.
+func (c *conn) tryFill() error {
+	if c.eof {
+		return io.EOF
+	}
+	c.room()
+	c.err = nil
+	ready := false
+	if err := c.raw.Control(func(fd uintptr) { ready = c.readable(fd) }); err != nil {
+		return err
+	}
+	if !ready {
+		return os.ErrDeadlineExceeded
+	}
+	return c.err
+}
+
+// room makes room for more bytes behind those that are there.
+func (c *conn) room() {
+	switch {
+	case c.buf == nil || c.w < len(c.buf):
+	case c.r > 0:
+		c.w = copy(c.buf, c.buf[c.r:c.w])
+		c.r = 0
+	case len(c.buf) < maxBuffer:
+		larger := make([]byte, min(4*len(c.buf), maxBuffer))
+		copy(larger, c.buf[:c.w])
+		if c.lent != nil {
+			buffers.Put(c.lent)
+			c.lent = nil
+		}
+		c.buf = larger
+	}
+}
+
+// readable reads, and reports false when there is nothing yet. The buffer is not
+// held while it waits.
+func (c *conn) readable(fd uintptr) bool {
+	if c.buf == nil {
+		c.lent = buffers.Get().(*[bufferSize]byte)
+		c.buf = c.lent[:]
+	}
+	for {
+		n, err := unix.Read(int(fd), c.buf[c.w:])
+		switch {
+		case n > 0:
+			c.w += n
+			return true
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			c.release()
+			return false
+		case err != nil:
+			c.err = os.NewSyscallError("read", err)
+			return true
+		}
+		c.eof, c.err = true, io.EOF
+		return true
+	}
+}
+
+// awaitReadable returns when there is something to read, an end or a failure
+// among it, or with os.ErrDeadlineExceeded.
+func (c *conn) awaitReadable() error {
+	if c.r < c.w || c.eof {
+		return nil
+	}
+	return c.raw.Read(func(fd uintptr) bool { return !silent(int(fd)) })
+}
+
+// quiet reports whether nothing has come of an idle connection: no byte, no end,
+// no failure.
+func (c *conn) quiet() bool {
+	if c.r < c.w || c.eof {
+		return false
+	}
+	out := false
+	err := c.raw.Control(func(fd uintptr) { out = silent(int(fd)) })
+	return out && err == nil
+}
+
+// silent looks without taking.
+func silent(fd int) bool {
+	var one [1]byte
+	for {
+		_, _, err := unix.Recvfrom(fd, one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		if !errors.Is(err, unix.EINTR) {
+			return errors.Is(err, unix.EAGAIN)
+		}
+	}
+}
+
+// reset reports whether the peer has broken the connection off. One that has
+// only finished sending has not.
+func (c *conn) reset() bool {
+	var out bool
+	err := c.raw.Control(func(fd uintptr) {
+		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		out = err != nil || errno != 0
+	})
+	return out || err != nil
+}
+
+// readBy sets when reading fails. The zero time: never.
+func (c *conn) readBy(t time.Time) {
+	if !t.Equal(c.deadline) {
+		c.deadline = t
+		_ = c.SetReadDeadline(t)
+	}
+}

@@ -1,0 +1,516 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/weirmesh/weir/proxy/http1"
+	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/reason"
+)
+
+const (
+	// headTimeout is how long a head may take from its first byte on.
+	headTimeout = 30 * time.Second
+	// keepAlive is how long a client's connection may be idle.
+	keepAlive = time.Hour
+	// lingering is how long a client that is still sending may take to read an
+	// answer that ends the connection.
+	lingering = time.Second
+)
+
+// http1Conn is a client's connection that carries HTTP/1. Requests are served one
+// after the other, by one goroutine; a second one is there while a body is sent
+// that was not there with its head.
+type http1Conn struct {
+	*Server
+	accepted listen.Conn
+	client   *conn
+
+	// held is an upstream connection of this client's own: to the application,
+	// whose connections are its callers', and to what is no Service. Others are the
+	// pool's.
+	held *httpUpstream
+
+	request, response http1.Head
+	// taken is how much of the client's buffer is the request, with as much of its
+	// body as is there; it stays in the buffer for another attempt. 0 once the rest
+	// is being uploaded.
+	taken    int
+	body     http1.Body // of the request, behind that
+	method   []byte     // a copy: it outlives the buffer
+	view     http1Request
+	plan     plan
+	record   *record
+	out      []byte // for heads that are not passed on as they came
+	attempt  int
+	up       *httpUpstream // of the request; nil: none, or done with
+	upload   *upload
+	awaited  atomic.Pointer[httpUpstream] // for abort
+	aborted  atomic.Bool
+	answered bool // a final head went to the client, or part of one
+	last     bool // no other request is read
+}
+
+// serveHTTP1 serves a client until one of the ends closes. early, if not nil, is an
+// upstream connection that is there already, for the first request. Of each
+// request there is a record; it reports how many there were.
+func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, early *httpUpstream) (int, error) {
+	h := &http1Conn{Server: s, accepted: c, client: client, held: early}
+	s.watch(h)
+	defer s.unwatch(h)
+	defer h.end()
+	for requests := 0; ; requests++ {
+		if err := h.readRequest(); err != nil {
+			refused, err := h.refuse(err)
+			if refused {
+				requests++
+			}
+			return requests, err
+		}
+		h.serveRequest(ctx)
+		for _, entry := range h.record.entries(time.Now()) {
+			s.Log(entry)
+		}
+		if h.last {
+			return requests + 1, nil
+		}
+	}
+}
+
+func (h *http1Conn) end() {
+	if h.held != nil {
+		h.held.Close()
+	}
+	h.client.drop()
+}
+
+// abort ends the connection at once, from any goroutine; closing it will send a
+// reset.
+func (h *http1Conn) abort(reason.Reason, error) {
+	h.aborted.Store(true)
+	past := time.Unix(1, 0)
+	_ = h.accepted.SetLinger(0)
+	_ = h.accepted.SetDeadline(past)
+	if up := h.awaited.Load(); up != nil {
+		_ = up.SetDeadline(past)
+	}
+}
+
+// readRequest waits for a request's head. The error is an *http1.Error,
+// http1.ErrTooLarge, or the connection's; io.EOF if the client is done.
+func (h *http1Conn) readRequest() error {
+	var scan http1.Scanner
+	for {
+		n, err := scan.End(h.client.bytes())
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			return h.request.ParseRequest(h.client.bytes()[:n])
+		}
+		// Moved lazily: a deadline is a timer.
+		now := time.Now()
+		switch left := h.client.deadline.Sub(now); {
+		case len(h.client.bytes()) == 0 && left < keepAlive/2:
+			h.client.readBy(now.Add(keepAlive))
+		case len(h.client.bytes()) > 0 && left > headTimeout:
+			h.client.readBy(now.Add(headTimeout))
+		}
+		if err := h.client.fill(); err != nil {
+			return err
+		}
+	}
+}
+
+// refuse answers what is no request, of which nothing has gone upstream, and
+// reports whether there was something.
+func (h *http1Conn) refuse(err error) (bool, error) {
+	var broken *http1.Error
+	status := 0
+	switch {
+	case errors.As(err, &broken):
+		status = 400
+	case errors.Is(err, http1.ErrTooLarge):
+		status = 431
+	case errors.Is(err, os.ErrDeadlineExceeded) && len(h.client.bytes()) > 0:
+		status = 408
+	case errors.Is(err, io.EOF), errors.Is(err, os.ErrDeadlineExceeded):
+		return false, nil
+	default:
+		return false, &reason.Error{Reason: reason.ClientGone, Err: err}
+	}
+	h.record = newRecord(h.accepted)
+	h.record.begin(time.Now(), 1, "", "")
+	failure := &reason.Error{Reason: reason.BadRequest, Err: err}
+	h.record.fail(failure)
+	h.last, h.request = true, http1.Head{Minor: 1}
+	h.answer(failed(failure, status))
+	h.linger()
+	for _, entry := range h.record.entries(time.Now()) {
+		h.Log(entry)
+	}
+	return true, nil
+}
+
+// serveRequest serves the request whose head is read.
+func (h *http1Conn) serveRequest(ctx context.Context) {
+	h.begin()
+	err := h.take()
+	if err == nil {
+		h.view = http1Request{Head: &h.request}
+		err = h.plan.make(ctx, h.Server, h.accepted, &h.view, h.record)
+	}
+	if err == nil && h.plan.answer == nil {
+		err = h.forward(ctx)
+	}
+	switch {
+	case err != nil:
+		h.fail(err)
+	case h.plan.answer != nil:
+		h.answer(h.plan.answer)
+	}
+	h.finish()
+}
+
+// begin notes what the request is.
+func (h *http1Conn) begin() {
+	h.method = append(h.method[:0], h.request.Method...)
+	h.up, h.upload, h.answered, h.last = nil, nil, false, h.request.Close
+	path, _ := h.request.Path()
+	h.record = newRecord(h.accepted)
+	h.record.begin(time.Now(), h.request.Minor, string(h.method), string(path))
+}
+
+// take finds out how much of the request is there.
+func (h *http1Conn) take() error {
+	head := len(h.request.Raw())
+	h.body = h.request.Body
+	n, err := h.body.Next(h.client.bytes()[head:])
+	if h.taken = head + n; err != nil {
+		h.last = true
+		return &reason.Error{Reason: reason.BadRequest, Err: err}
+	}
+	return nil
+}
+
+// forward has the request answered by an endpoint, by another one where that did
+// not work and may be tried again.
+func (h *http1Conn) forward(ctx context.Context) error {
+	var tried []netip.AddrPort
+	var before error // of the attempt before
+	fresh := false
+	for h.attempt = 1; ; h.attempt++ {
+		up, err := h.obtain(ctx, tried, fresh)
+		if up == nil && before != nil && errors.Is(err, errNobodyLeft) {
+			return before
+		}
+		if err == nil {
+			err = h.try(up)
+			up.outcome(&h.balancer, h.response.Status, err)
+			if h.up = up; err != nil {
+				h.discard()
+			}
+		}
+		var failure *attemptError
+		switch {
+		case err == nil:
+			return nil
+		case !errors.As(err, &failure):
+			return err
+		case !h.mayTry(failure):
+			return failure.cause
+		}
+		before = failure.cause
+		if fresh = failure.stale; !fresh {
+			tried = append(tried, failure.endpoint)
+		}
+	}
+}
+
+// mayTry reports whether the request can be and may be sent again.
+func (h *http1Conn) mayTry(failure *attemptError) bool {
+	return !h.answered && h.upload == nil && h.plan.again(failure, h.method, h.attempt)
+}
+
+// try sends the request to up and passes the answer on.
+func (h *http1Conn) try(up *httpUpstream) error {
+	h.record.use(up, !h.plan.direct && h.Config.Own(up.endpoint.Addr.Addr()))
+	up.begin(h.plan.limit(time.Now()))
+	h.awaited.Store(up)
+	defer h.awaited.Store(nil)
+	if h.aborted.Load() {
+		return &reason.Error{Reason: reason.Shutdown}
+	}
+	if err := h.send(up); err != nil {
+		return err
+	}
+	if err := h.receive(up); err != nil {
+		return err
+	}
+	return h.passOn(up)
+}
+
+// send writes what is there of the request, and has the rest follow.
+func (h *http1Conn) send(up *httpUpstream) error {
+	taken := h.client.bytes()[:h.taken]
+	if hop := h.hopTo(up); !h.request.Unchanged(hop) {
+		h.out = append(h.request.AppendTo(h.out[:0], hop), taken[len(h.request.Raw()):]...)
+		taken = h.out
+	}
+	n, err := up.Write(taken)
+	h.record.sent(uint64(n))
+	if err != nil {
+		return up.failed(err)
+	}
+	if h.body.Done() {
+		return nil
+	}
+	// From here on it cannot be sent again: the head's buffer is the body's.
+	h.client.skip(h.taken)
+	h.taken = 0
+	h.client.readBy(time.Time{})
+	h.upload = startUpload(h.client, up, h.body)
+	return nil
+}
+
+// hopTo is what is said to the upstream of its connection. The application's is
+// its caller's, who may want it closed.
+func (h *http1Conn) hopTo(up *httpUpstream) http1.Hop {
+	switch {
+	case h.request.Close && h.request.Minor == 1 && !up.shared:
+		return http1.Close
+	case h.request.KeepAlive && h.request.Minor == 0:
+		return http1.KeepAlive
+	}
+	return http1.Silent
+}
+
+// receive waits for the answer's final head. Informational ones go by (RFC 9110,
+// section 15.2), but not to a client that does not know them.
+func (h *http1Conn) receive(up *httpUpstream) error {
+	for {
+		if err := h.readResponse(up); err != nil {
+			return err
+		}
+		if h.response.Status/100 != 1 || h.response.Status == 101 {
+			break
+		}
+		raw := h.response.Raw()
+		if h.request.Minor > 0 {
+			if _, err := h.client.Write(raw); err != nil {
+				return &reason.Error{Reason: reason.ClientGone, Err: err}
+			}
+		}
+		up.skip(len(raw))
+	}
+	if h.response.Status == 101 && !h.request.Upgrade {
+		return &reason.Error{Reason: reason.BadResponse, Err: errors.New("101 (Switching Protocols) without a request for it")}
+	}
+	if h.plan.counts(h.response.Status) {
+		// What may not be tried again is the client's answer.
+		if bad := up.answered(); h.mayTry(bad) {
+			return bad
+		}
+	}
+	return nil
+}
+
+// readResponse waits for one head.
+func (h *http1Conn) readResponse(up *httpUpstream) error {
+	var scan http1.Scanner
+	for {
+		n, err := scan.End(up.bytes())
+		if err == nil && n > 0 {
+			h.record.firstByte(time.Now())
+			err = h.response.ParseResponse(up.bytes()[:n], h.method)
+		}
+		switch {
+		case err != nil:
+			return &reason.Error{Reason: reason.BadResponse, Err: err}
+		case n > 0:
+			return nil
+		}
+		if err := h.await(up); err != nil {
+			return err
+		}
+	}
+}
+
+// await waits for bytes of up, and looks after the client and the clock meanwhile.
+func (h *http1Conn) await(up *httpUpstream) error {
+	for {
+		err := up.fill()
+		switch {
+		case err == nil:
+			return nil
+		case up.dialled.Looped():
+			return &reason.Error{Reason: reason.Loop}
+		case h.upload.failure() != nil:
+			return h.upload.failure()
+		case h.aborted.Load():
+			return &reason.Error{Reason: reason.Shutdown}
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return up.failed(err)
+		case up.late(time.Now()):
+			return up.timedOut()
+		case h.client.reset():
+			return &reason.Error{Reason: reason.ClientGone}
+		}
+		up.extend(time.Now())
+	}
+}
+
+// passOn gives the client the answer whose head is read.
+func (h *http1Conn) passOn(up *httpUpstream) error {
+	head := len(h.response.Raw())
+	body := h.response.Body
+	n, err := body.Next(up.bytes()[head:])
+	if err != nil {
+		return &reason.Error{Reason: reason.BadResponse, Err: err}
+	}
+	hop := h.conclude(up)
+	h.plan.edit(&h.response)
+	h.answered = true
+	out := up.bytes()[:head+n]
+	if !h.response.Unchanged(hop) {
+		h.out = append(h.response.AppendTo(h.out[:0], hop), out[head:]...)
+		out = h.out
+	}
+	for {
+		m, err := h.client.Write(out)
+		h.record.received(uint64(m))
+		if err != nil {
+			return &reason.Error{Reason: reason.ClientGone, Err: err}
+		}
+		up.skip(head + n)
+		if body.Done() {
+			return nil
+		}
+		if body.Kind == http1.Tunnel {
+			return h.tunnel(up)
+		}
+		if err := h.await(up); err != nil {
+			if body.Kind == http1.UntilClose && up.eof {
+				return nil
+			}
+			return err
+		}
+		head = 0
+		if n, err = body.Next(up.bytes()); err != nil {
+			return &reason.Error{Reason: reason.BadResponse, Err: err}
+		}
+		out = up.bytes()[:n]
+	}
+}
+
+// conclude settles by the answer's head whether the connections are good for more,
+// and returns what the client is told of its own.
+func (h *http1Conn) conclude(up *httpUpstream) http1.Hop {
+	r := &h.response
+	h.record.answered(r.Status)
+	up.spent = up.spent || r.Close || r.Body.Kind == http1.Tunnel
+	h.last = h.last || h.draining.Load() || r.Body.Kind == http1.UntilClose || r.Body.Kind == http1.Tunnel ||
+		// A client does not know better of an old answer than that it ends so.
+		r.Minor == 0 && !r.KeepAlive ||
+		// The application's connection is its caller's.
+		r.Close && h.accepted.Direction == listen.Inbound ||
+		// A body that is still coming may not be wanted any more.
+		h.upload != nil && r.Status >= 300
+	switch {
+	case h.last && r.Minor == 1 && r.Body.Kind != http1.Tunnel:
+		return http1.Close
+	case !h.last && (h.request.Minor == 0 || r.Minor == 0):
+		return http1.KeepAlive
+	}
+	return http1.Silent
+}
+
+// fail ends a request that could not be served: with an answer, or where there is
+// one already, with a reset.
+func (h *http1Conn) fail(err error) {
+	var failure *reason.Error
+	if !errors.As(err, &failure) {
+		failure = &reason.Error{Reason: reason.ConnectFailed, Err: err}
+	}
+	h.record.fail(failure)
+	if status := failure.Reason.Status(); status > 0 && !h.answered && !h.aborted.Load() {
+		h.answer(failed(failure, status))
+		return
+	}
+	h.last = true
+	h.abort(failure.Reason, failure)
+}
+
+// answer answers in place of an endpoint.
+func (h *http1Conn) answer(a *answer) {
+	h.last = h.last || !h.body.Done() || h.upload != nil || h.draining.Load()
+	h.answered = true
+	h.record.answered(a.status)
+	h.out = a.appendHTTP1(h.out[:0], h.request.Minor, string(h.method) == "HEAD", h.last)
+	n, err := h.client.Write(h.out)
+	h.record.received(uint64(n))
+	h.last = h.last || err != nil
+}
+
+// finish settles what becomes of the client's connection after a request.
+func (h *http1Conn) finish() {
+	if h.upload != nil && !h.upload.wait(lingering) {
+		h.last = true
+		h.client.readBy(time.Unix(1, 0))
+		<-h.upload.done
+	}
+	if h.upload != nil && !h.upload.complete {
+		h.last = true
+		h.discard()
+	}
+	h.giveBack()
+	h.client.skip(h.taken)
+	h.taken = 0
+	if h.last {
+		h.linger()
+	}
+}
+
+// linger lets a client that is still sending read the answer: what it sends to a
+// closed connection would have the answer thrown away.
+func (h *http1Conn) linger() {
+	if h.aborted.Load() || h.accepted.CloseWrite() != nil {
+		return
+	}
+	h.client.readBy(time.Now().Add(lingering))
+	for {
+		h.client.drop()
+		if h.client.fill() != nil {
+			return
+		}
+	}
+}
+
+// tunnel joins the two connections, which carry HTTP no more, with what was read
+// ahead of either.
+func (h *http1Conn) tunnel(up *httpUpstream) error {
+	h.client.skip(h.taken)
+	h.taken = 0
+	if rest := h.client.bytes(); len(rest) > 0 {
+		if _, err := up.Write(rest); err != nil {
+			return up.failed(err)
+		}
+		h.record.sent(uint64(len(rest)))
+		h.client.skip(len(rest))
+	}
+	h.client.readBy(time.Time{})
+	up.readBy(time.Time{})
+	sent, received, cause := h.carry(h.accepted.TCPConn, up.dialled)
+	h.record.sent(sent)
+	h.record.received(received)
+	if cause != nil {
+		return cause
+	}
+	return nil
+}

@@ -1,0 +1,113 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/sniff"
+	"github.com/weirmesh/weir/proxy/upstream"
+)
+
+// sniffTimeout is how long the rest of a request line may take, on a port that
+// nobody declares, once its beginning is there.
+const sniffTimeout = 100 * time.Millisecond
+
+// identify finds out what c carries, and carries it. It returns the number of
+// requests that were logged.
+//
+// On a port that nobody declares, the upstream connection is opened while the
+// client is silent: who speaks first decides, and a server that speaks first has
+// not waited for us.
+func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (int, error) {
+	declared := d.Protocol
+	switch {
+	case s.Config.Opaque(c.Original.Port()), d.Routes != nil && d.Routes.Kind == route.TCPRoute:
+		declared = route.Opaque
+	case d.Routes != nil && d.Routes.Kind == route.HTTPRoute && declared == route.Undeclared:
+		declared = route.HTTP
+	case d.Routes != nil && d.Routes.Kind == route.GRPCRoute:
+		declared = route.HTTP2
+	}
+	var early *upstream.Conn
+	protocol := sniff.Opaque
+	switch declared {
+	case route.Opaque:
+	case route.Undeclared:
+		var err error
+		if early, err = s.overture(ctx, c, client, d, r); err != nil {
+			return 0, err
+		}
+		if len(client.bytes()) > 0 {
+			protocol = s.look(client, time.Now().Add(sniffTimeout))
+		}
+	default:
+		protocol = s.look(client, time.Now().Add(keepAlive))
+		if protocol == sniff.Opaque && len(client.bytes()) > 0 {
+			protocol = sniff.HTTP1 // its parser says what is wrong with it
+		}
+	}
+	if protocol != sniff.HTTP1 {
+		return 0, s.relay(ctx, c, client, d, early, r)
+	}
+	var first *httpUpstream
+	if early != nil {
+		var err error
+		if first, err = newHTTPUpstream(early, r.endpoint); err != nil {
+			return 0, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+		}
+		first.counted, first.shared = true, !own(c, d)
+	}
+	return s.serveHTTP1(ctx, c, client, first)
+}
+
+// overture waits until either side has something to say. It returns the upstream
+// connection if one was opened; the client's bytes are in its buffer if it was the
+// client.
+func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (*upstream.Conn, error) {
+	if err := client.tryFill(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, nil // bytes, or an end that is passed on
+	}
+	up, err := s.connect(ctx, c, d, r)
+	if err != nil {
+		return nil, err
+	}
+	server, err := newConn(up.TCPConn)
+	if err != nil {
+		up.Close()
+		s.balancer.Done(r.endpoint.Addr)
+		return nil, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+	}
+	spoke := make(chan struct{})
+	go func() {
+		_ = server.awaitReadable()
+		_ = client.SetReadDeadline(time.Unix(1, 0))
+		close(spoke)
+	}()
+	_ = client.awaitReadable()
+	_ = server.SetReadDeadline(time.Unix(1, 0))
+	<-spoke
+	_ = server.SetReadDeadline(time.Time{})
+	_ = client.SetReadDeadline(time.Time{})
+	_ = client.tryFill()
+	return up, nil
+}
+
+// look reads until it is clear what the client speaks, or until the time is up,
+// when it is nothing known.
+func (s *Server) look(client *conn, until time.Time) sniff.Protocol {
+	defer client.readBy(time.Time{})
+	for {
+		if p := sniff.Look(client.bytes()); p != sniff.Undecided {
+			return p
+		}
+		client.readBy(until)
+		if client.fill() != nil {
+			return sniff.Opaque
+		}
+	}
+}

@@ -1,0 +1,256 @@
+package relay
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/weirmesh/weir/proxy/http1"
+	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// message is a request as its codec has it: what routes look at, and what they may
+// change.
+type message interface {
+	route.Request
+	route.Fields
+	// Prepare makes Path canonical; false: it has no such form.
+	Prepare() bool
+	// RawPath is the path as it came.
+	RawPath() []byte
+	Host() []byte
+	SetHost(string)
+	// SetPath puts a path in place of the target's; the query stays.
+	SetPath([]byte)
+}
+
+// plan is what is to become of one request.
+type plan struct {
+	direct  bool // it goes where it was going
+	backend route.Backend
+	policy  *route.Policy
+	retry   *route.Retry
+	answer  *answer // in place of an endpoint's; nil: there is none
+
+	filters [2]*route.Filters // the rule's, the backend's; nil: none
+	origin  []byte            // the request's Origin, for an answer to CORS
+	ends    time.Time         // when all attempts together must be done; zero: never
+	attempt time.Duration     // the same for each; 0: none
+}
+
+// make decides. The error is a *reason.Error.
+func (p *plan) make(ctx context.Context, s *Server, c listen.Conn, m message, r *record) error {
+	*p = plan{}
+	var d route.Destination
+	if c.Direction == listen.Outbound {
+		var err error
+		if d, err = s.Config.Destination(ctx, c.Original); err != nil {
+			return err
+		}
+	}
+	now := time.Now()
+	r.decided(now, d)
+	p.direct, p.backend = own(c, d), d.Backend()
+	if d.Routes != nil && d.Routes.Kind != route.TCPRoute {
+		if err := p.route(d.Routes, c, m, r); err != nil || p.answer != nil {
+			return err
+		}
+	}
+	p.limits(now)
+	return nil
+}
+
+// limits sets what the policy of the backend has where the rule had nothing.
+func (p *plan) limits(now time.Time) {
+	p.policy = p.backend.Policy
+	if p.policy == nil {
+		return
+	}
+	if p.retry == nil {
+		p.retry = p.policy.Retry
+	}
+	if p.ends.IsZero() && p.policy.Timeout > 0 {
+		p.ends = now.Add(p.policy.Timeout)
+	}
+}
+
+// route finds the rule and does what it says.
+func (p *plan) route(routes *route.Routes, c listen.Conn, m message, r *record) error {
+	if !m.Prepare() {
+		return &reason.Error{Reason: reason.BadRequest, Err: errPath}
+	}
+	rule, match := routes.Match(m)
+	if rule == nil {
+		return &reason.Error{Reason: reason.RouteNotFound}
+	}
+	r.routed(rule.Route)
+	if rule.Timeout > 0 {
+		p.ends = time.Now().Add(rule.Timeout)
+	}
+	p.attempt, p.retry = rule.BackendTimeout, rule.Retry
+	if err := p.filter(&rule.Filters, 0, c, m, match); err != nil || p.answer != nil {
+		return err
+	}
+	chosen := rule.Choose(rand.Uint32())
+	if chosen == nil || chosen.Backend.Invalid {
+		return &reason.Error{Reason: reason.BackendInvalid}
+	}
+	p.backend = chosen.Backend
+	return p.filter(&chosen.Filters, 1, c, m, match)
+}
+
+// filter does what filters do to a request.
+func (p *plan) filter(f *route.Filters, level int, c listen.Conn, m message, match *route.Match) error {
+	p.filters[level] = f
+	if f.Invalid {
+		return &reason.Error{Reason: reason.BackendInvalid, Err: errFilter}
+	}
+	if f.CORS != nil {
+		origin, cross := m.Header("origin")
+		p.origin = append([]byte(nil), origin...)
+		method, preflight := m.Header("access-control-request-method")
+		if cross && preflight && string(m.Method()) == "OPTIONS" {
+			headers, _ := m.Header("access-control-request-headers")
+			p.answer = &answer{status: 204, fields: f.CORS.Preflight(origin, method, headers)}
+			return nil
+		}
+	}
+	if f.RequestHeaders != nil {
+		f.RequestHeaders.Apply(m)
+	}
+	if d := f.Redirect; d != nil {
+		location := d.Location("http", m.Host(), c.Original.Port(), m.RawPath(), m.Query(), match)
+		p.answer = &answer{status: d.Status, fields: []route.Header{{Name: "Location", Value: location}}}
+		return nil
+	}
+	if w := f.Rewrite; w != nil {
+		if w.Path != nil {
+			m.SetPath(w.Path.Apply(m.RawPath(), match))
+		}
+		if w.Hostname != "" {
+			m.SetHost(w.Hostname)
+		}
+	}
+	return nil
+}
+
+// edit does what filters do to an answer.
+func (p *plan) edit(answer route.Fields) {
+	for _, f := range p.filters {
+		if f == nil {
+			continue
+		}
+		if f.ResponseHeaders != nil {
+			f.ResponseHeaders.Apply(answer)
+		}
+		if f.CORS != nil {
+			change := route.HeaderChange{}
+			for _, h := range f.CORS.Answer(p.origin) {
+				if h.Name == "vary" {
+					change.Add = append(change.Add, h)
+				} else {
+					change.Set = append(change.Set, h)
+				}
+			}
+			change.Apply(answer)
+		}
+	}
+}
+
+// limit is when an attempt that begins now must be answered; zero: never.
+func (p *plan) limit(now time.Time) time.Time {
+	if p.attempt == 0 {
+		return p.ends
+	}
+	if t := now.Add(p.attempt); p.ends.IsZero() || t.Before(p.ends) {
+		return t
+	}
+	return p.ends
+}
+
+// counts reports whether an answer is a failure that may be tried again.
+func (p *plan) counts(status int) bool {
+	if p.retry == nil || status < 500 {
+		return false
+	}
+	for _, code := range p.retry.Codes {
+		if int(code) == status {
+			return true
+		}
+	}
+	return false
+}
+
+// again reports whether a request whose attempt failed, the first being 1, is
+// tried again. What never arrived is, at up to maxAttempts endpoints; what may have
+// is only if doing it twice does no harm (RFC 9110, section 9.2.2).
+func (p *plan) again(failure *attemptError, method []byte, attempt int) bool {
+	if !p.ends.IsZero() && !time.Now().Before(p.ends) {
+		return false
+	}
+	switch {
+	case failure.unsent:
+		return attempt < maxAttempts || p.retry != nil && attempt <= p.retry.Attempts
+	case !idempotent(method):
+		return false
+	case failure.stale:
+		return attempt < maxAttempts
+	}
+	return p.retry != nil && attempt <= p.retry.Attempts
+}
+
+func idempotent(method []byte) bool {
+	switch string(method) {
+	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
+		return true
+	}
+	return false
+}
+
+// http1Request is a message of HTTP/1.
+type http1Request struct {
+	*http1.Head
+	canonical []byte
+}
+
+func (r *http1Request) Prepare() bool {
+	path, ok := route.CanonicalPath(r.RawPath())
+	r.canonical = path
+	return ok
+}
+
+func (r *http1Request) Method() []byte { return r.Head.Method }
+func (r *http1Request) Path() []byte   { return r.canonical }
+
+func (r *http1Request) RawPath() []byte {
+	path, _ := r.Head.Path()
+	return path
+}
+
+func (r *http1Request) Query() []byte {
+	_, query := r.Head.Path()
+	return query
+}
+
+func (r *http1Request) Header(name string) ([]byte, bool) { return r.Get(name) }
+func (r *http1Request) Host() []byte                      { return r.Head.Host }
+
+func (r *http1Request) SetHost(host string) {
+	for i := range r.Len() {
+		if r.Is(i, "host") {
+			r.Set(i, host)
+			return
+		}
+	}
+	r.Add("Host", host)
+}
+
+func (r *http1Request) SetPath(path []byte) {
+	target := append([]byte(nil), path...)
+	if query := r.Query(); query != nil {
+		target = append(append(target, '?'), query...)
+	}
+	r.SetTarget(target)
+}

@@ -1,0 +1,131 @@
+package upstream
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Idle connections are few: what is more than that was a peak.
+const (
+	maxIdle = 64 // to one endpoint
+	// idleTimeout is less than servers commonly wait before they close.
+	idleTimeout = 60 * time.Second
+	sweepEvery  = 15 * time.Second
+)
+
+// Reusable is a connection that may be used again.
+type Reusable interface {
+	Close() error
+	// Quiet reports whether nothing has come since it became idle, its end
+	// included.
+	Quiet() bool
+}
+
+// Pool keeps connections between requests, by the endpoint they lead to. The last
+// one put in is the first one out: what is not needed ages, and is closed. The zero
+// value is ready for use; Close it.
+type Pool[C Reusable] struct {
+	mu     sync.Mutex
+	idle   map[netip.AddrPort][]pooled[C]
+	sweep  *time.Timer
+	closed bool
+}
+
+type pooled[C Reusable] struct {
+	conn  C
+	since time.Time
+}
+
+// certainly is how long after it became idle a connection is taken without a look:
+// a server that closed it so soon would have said so before.
+const certainly = 5 * time.Millisecond
+
+// Get takes a connection to addr out, if there is one that is still good.
+func (p *Pool[C]) Get(addr netip.AddrPort, now time.Time) (C, bool) {
+	for {
+		c, since, ok := p.pop(addr)
+		if !ok || now.Sub(since) < certainly || c.Quiet() {
+			return c, ok
+		}
+		c.Close()
+	}
+}
+
+func (p *Pool[C]) pop(addr netip.AddrPort) (C, time.Time, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	list := p.idle[addr]
+	if len(list) == 0 {
+		var none C
+		return none, time.Time{}, false
+	}
+	last := list[len(list)-1]
+	list[len(list)-1] = pooled[C]{}
+	p.idle[addr] = list[:len(list)-1]
+	return last.conn, last.since, true
+}
+
+// Put takes a connection over, which it closes if there are too many.
+func (p *Pool[C]) Put(addr netip.AddrPort, c C, now time.Time) {
+	p.mu.Lock()
+	if p.closed || len(p.idle[addr]) >= maxIdle {
+		p.mu.Unlock()
+		c.Close()
+		return
+	}
+	if p.idle == nil {
+		p.idle = map[netip.AddrPort][]pooled[C]{}
+	}
+	p.idle[addr] = append(p.idle[addr], pooled[C]{c, now})
+	if p.sweep == nil {
+		p.sweep = time.AfterFunc(sweepEvery, p.clean)
+	}
+	p.mu.Unlock()
+}
+
+// clean closes what has been idle for too long, or is of no use any more, and comes
+// again while anything is left.
+func (p *Pool[C]) clean() {
+	now := time.Now()
+	p.mu.Lock()
+	var old []C
+	p.sweep = nil
+	for addr, list := range p.idle {
+		kept := list[:0]
+		for _, c := range list {
+			if now.Sub(c.since) < idleTimeout && c.conn.Quiet() {
+				kept = append(kept, c)
+			} else {
+				old = append(old, c.conn)
+			}
+		}
+		clear(list[len(kept):])
+		if p.idle[addr] = kept; len(kept) == 0 {
+			delete(p.idle, addr)
+		}
+	}
+	if len(p.idle) > 0 && !p.closed {
+		p.sweep = time.AfterFunc(sweepEvery, p.clean)
+	}
+	p.mu.Unlock()
+	for _, c := range old {
+		c.Close()
+	}
+}
+
+// Close closes all idle connections, and those that are put in later.
+func (p *Pool[C]) Close() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle, p.closed = nil, true
+	if p.sweep != nil {
+		p.sweep.Stop()
+	}
+	p.mu.Unlock()
+	for _, list := range idle {
+		for _, c := range list {
+			c.conn.Close()
+		}
+	}
+}
