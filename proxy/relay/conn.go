@@ -160,13 +160,20 @@ func (c *conn) readable(fd uintptr) bool {
 	}
 }
 
-// awaitReadable returns when there is something to read, an end or a failure
-// among it, or with os.ErrDeadlineExceeded.
+// awaitReadable returns when there is something to read, an end among it, and does
+// not take it. A failure is the connection's, which nobody will hear of again, or
+// os.ErrDeadlineExceeded.
 func (c *conn) awaitReadable() error {
 	if c.r < c.w || c.eof {
 		return nil
 	}
-	return c.raw.Read(func(fd uintptr) bool { return !silent(int(fd)) })
+	var failed error
+	err := c.raw.Read(func(fd uintptr) bool {
+		var nothing bool
+		nothing, failed = silent(int(fd))
+		return !nothing
+	})
+	return errors.Join(err, failed)
 }
 
 // quiet reports whether nothing has come of an idle connection: no byte, no end,
@@ -176,18 +183,24 @@ func (c *conn) quiet() bool {
 		return false
 	}
 	out := false
-	err := c.raw.Control(func(fd uintptr) { out = silent(int(fd)) })
+	err := c.raw.Control(func(fd uintptr) { out, _ = silent(int(fd)) })
 	return out && err == nil
 }
 
-// silent looks without taking.
-func silent(fd int) bool {
+// silent looks without taking, but for a failure.
+func silent(fd int) (bool, error) {
 	var one [1]byte
 	for {
 		_, _, err := unix.Recvfrom(fd, one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		if !errors.Is(err, unix.EINTR) {
-			return errors.Is(err, unix.EAGAIN)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			return true, nil
+		case err != nil:
+			return false, os.NewSyscallError("recv", err)
 		}
+		return false, nil
 	}
 }
 

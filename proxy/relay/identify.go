@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"time"
 
@@ -69,32 +70,57 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 // connection if one was opened; the client's bytes are in its buffer if it was the
 // client.
 func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (*upstream.Conn, error) {
-	if err := client.tryFill(); !errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil, nil // bytes, or an end that is passed on
+	err := client.tryFill()
+	switch {
+	case err == nil, errors.Is(err, io.EOF):
+		return nil, nil // what it is, is passed on
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
 	up, err := s.connect(ctx, c, d, r)
 	if err != nil {
 		return nil, err
 	}
-	server, err := newConn(up.TCPConn)
-	if err != nil {
+	if err := awaitEither(client, up); err != nil {
+		_ = up.SetLinger(0)
 		up.Close()
 		s.balancer.Done(r.endpoint.Addr)
-		return nil, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+		return nil, err
 	}
-	spoke := make(chan struct{})
+	return up, nil
+}
+
+// awaitEither returns when one of them has something to say; the client's bytes
+// are in its buffer then. A failure of one is a *reason.Error.
+func awaitEither(client *conn, up *upstream.Conn) error {
+	server, err := newConn(up.TCPConn)
+	if err != nil {
+		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+	}
+	spoke := make(chan error, 1)
 	go func() {
-		_ = server.awaitReadable()
+		err := server.awaitReadable()
 		_ = client.SetReadDeadline(time.Unix(1, 0))
-		close(spoke)
+		spoke <- err
 	}()
-	_ = client.awaitReadable()
+	clientFailed := client.awaitReadable()
 	_ = server.SetReadDeadline(time.Unix(1, 0))
-	<-spoke
+	serverFailed := <-spoke
 	_ = server.SetReadDeadline(time.Time{})
 	_ = client.SetReadDeadline(time.Time{})
-	_ = client.tryFill()
-	return up, nil
+	switch {
+	case up.Looped():
+		return &reason.Error{Reason: reason.Loop}
+	case serverFailed != nil && !errors.Is(serverFailed, os.ErrDeadlineExceeded):
+		return &reason.Error{Reason: reason.UpstreamClosed, Err: serverFailed}
+	case clientFailed != nil && !errors.Is(clientFailed, os.ErrDeadlineExceeded):
+		return &reason.Error{Reason: reason.ClientGone, Err: clientFailed}
+	}
+	err = client.tryFill()
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return &reason.Error{Reason: reason.ClientGone, Err: err}
+	}
+	return nil
 }
 
 // look reads until it is clear what the client speaks, or until the time is up,
