@@ -1,75 +1,143 @@
-// Package balance picks the endpoint of a connection: of two random ones, that
-// with fewer open connections. This is as good as looking at all of them in
-// practice, costs the same for 2 and for 2,000, and many proxies that do it do
-// not all run to the same idle pod.
+// Package balance picks the endpoint of a request or a connection, as the backend's
+// policy says, and keeps the counts that a policy's limits are about.
 //
-// Connections are counted by the endpoint's address, over all destinations. Pure:
-// it neither dials nor knows which endpoints are ready.
+// The default is: of two random endpoints that with fewer requests. This is as good
+// as looking at all of them in practice, costs the same for 2 and for 2,000, and
+// many proxies that do it do not all run to the same idle pod. Endpoints that fail
+// are set aside for a while (eject.go), new ones come to their share slowly
+// (choose.go); limits.go admits, counts retries and meters.
+//
+// What is known of an endpoint is kept by its address, whatever backends it is
+// behind; what is known of a backend, by its Service and port (memory.go). Both are
+// forgotten some time after they were used last. Pure: it neither dials nor knows
+// which endpoints are ready; clock and randomness are fields.
 package balance
 
 import (
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"sync"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
 
 	"github.com/weirmesh/weir/proxy/route"
 )
 
-// Balancer counts open connections. The zero value is ready for use.
+// Balancer picks and counts. The zero value is ready for use; its fields may be set
+// before the first call. Backends that are handed in, and their lists of endpoints,
+// must not be changed afterwards: a list is known by its place in memory.
 type Balancer struct {
 	// Random returns a number in [0, n); nil: math/rand/v2.
 	Random func(n int) int
 
-	mu   sync.Mutex
-	open map[netip.AddrPort]int
+	// Now is a clock that only goes forward; nil: time.Now.
+	Now func() time.Time
+
+	// Ejected, if set, is told of each endpoint that is set aside, and for how long.
+	Ejected func(backend *route.Backend, addr netip.AddrPort, how time.Duration)
+
+	mu        sync.Mutex
+	epoch     time.Time // of the first call; times below are since then
+	nextSweep time.Duration
+	endpoints map[netip.AddrPort]*endpoint
+	groups    map[groupKey]*group
+	lists     map[listKey]*listUse
+	added     int // endpoints of the lists that came since the last sweep
+	inUse     int // of those that were there before it, and used since the one before
 }
 
-// Pick chooses one of endpoints that is not in tried and counts a connection to
-// it until Done is called with its address. Without any left it returns false.
-func (b *Balancer) Pick(endpoints []route.Endpoint, tried []netip.AddrPort) (route.Endpoint, bool) {
-	if len(tried) > 0 {
-		endpoints = slices.DeleteFunc(slices.Clone(endpoints), func(e route.Endpoint) bool {
-			return slices.Contains(tried, e.Addr)
-		})
-	}
-	if len(endpoints) == 0 {
+// Key is what a choice may depend on.
+type Key struct {
+	Client netip.Addr // whose request it is
+	Hash   uint64     // HashOf the header or cookie the policy names; 0: the request has none
+}
+
+// HashOf is the hash for Key, never 0 and the same in every proxy.
+func HashOf(value []byte) uint64 { return max(xxhash.Sum64(value), 1) }
+
+// Outcome is how a request, or an attempt to connect, ended for its endpoint.
+type Outcome uint8
+
+// The outcomes.
+const (
+	Unknown        Outcome = iota // nothing that tells of the endpoint
+	Success                       // an answer below 500, a connection
+	ServerError                   // an answer of 5xx
+	ConnectFailure                // no connection
+)
+
+// Pick chooses an endpoint of the backend that is not in tried, and counts a
+// request to it until Done is called with its address. Endpoints that are set aside
+// are chosen only where no other is left. Without any left it is false.
+func (b *Balancer) Pick(backend *route.Backend, key Key, tried []netip.AddrPort) (route.Endpoint, bool) {
+	if len(backend.Endpoints) == 0 {
 		return route.Endpoint{}, false
 	}
-	b.mu.Lock()
+	now := b.lock()
 	defer b.mu.Unlock()
-	chosen := endpoints[0]
-	if n := len(endpoints); n > 1 {
-		i, j := b.random(n), b.random(n-1)
-		if j >= i {
-			j++ // two different ones
-		}
-		chosen = endpoints[i]
-		if b.open[endpoints[j].Addr] < b.open[chosen.Addr] {
-			chosen = endpoints[j]
-		}
+	c := choice{b: b, list: b.list(backend, now), policy: policyOf(backend), tried: tried, now: now}
+	i := c.choose(key)
+	if i < 0 {
+		return route.Endpoint{}, false
 	}
-	if b.open == nil {
-		b.open = map[netip.AddrPort]int{}
-	}
-	b.open[chosen.Addr]++
-	return chosen, true
+	c.list.endpoints[i].active++
+	return backend.Endpoints[i], true
 }
 
-// Done says that a connection to addr, counted by Pick, is over.
-func (b *Balancer) Done(addr netip.AddrPort) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.open[addr]--; b.open[addr] <= 0 {
-		delete(b.open, addr)
+// Done says that a request to addr, counted by Pick, is over, and reports how it
+// ended.
+func (b *Balancer) Done(backend *route.Backend, addr netip.AddrPort, outcome Outcome) {
+	b.report(backend, addr, outcome, 1)
+}
+
+// Report says how things go with addr before Done, for what takes long: that a
+// connection was made, that a stream's answer began.
+func (b *Balancer) Report(backend *route.Backend, addr netip.AddrPort, outcome Outcome) {
+	b.report(backend, addr, outcome, 0)
+}
+
+func (b *Balancer) report(backend *route.Backend, addr netip.AddrPort, outcome Outcome, ended int) {
+	now := b.lock()
+	var aside time.Duration
+	if e := b.endpoints[addr]; e != nil {
+		e.active = max(e.active-ended, 0)
+		aside = b.judge(e, backend, outcome, now)
+	}
+	b.mu.Unlock()
+	if aside > 0 && b.Ejected != nil {
+		b.Ejected(backend, addr, aside)
 	}
 }
 
-// Open is how many connections to addr are counted now.
-func (b *Balancer) Open(addr netip.AddrPort) int {
+// Active is how many requests to addr are under way.
+func (b *Balancer) Active(addr netip.AddrPort) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.open[addr]
+	if e := b.endpoints[addr]; e != nil {
+		return e.active
+	}
+	return 0
+}
+
+// lock locks, and tells the time.
+func (b *Balancer) lock() time.Duration {
+	clock := b.Now
+	if clock == nil {
+		clock = time.Now
+	}
+	t := clock()
+	b.mu.Lock()
+	if b.epoch.IsZero() {
+		b.epoch = t
+		b.endpoints, b.groups, b.lists = map[netip.AddrPort]*endpoint{}, map[groupKey]*group{}, map[listKey]*listUse{}
+		b.nextSweep = sweepInterval
+	}
+	now := t.Sub(b.epoch)
+	if now >= b.nextSweep {
+		b.sweep(now)
+	}
+	return now
 }
 
 func (b *Balancer) random(n int) int {
@@ -77,4 +145,13 @@ func (b *Balancer) random(n int) int {
 		return b.Random(n)
 	}
 	return rand.IntN(n)
+}
+
+var defaults route.Policy
+
+func policyOf(backend *route.Backend) *route.Policy {
+	if backend.Policy == nil {
+		return &defaults
+	}
+	return backend.Policy
 }

@@ -6,12 +6,15 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"strconv"
 	"sync/atomic"
 	"time"
 
+	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/route"
 )
 
 const (
@@ -85,6 +88,7 @@ func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, ea
 
 func (h *http1Conn) end() {
 	if h.held != nil {
+		h.held.picked.done(balance.Unknown)
 		h.held.Close()
 	}
 	h.client.drop()
@@ -175,6 +179,7 @@ func (h *http1Conn) serveRequest(ctx context.Context) {
 	case h.plan.answer != nil:
 		h.answer(h.plan.answer)
 	}
+	h.plan.leave(h.Server)
 	h.finish()
 }
 
@@ -212,7 +217,7 @@ func (h *http1Conn) forward(ctx context.Context) error {
 		}
 		if err == nil {
 			err = h.try(up)
-			up.outcome(&h.balancer, h.response.Status, err)
+			up.picked.done(outcome(h.response.Status, err))
 			if h.up = up; err != nil {
 				h.discard()
 			}
@@ -226,6 +231,7 @@ func (h *http1Conn) forward(ctx context.Context) error {
 		case !h.mayTry(failure):
 			return failure.cause
 		}
+		h.plan.retried(h.attempt)
 		before = failure.cause
 		if fresh = failure.stale; !fresh {
 			tried = append(tried, failure.endpoint)
@@ -235,7 +241,7 @@ func (h *http1Conn) forward(ctx context.Context) error {
 
 // mayTry reports whether the request can be and may be sent again.
 func (h *http1Conn) mayTry(failure *attemptError) bool {
-	return !h.answered && h.upload == nil && h.plan.again(failure, h.method, h.attempt)
+	return !h.answered && h.upload == nil && h.plan.again(h.Server, failure, h.method, h.attempt)
 }
 
 // try sends the request to up and passes the answer on.
@@ -440,7 +446,11 @@ func (h *http1Conn) fail(err error) {
 	}
 	h.record.fail(failure)
 	if status := failure.Reason.Status(); status > 0 && !h.answered && !h.aborted.Load() {
-		h.answer(failed(failure, status))
+		a := failed(failure, status)
+		if wait := h.plan.wait; wait > 0 {
+			a.fields = append(a.fields, route.Header{Name: "Retry-After", Value: strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10)})
+		}
+		h.answer(a)
 		return
 	}
 	h.last = true

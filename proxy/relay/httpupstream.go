@@ -29,10 +29,11 @@ type httpUpstream struct {
 	dialled *upstream.Conn // what conn is a buffer of
 
 	endpoint route.Endpoint
-	shared   bool // it goes back to the pool
-	reused   bool // it has carried a request before this one
-	spent    bool // it is not good for another request
-	counted  bool // by the balancer, until the outcome is known
+	shared   bool          // it goes back to the pool
+	reused   bool          // it has carried a request before this one
+	spent    bool          // it is not good for another request
+	picked   pick          // of this request, until its outcome is known
+	took     time.Duration // to connect, if that was for this request
 
 	limit time.Time // of this attempt; zero: none
 }
@@ -106,12 +107,21 @@ func (u *httpUpstream) answered() *attemptError {
 	return &attemptError{cause: &reason.Error{Reason: reason.UpstreamClosed}, endpoint: u.endpoint.Addr}
 }
 
-// outcome tells the balancer how an attempt ended.
-func (u *httpUpstream) outcome(b *balance.Balancer, _ int, _ error) {
-	if u.counted {
-		u.counted = false
-		b.Done(u.endpoint.Addr)
+// outcome is what an attempt says of its endpoint.
+func outcome(status int, err error) balance.Outcome {
+	var failure *reason.Error
+	switch {
+	case err == nil && status >= 500:
+		return balance.ServerError
+	case err == nil:
+		return balance.Success
+	case errors.As(err, &failure):
+		switch failure.Reason {
+		case reason.UpstreamClosed, reason.RequestTimeout, reason.BadResponse:
+			return balance.ServerError
+		}
 	}
+	return balance.Unknown
 }
 
 // obtain returns a connection for an attempt: fresh, if one that had been idle has
@@ -122,42 +132,52 @@ func (h *http1Conn) obtain(ctx context.Context, tried []netip.AddrPort, fresh bo
 		if !fresh && up.quiet() && !up.dialled.Looped() {
 			return up, nil
 		}
+		up.picked.done(balance.Unknown)
 		up.Close()
 	}
-	endpoint := route.Endpoint{Addr: h.accepted.Original}
-	if !h.plan.direct {
-		var ok bool
-		if endpoint, ok = h.balancer.Pick(h.plan.backend.Endpoints, tried); !ok && h.plan.retry != nil {
-			endpoint, ok = h.balancer.Pick(h.plan.backend.Endpoints, nil)
-		}
-		if !ok {
-			return nil, errNobodyLeft
-		}
-		if up, ok := h.pool.Get(endpoint.Addr, time.Now()); ok && !fresh {
-			up.counted, up.reused = true, true
+	if h.plan.direct {
+		h.record.attempt(route.Endpoint{Addr: h.accepted.Original}, false)
+		return h.open(ctx, route.Endpoint{Addr: h.accepted.Original}, pick{})
+	}
+	backend := &h.plan.backend
+	endpoint, ok := h.balancer.Pick(backend, h.plan.key, tried)
+	if !ok && h.plan.retry != nil {
+		endpoint, ok = h.balancer.Pick(backend, h.plan.key, nil)
+	}
+	if !ok {
+		return nil, errNobodyLeft
+	}
+	picked := pick{&h.balancer, backend, endpoint.Addr}
+	if !fresh {
+		if up, ok := h.pool.Get(endpoint.Addr, time.Now()); ok {
+			up.picked, up.reused, up.took = picked, true, 0
 			return up, nil
 		}
 	}
-	h.record.attempt(endpoint, !h.plan.direct && h.Config.Own(endpoint.Addr.Addr()))
+	h.record.attempt(endpoint, h.Config.Own(endpoint.Addr.Addr()))
+	return h.open(ctx, endpoint, picked)
+}
+
+// open connects to an endpoint.
+func (h *http1Conn) open(ctx context.Context, endpoint route.Endpoint, picked pick) (*httpUpstream, error) {
 	began := time.Now()
 	c, err := h.dial(ctx, h.accepted, endpoint.Addr)
 	if err != nil {
-		if !h.plan.direct {
-			h.balancer.Done(endpoint.Addr)
-		}
 		var failure *reason.Error
 		if errors.As(err, &failure) && another(err) {
+			picked.done(balance.ConnectFailure)
 			return nil, &attemptError{cause: failure, endpoint: endpoint.Addr, unsent: true}
 		}
+		picked.done(balance.Unknown)
 		return nil, err
 	}
-	h.record.connected(time.Since(began), c)
 	up, err := newHTTPUpstream(c, endpoint)
 	if err != nil {
-		return nil, err
+		picked.done(balance.Unknown)
+		return nil, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 	}
 	_ = up.SetKeepAliveConfig(upstream.KeepAlive)
-	up.counted, up.shared = !h.plan.direct, !h.plan.direct
+	up.picked, up.shared, up.took = picked, picked.backend != nil, time.Since(began)
 	return up, nil
 }
 

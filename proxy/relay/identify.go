@@ -7,6 +7,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
@@ -35,12 +36,13 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 		declared = route.HTTP2
 	}
 	var early *upstream.Conn
+	var picked pick
 	protocol := sniff.Opaque
 	switch declared {
 	case route.Opaque:
 	case route.Undeclared:
 		var err error
-		if early, err = s.overture(ctx, c, client, d, r); err != nil {
+		if early, picked, err = s.overture(ctx, c, client, d, r); err != nil {
 			return 0, err
 		}
 		if len(client.bytes()) > 0 {
@@ -53,15 +55,17 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 		}
 	}
 	if protocol != sniff.HTTP1 {
-		return 0, s.relay(ctx, c, client, d, early, r)
+		return 0, s.relay(ctx, c, client, d, early, picked, r)
 	}
 	var first *httpUpstream
 	if early != nil {
 		var err error
 		if first, err = newHTTPUpstream(early, r.endpoint); err != nil {
+			picked.done(balance.Unknown)
 			return 0, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 		}
-		first.counted, first.shared = true, !own(c, d)
+		first.picked, first.shared = picked, !own(c, d)
+		first.took = time.Duration(r.entry.GetConnectNanos())
 	}
 	return s.serveHTTP1(ctx, c, client, first)
 }
@@ -69,25 +73,25 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 // overture waits until either side has something to say. It returns the upstream
 // connection if one was opened; the client's bytes are in its buffer if it was the
 // client.
-func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (*upstream.Conn, error) {
+func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (*upstream.Conn, pick, error) {
 	err := client.tryFill()
 	switch {
 	case err == nil, errors.Is(err, io.EOF):
-		return nil, nil // what it is, is passed on
+		return nil, pick{}, nil // what it is, is passed on
 	case !errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, &reason.Error{Reason: reason.ClientGone, Err: err}
+		return nil, pick{}, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
-	up, err := s.connect(ctx, c, d, r)
+	up, picked, err := s.connect(ctx, c, d, r)
 	if err != nil {
-		return nil, err
+		return nil, pick{}, err
 	}
 	if err := awaitEither(client, up); err != nil {
 		_ = up.SetLinger(0)
 		up.Close()
-		s.balancer.Done(r.endpoint.Addr)
-		return nil, err
+		picked.done(balance.Unknown)
+		return nil, pick{}, err
 	}
-	return up, nil
+	return up, picked, nil
 }
 
 // awaitEither returns when one of them has something to say; the client's bytes

@@ -1,10 +1,13 @@
 package relay
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
+	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
@@ -30,7 +33,6 @@ type message interface {
 type plan struct {
 	direct  bool // it goes where it was going
 	backend route.Backend
-	policy  *route.Policy
 	retry   *route.Retry
 	answer  *answer // in place of an endpoint's; nil: there is none
 
@@ -38,6 +40,12 @@ type plan struct {
 	origin  []byte            // the request's Origin, for an answer to CORS
 	ends    time.Time         // when all attempts together must be done; zero: never
 	attempt time.Duration     // the same for each; 0: none
+
+	key      balance.Key
+	wait     time.Duration // how long until a request is allowed again; 0: this one is
+	admitted bool          // it counts against the backend's limits, until leave
+	retries  int           // that count against its budget, the same
+	asked    bool          // for a retry that is allowed and has not begun
 }
 
 // make decides. The error is a *reason.Error.
@@ -58,22 +66,72 @@ func (p *plan) make(ctx context.Context, s *Server, c listen.Conn, m message, r 
 			return err
 		}
 	}
-	p.limits(now)
+	if p.direct {
+		return nil
+	}
+	p.key.Client = c.Peer.Addr()
+	if policy := p.backend.Policy; policy != nil {
+		p.obey(policy, m, now)
+		if p.wait, p.admitted = s.balancer.Allow(&p.backend, c.Peer.Addr()); !p.admitted {
+			return &reason.Error{Reason: reason.RateLimited, Err: fmt.Errorf("by TrafficPolicy %s", policy.Name)}
+		}
+	}
+	if p.admitted = s.balancer.Admit(&p.backend, balance.Requests); !p.admitted {
+		return &reason.Error{Reason: reason.CircuitOpen, Err: fmt.Errorf("by TrafficPolicy %s", p.backend.Policy.Name)}
+	}
 	return nil
 }
 
-// limits sets what the policy of the backend has where the rule had nothing.
-func (p *plan) limits(now time.Time) {
-	p.policy = p.backend.Policy
-	if p.policy == nil {
+// obey takes from the policy of the backend what the rule leaves open.
+func (p *plan) obey(policy *route.Policy, m message, now time.Time) {
+	if p.retry == nil {
+		p.retry = policy.Retry
+	}
+	if p.ends.IsZero() && policy.Timeout > 0 {
+		p.ends = now.Add(policy.Timeout)
+	}
+	if policy.Balance != route.ConsistentHash {
 		return
 	}
-	if p.retry == nil {
-		p.retry = p.policy.Retry
+	var on []byte
+	switch policy.HashOn {
+	case route.HashHeader:
+		on, _ = m.Header(policy.HashName)
+	case route.HashCookie:
+		cookies, _ := m.Header("cookie")
+		on = cookie(cookies, policy.HashName)
+	case route.HashClient:
+		on = p.key.Client.AsSlice()
 	}
-	if p.ends.IsZero() && p.policy.Timeout > 0 {
-		p.ends = now.Add(p.policy.Timeout)
+	if len(on) > 0 {
+		p.key.Hash = balance.HashOf(on)
 	}
+}
+
+// cookie finds a cookie's value in a Cookie field (RFC 6265, section 4.2.1); nil: it
+// is not there.
+func cookie(field []byte, name string) []byte {
+	for pair := range bytes.SplitSeq(field, []byte(";")) {
+		key, value, ok := bytes.Cut(bytes.TrimSpace(pair), []byte("="))
+		if ok && string(key) == name {
+			return value
+		}
+	}
+	return nil
+}
+
+// leave ends what the request counts for.
+func (p *plan) leave(s *Server) {
+	if p.admitted {
+		s.balancer.Leave(&p.backend, balance.Requests)
+	}
+	if p.asked {
+		p.retries++
+	}
+	for range p.retries {
+		s.balancer.RetryEnd(&p.backend)
+	}
+	p.admitted, p.asked, p.retries = false, false, 0
 }
 
 // route finds the rule and does what it says.
@@ -186,7 +244,7 @@ func (p *plan) counts(status int) bool {
 // again reports whether a request whose attempt failed, the first being 1, is
 // tried again. What never arrived is, at up to maxAttempts endpoints; what may have
 // is only if doing it twice does no harm (RFC 9110, section 9.2.2).
-func (p *plan) again(failure *attemptError, method []byte, attempt int) bool {
+func (p *plan) again(s *Server, failure *attemptError, method []byte, attempt int) bool {
 	if !p.ends.IsZero() && !time.Now().Before(p.ends) {
 		return false
 	}
@@ -198,7 +256,26 @@ func (p *plan) again(failure *attemptError, method []byte, attempt int) bool {
 	case failure.stale:
 		return attempt < maxAttempts
 	}
-	return p.retry != nil && attempt <= p.retry.Attempts
+	if p.retry == nil || attempt > p.retry.Attempts {
+		return false
+	}
+	if !p.asked {
+		p.asked = s.balancer.RetryBegin(&p.backend)
+	}
+	return p.asked
+}
+
+// retried is when an attempt that again allowed begins. Before one that is by
+// policy there is a pause, from the second on longer ones.
+func (p *plan) retried(attempt int) {
+	if !p.asked {
+		return
+	}
+	p.asked = false
+	p.retries++
+	if pause := p.retry.Backoff << min(attempt-1, 6); pause > 0 {
+		time.Sleep(pause/2 + rand.N(pause/2+1))
+	}
 }
 
 func idempotent(method []byte) bool {

@@ -77,6 +77,7 @@ func (r *record) use(up *httpUpstream, own bool) {
 	r.attempt(up.endpoint, own)
 	r.entry.UpstreamLocalAddress = up.dialled.Local.String()
 	r.entry.Attempts++
+	r.entry.ConnectNanos += up.took.Nanoseconds()
 	r.began = time.Now()
 }
 

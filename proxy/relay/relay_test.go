@@ -194,7 +194,7 @@ func TestRelay(t *testing.T) {
 				}
 			}
 			for _, e := range c.config.destination.Endpoints {
-				if n := b.balancer.Open(e.Addr); n != 0 {
+				if n := b.balancer.Active(e.Addr); n != 0 {
 					t.Errorf("%d connections to %s counted", n, e.Addr)
 				}
 			}

@@ -193,15 +193,15 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 }
 
 // relay carries c as it is, with what was read of it already. up, if not nil, is
-// the connection to carry it to.
-func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route.Destination, up *upstream.Conn, r *record) error {
+// the connection to carry it to, and picked what the balancer counts of it.
+func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route.Destination, up *upstream.Conn, picked pick, r *record) error {
 	if up == nil {
 		var err error
-		if up, err = s.connect(ctx, c, d, r); err != nil {
+		if up, picked, err = s.connect(ctx, c, d, r); err != nil {
 			return err
 		}
 	}
-	defer s.balancer.Done(r.endpoint.Addr)
+	defer picked.done(balance.Unknown)
 	defer up.Close()
 	if err := up.SetKeepAliveConfig(upstream.KeepAlive); err != nil {
 		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
@@ -226,43 +226,69 @@ func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route
 	return nil
 }
 
-// connect connects to where c goes. The endpoint in r is counted by the balancer
-// once connect has succeeded.
-func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination, r *record) (*upstream.Conn, error) {
-	backend, attempts := d.Backend(), maxAttempts
-	switch {
-	case d.Service == "":
-		backend.Endpoints, attempts = []route.Endpoint{{Addr: c.Original}}, 1
-	case d.Routes != nil && d.Routes.Kind == route.TCPRoute:
-		chosen := d.Routes.Rules[0].Choose(rand.Uint32())
-		if chosen == nil || chosen.Backend.Invalid {
-			return nil, &reason.Error{Reason: reason.BackendInvalid}
+// pick is an endpoint that the balancer counts something to. Of the zero value it
+// counts nothing.
+type pick struct {
+	balancer *balance.Balancer
+	backend  *route.Backend
+	addr     netip.AddrPort
+}
+
+// done ends the counting, once, and says how it went.
+func (p *pick) done(outcome balance.Outcome) {
+	if p.backend != nil {
+		p.balancer.Done(p.backend, p.addr, outcome)
+		p.backend = nil
+	}
+}
+
+// connect connects to where c goes: to where it was going, or to one of a backend's
+// endpoints.
+func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination, r *record) (*upstream.Conn, pick, error) {
+	if own(c, d) {
+		r.attempt(route.Endpoint{Addr: c.Original}, false)
+		began := time.Now()
+		up, err := s.dial(ctx, c, c.Original)
+		if err == nil {
+			r.connected(time.Since(began), up)
 		}
-		r.routed(d.Routes.Rules[0].Route)
+		return up, pick{}, err
+	}
+	backend := d.Backend()
+	if d.Routes != nil && d.Routes.Kind == route.TCPRoute {
+		rule := &d.Routes.Rules[0]
+		r.routed(rule.Route)
+		chosen := rule.Choose(rand.Uint32())
+		if chosen == nil || chosen.Backend.Invalid {
+			return nil, pick{}, &reason.Error{Reason: reason.BackendInvalid}
+		}
 		backend = chosen.Backend
 	}
 	failed := error(&reason.Error{Reason: reason.NoEndpoints})
 	var tried []netip.AddrPort
-	for range attempts {
-		endpoint, ok := s.balancer.Pick(backend.Endpoints, tried)
+	for range maxAttempts {
+		endpoint, ok := s.balancer.Pick(&backend, balance.Key{Client: c.Peer.Addr()}, tried)
 		if !ok {
 			break
 		}
-		r.attempt(endpoint, d.Service != "" && s.Config.Own(endpoint.Addr.Addr()))
+		picked := pick{&s.balancer, &backend, endpoint.Addr}
+		r.attempt(endpoint, s.Config.Own(endpoint.Addr.Addr()))
 		began := time.Now()
 		up, err := s.dial(ctx, c, endpoint.Addr)
 		if err == nil {
+			s.balancer.Report(&backend, endpoint.Addr, balance.Success)
 			r.connected(time.Since(began), up)
-			return up, nil
+			return up, picked, nil
 		}
-		s.balancer.Done(endpoint.Addr)
 		failed = err
 		if !another(err) {
+			picked.done(balance.Unknown)
 			break
 		}
+		picked.done(balance.ConnectFailure)
 		tried = append(tried, endpoint.Addr)
 	}
-	return nil, failed
+	return nil, pick{}, failed
 }
 
 // dial connects to addr: to the pod's own application from the caller's address,
