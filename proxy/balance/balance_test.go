@@ -275,10 +275,18 @@ func TestHashOnClient(t *testing.T) {
 	}
 }
 
-// TestMoreEndpointsThanPlaces is no endless loop.
+// TestMoreEndpointsThanPlaces: as many have one as can be.
 func TestMoreEndpointsThanPlaces(t *testing.T) {
 	b, _ := newBalancer()
-	pick(t, b, hashed(backend(70_000, route.Policy{})), Key{Hash: 1})
+	to := hashed(backend(70_000, route.Policy{}))
+	pick(t, b, to, Key{Hash: 1})
+	places := map[uint16]bool{}
+	for _, place := range b.group(to).lists[0].table {
+		places[place] = true
+	}
+	if len(places) != 1<<16 {
+		t.Errorf("%d of them have a place", len(places))
+	}
 }
 
 // TestAffinity: a client keeps its endpoint as long as it comes back in time, also
@@ -293,6 +301,9 @@ func TestAffinity(t *testing.T) {
 		if got := pick(t, b, with(to, append(list, route.Endpoint{Addr: home})), client(1)); got != home {
 			t.Fatalf("request %d goes to %s, the first went to %s", i, got, home)
 		}
+	}
+	if got := pick(t, b, to, Key{Client: netip.AddrFrom16(client(1).Client.As16())}); got != home {
+		t.Errorf("by the other form of its address it goes to %s", got)
 	}
 	moved := 0
 	for range 20 {
@@ -475,6 +486,25 @@ func TestListsAreShared(t *testing.T) {
 	}
 	if n := b.Active(busy); n < 10 {
 		t.Errorf("%d requests of it are under way", n)
+	}
+}
+
+// TestCountsOutliveIdleTime: requests are counted as long as they are under way,
+// however long nothing else happens and wherever the endpoint has gone.
+func TestCountsOutliveIdleTime(t *testing.T) {
+	b, c := newBalancer()
+	to := backend(1, route.Policy{})
+	addr := pick(t, b, to, Key{})
+	for range 5 {
+		c.pass(time.Hour)
+		spread(t, b, with(to, endpoints(1, 2)), 1)
+	}
+	if n := b.Active(addr); n != 1 {
+		t.Errorf("%d requests are counted", n)
+	}
+	b.Done(to, addr, Success)
+	if n := b.Active(addr); n != 0 {
+		t.Errorf("%d requests are counted after the end of the last one", n)
 	}
 }
 

@@ -65,6 +65,15 @@ func TestLimitsOutliveIdleTime(t *testing.T) {
 			t.Fatal("a request that is under way is forgotten")
 		}
 	}
+	b, c = newBalancer()
+	to.Policy = &route.Policy{Limits: route.Limits{Retries: 1}}
+	b.RetryBegin(to)
+	for range 10 {
+		c.pass(time.Hour)
+		if b.RetryBegin(to) {
+			t.Fatal("a retry that is under way is forgotten")
+		}
+	}
 }
 
 // TestRetryBudget: a share of the requests under way, 3 where that is less, and no

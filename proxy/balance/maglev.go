@@ -2,7 +2,6 @@ package balance
 
 import (
 	"encoding/binary"
-	"math"
 	"net/netip"
 
 	"github.com/cespare/xxhash/v2"
@@ -47,11 +46,10 @@ func (c *choice) hashed(hash uint64) int {
 // maglev fills a table with a list's places in byAddress (Maglev, NSDI 2016, section 3.4): each
 // endpoint in turn takes the first free place of its own order of places. So all
 // have the same number of places, and few change hands when endpoints come and go.
-// It depends on the addresses alone: all proxies have the same table. Of more
-// endpoints than an index can tell apart, the last ones have no place.
+// It depends on the addresses alone: all proxies have the same table. Of more than
+// 65,536 endpoints the last ones have no place, and the first has the one left over.
 func maglev(l *endpointList) []uint16 {
 	order := l.byAddress()
-	order = order[:min(len(order), math.MaxUint16+1)]
 	type walk struct{ at, step uint64 }
 	walks := make([]walk, len(order))
 	for k, i := range order {
