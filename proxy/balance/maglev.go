@@ -43,11 +43,12 @@ func (c *choice) hashed(hash uint64) int {
 	return -1
 }
 
-// maglev fills a table with a list's places in byAddress (Maglev, NSDI 2016, section 3.4): each
-// endpoint in turn takes the first free place of its own order of places. So all
-// have the same number of places, and few change hands when endpoints come and go.
-// It depends on the addresses alone: all proxies have the same table. Of more than
-// 65,536 endpoints the last ones have no place, and the first has the one left over.
+// maglev fills a table with a list's places in byAddress (Maglev, NSDI 2016, section
+// 3.4): each endpoint in turn takes the first free place of its own order of places.
+// So all have the same number of places, and few change hands when endpoints come
+// and go. It depends on the addresses alone: all proxies have the same table. Of
+// more than 65,536 endpoints the last ones have no place, and the first has the one
+// left over.
 func maglev(l *endpointList) []uint16 {
 	order := l.byAddress()
 	type walk struct{ at, step uint64 }
