@@ -15,19 +15,25 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1alpha2 "sigs.k8s.io/gateway-api/apis/v1alpha2"
+	gateway "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
 )
 
 // API is a cluster's API server as seen from one node. Use NewAPI.
 //
-// It needs, cluster-wide: list and watch on pods, namespaces, services and
-// endpointslices.discovery.k8s.io; get on pods and namespaces; create and patch on
-// events.
+// It needs, cluster-wide: list and watch on pods, namespaces, services, nodes,
+// endpointslices.discovery.k8s.io and httproutes, grpcroutes and
+// tcproutes.gateway.networking.k8s.io; get on pods and namespaces; create and patch
+// on events.
 type API struct {
-	client kubernetes.Interface
-	node   string
-	log    *slog.Logger
+	client  kubernetes.Interface
+	gateway gateway.Interface
+	node    string
+	log     *slog.Logger
 }
 
 // Client-side limits, in requests a second. The server has its own fairness; these
@@ -46,12 +52,44 @@ func NewAPI(kubeconfig, node string, log *slog.Logger) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{client: client, node: node, log: log}, nil
+	routes, err := NewGatewayClient(kubeconfig, "weir-agent")
+	if err != nil {
+		return nil, err
+	}
+	return &API{client: client, gateway: routes, node: node, log: log}, nil
 }
 
 // NewClient makes a client of the API server that the kubeconfig file names, or
 // with an empty path of the one whose pod this is.
 func NewClient(kubeconfig, userAgent string) (kubernetes.Interface, error) {
+	config, err := clientConfig(kubeconfig, userAgent)
+	if err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	return client, nil
+}
+
+// NewGatewayClient is NewClient for the kinds of the Gateway API. They are custom
+// resources, which speak no protobuf.
+func NewGatewayClient(kubeconfig, userAgent string) (gateway.Interface, error) {
+	config, err := clientConfig(kubeconfig, userAgent)
+	if err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	client, err := gateway.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	return client, nil
+}
+
+func clientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 	var config *rest.Config
 	var err error
 	if kubeconfig == "" {
@@ -60,37 +98,48 @@ func NewClient(kubeconfig, userAgent string) (kubernetes.Interface, error) {
 		config, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("api server: %w", err)
+		return nil, err
 	}
-	config.UserAgent = userAgent
-	config.ContentType = runtime.ContentTypeProtobuf
-	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	config.QPS, config.Burst = clientQPS, clientBurst
-	client, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		return nil, fmt.Errorf("api server: %w", err)
-	}
-	return client, nil
+	config.UserAgent, config.QPS, config.Burst = userAgent, clientQPS, clientBurst
+	return config, nil
 }
 
 // RunAPI keeps the Store up to date from an API server until ctx is done. While
 // the server is away, from the start or later, it retries (after 0.8 s, then up
 // to 30 s) and says so; the Store keeps what it had, or at the start gets what
 // lastGood holds. An empty lastGood: nothing is kept.
+//
+// Routes are there where the server has their CRDs. It is looked for those that it
+// has not, ever up to 30 s, so that no restart is needed.
 func RunAPI(ctx context.Context, s *Store, api *API, lastGood LastGood) error {
 	s.mu.Lock()
-	s.lookup = api.lookup
+	s.lookup, s.node = api.lookup, api.node
 	s.mu.Unlock()
 
 	lastGood.Node = api.node
 	core, discovery := api.client.CoreV1(), api.client.DiscoveryV1()
+	v1, alpha := api.gateway.GatewayV1(), api.gateway.GatewayV1alpha2()
 	everywhere := metav1.NamespaceAll
 	onThisNode := fields.OneTermEqualSelector("spec.nodeName", api.node).String()
+	thisNode := fields.OneTermEqualSelector(metav1.ObjectNameField, api.node).String()
 	watches := []func(ctx context.Context, synced func()){
 		watchKind(api, "pods", &corev1.Pod{}, onThisNode, core.Pods(everywhere), stripPod, podSink(s)),
 		watchKind(api, "namespaces", &corev1.Namespace{}, "", core.Namespaces(), stripNamespace, namespaceSink(s)),
 		watchKind(api, "services", &corev1.Service{}, "", core.Services(everywhere), stripService, serviceSink(s)),
 		watchKind(api, "endpointslices", &discoveryv1.EndpointSlice{}, "", discovery.EndpointSlices(everywhere), stripSlice, sliceSink(s)),
+		watchKind(api, "nodes", &corev1.Node{}, thisNode, core.Nodes(), stripNode, zoneSink(s)),
+		watchRoutes(api, s, route.HTTPRoute, func(synced func()) []Version {
+			return []Version{routeVersion(api, s, route.HTTPRoute, &gatewayv1.HTTPRoute{}, v1.HTTPRoutes(everywhere), HTTPRoute, synced)}
+		}),
+		watchRoutes(api, s, route.GRPCRoute, func(synced func()) []Version {
+			return []Version{routeVersion(api, s, route.GRPCRoute, &gatewayv1.GRPCRoute{}, v1.GRPCRoutes(everywhere), GRPCRoute, synced)}
+		}),
+		watchRoutes(api, s, route.TCPRoute, func(synced func()) []Version {
+			return []Version{
+				routeVersion(api, s, route.TCPRoute, &gatewayv1.TCPRoute{}, v1.TCPRoutes(everywhere), TCPRoute, synced),
+				routeVersion(api, s, route.TCPRoute, &gatewayv1alpha2.TCPRoute{}, alpha.TCPRoutes(everywhere), TCPRouteV1Alpha2, synced),
+			}
+		}),
 	}
 	var pending atomic.Int32
 	pending.Store(int32(len(watches)))
@@ -108,6 +157,18 @@ func RunAPI(ctx context.Context, s *Store, api *API, lastGood LastGood) error {
 	}
 	group.Wait()
 	return nil
+}
+
+// watchRoutes makes the watch of one kind of routes for the Store. A kind that is
+// not served has no objects.
+func watchRoutes(api *API, s *Store, kind route.Kind, versions func(synced func()) []Version) func(ctx context.Context, synced func()) {
+	return func(ctx context.Context, synced func()) {
+		absent := func() {
+			s.replaceRoutes(kind, nil)
+			synced()
+		}
+		FollowServed(ctx, api.log, routeKinds[kind], absent, versions(synced)...)
+	}
 }
 
 // lookup asks for one pod and its namespace.

@@ -54,13 +54,21 @@ func apiSlice(addrs ...string) *discoveryv1.EndpointSlice {
 	return s
 }
 
-// runAPI runs RunAPI on a fake clientset until the test ends.
+// runAPI runs RunAPI on a fake clientset, of a server without the CRDs of routes,
+// until the test ends.
 func runAPI(t *testing.T, client *fake.Clientset) (*Store, *logBuffer) {
+	t.Helper()
+	return runGatewayAPI(t, client, newGateway())
+}
+
+func runGatewayAPI(t *testing.T, client *fake.Clientset, routes *gatewayServer) (*Store, *logBuffer) {
 	t.Helper()
 	s, log := NewStore(), &logBuffer{}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- RunAPI(ctx, s, &API{client: client, node: "n1", log: log.logger()}, LastGood{}) }()
+	go func() {
+		done <- RunAPI(ctx, s, &API{client: client, gateway: routes, node: "n1", log: log.logger()}, LastGood{})
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -94,11 +102,11 @@ func TestAnAPIServerIsFollowed(t *testing.T) {
 
 	dial := netip.MustParseAddrPort("10.96.0.7:80")
 	endpoints := func(want ...string) func() bool {
-		d := route.Destination{Service: "shop/back"}
+		d := route.Destination{Service: "shop/back", Protocol: route.HTTP}
 		for _, w := range want {
 			d.Endpoints = append(d.Endpoints, route.Endpoint{Addr: netip.MustParseAddrPort(w)})
 		}
-		return func() bool { return cmp.Equal(d, s.Destination(dial), netipValues) }
+		return func() bool { return cmp.Equal(d, s.Destination(dial, "shop"), netipValues) }
 	}
 	eventually(t, "one endpoint", endpoints("10.0.0.1:8080"))
 	check(t)(client.DiscoveryV1().EndpointSlices("shop").Update(ctx, apiSlice("10.0.0.1", "10.0.0.2"), metav1.UpdateOptions{}))
@@ -106,7 +114,7 @@ func TestAnAPIServerIsFollowed(t *testing.T) {
 	if err := client.CoreV1().Services("shop").Delete(ctx, "back", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "no Service", func() bool { return s.Destination(dial).Service == "" })
+	eventually(t, "no Service", func() bool { return s.Destination(dial, "shop").Service == "" })
 
 	check(t)(client.CoreV1().Pods("shop").Create(ctx, apiPod("back", "u-2", "enabled"), metav1.CreateOptions{}))
 	if _, _, err := s.WaitPod(ctx, "shop", "back", "u-2"); err != nil {
@@ -128,17 +136,17 @@ func check(t *testing.T) func(runtime.Object, error) {
 	}
 }
 
-func TestOnlyThisNodesPodsAreAskedFor(t *testing.T) {
+func TestOnlyThisNodeAndItsPodsAreAskedFor(t *testing.T) {
 	client := fake.NewClientset()
 	runAPI(t, client)
-	eventually(t, "a watch on each of four kinds", func() bool {
+	eventually(t, "a watch on each of five kinds", func() bool {
 		n := 0
 		for _, a := range client.Actions() {
 			if a.GetVerb() == "watch" {
 				n++
 			}
 		}
-		return n == 4
+		return n == 5
 	})
 	for _, a := range client.Actions() {
 		var got string
@@ -148,10 +156,7 @@ func TestOnlyThisNodesPodsAreAskedFor(t *testing.T) {
 		case k8stesting.WatchAction:
 			got = a.GetWatchRestrictions().Fields.String()
 		}
-		want := ""
-		if a.GetResource().Resource == "pods" {
-			want = "spec.nodeName=n1"
-		}
+		want := map[string]string{"pods": "spec.nodeName=n1", "nodes": "metadata.name=n1"}[a.GetResource().Resource]
 		if got != want {
 			t.Errorf("%s %s: fields %q, want %q", a.GetVerb(), a.GetResource().Resource, got, want)
 		}
@@ -179,7 +184,7 @@ func TestAnObjectThatDoesNotReadIsLeftOut(t *testing.T) {
 	bad := apiService()
 	bad.Name, bad.Spec.ClusterIPs = "bad", []string{"x"}
 	s, log := runAPI(t, fake.NewClientset(apiService(), bad))
-	if got := s.Destination(netip.MustParseAddrPort("10.96.0.7:80")).Service; got != "shop/back" {
+	if got := s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop").Service; got != "shop/back" {
 		t.Errorf("the good one is left out too: %q", got)
 	}
 	if want := `msg="object left out" kind=services namespace=shop name=bad error="spec.clusterIPs[0]: ParseAddr`; !strings.Contains(log.String(), want) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 	"unique"
 
 	corev1 "k8s.io/api/core/v1"
@@ -73,13 +74,20 @@ func toCompactPod(p *corev1.Pod) (compactPod, error) {
 }
 
 func toService(s *corev1.Service) (model.Service, error) {
-	out := model.Service{Namespace: shared(s.Namespace), Name: shared(s.Name)}
+	out := model.Service{
+		Namespace: shared(s.Namespace), Name: shared(s.Name),
+		External: s.Spec.Type == corev1.ServiceTypeExternalName,
+		Local:    value(s.Spec.InternalTrafficPolicy, "") == corev1.ServiceInternalTrafficPolicyLocal,
+	}
+	if s.Spec.SessionAffinity == corev1.ServiceAffinityClientIP {
+		out.Affinity = affinity(s.Spec.SessionAffinityConfig)
+	}
 	ips := s.Spec.ClusterIPs
 	if len(ips) == 0 && s.Spec.ClusterIP != "" {
 		ips = []string{s.Spec.ClusterIP}
 	}
 	for i, ip := range ips {
-		if ip == corev1.ClusterIPNone || s.Spec.Type == corev1.ServiceTypeExternalName {
+		if ip == corev1.ClusterIPNone || out.External {
 			continue
 		}
 		addr, err := netip.ParseAddr(ip)
@@ -93,9 +101,21 @@ func toService(s *corev1.Service) (model.Service, error) {
 		if err != nil {
 			return model.Service{}, fmt.Errorf("spec.ports[%d].port: %w", i, err)
 		}
-		out.Ports = append(out.Ports, model.ServicePort{Name: shared(p.Name), Port: port, Protocol: toProtocol(p.Protocol)})
+		out.Ports = append(out.Ports, model.ServicePort{
+			Name: shared(p.Name), Port: port, Protocol: toProtocol(p.Protocol), AppProtocol: shared(value(p.AppProtocol, "")),
+		})
 	}
 	return out, nil
+}
+
+// affinity is how long sessionAffinity ClientIP lasts; the API server's default is
+// three hours.
+func affinity(c *corev1.SessionAffinityConfig) time.Duration {
+	seconds := corev1.DefaultClientIPServiceAffinitySeconds
+	if c != nil && c.ClientIP != nil {
+		seconds = value(c.ClientIP.TimeoutSeconds, seconds)
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 func toSlice(s *discoveryv1.EndpointSlice) (model.EndpointSlice, error) {
@@ -148,8 +168,27 @@ func toEndpoint(namespace string, e discoveryv1.Endpoint) (model.Endpoint, error
 		}
 		out.Pod = shared(namespace + "/" + ref.Name) // one for both families
 	}
+	out.Node = shared(value(e.NodeName, ""))
+	out.Hints = toHints(e.Hints)
 	return out, nil
 }
+
+func toHints(h *discoveryv1.EndpointHints) *model.Hints {
+	if h == nil || len(h.ForZones)+len(h.ForNodes) == 0 {
+		return nil
+	}
+	out := &model.Hints{}
+	for _, z := range h.ForZones {
+		out.Zones = append(out.Zones, shared(z.Name))
+	}
+	for _, n := range h.ForNodes {
+		out.Nodes = append(out.Nodes, shared(n.Name))
+	}
+	return out
+}
+
+// toZone is where a node is; empty if nobody says.
+func toZone(n *corev1.Node) (string, error) { return shared(n.Labels[corev1.LabelTopologyZone]), nil }
 
 func toPort(n int32) (uint16, error) {
 	if n < 1 || n > 65535 {

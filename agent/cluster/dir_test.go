@@ -143,10 +143,10 @@ func TestADirectoryIsACluster(t *testing.T) {
 	if diff := cmp.Diff(model.Namespace{Name: "shop", Labels: map[string]string{"weirmesh.io/capture": "enabled"}}, ns); diff != "" {
 		t.Errorf("namespace: -want +got:\n%s", diff)
 	}
-	destination := route.Destination{Service: "shop/back", Endpoints: []route.Endpoint{
+	destination := route.Destination{Service: "shop/back", Protocol: route.HTTP, Endpoints: []route.Endpoint{
 		{Addr: netip.MustParseAddrPort("10.0.0.1:8080"), Pod: "shop/back-1"},
 	}}
-	if diff := cmp.Diff(destination, s.Destination(netip.MustParseAddrPort("10.96.0.7:80")), netipValues); diff != "" {
+	if diff := cmp.Diff(destination, s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop"), netipValues); diff != "" {
 		t.Errorf("destination: -want +got:\n%s", diff)
 	}
 }
@@ -255,9 +255,9 @@ func TestMistakesInADirectoryAreFatalAtTheStart(t *testing.T) {
 		{"a field of the wrong type", "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {hostNetwork: maybe}\n",
 			`a.yaml: document 1: json: cannot unmarshal string into Go struct field PodSpec.spec.hostNetwork of type bool`},
 		{"an unknown kind", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n",
-			`a.yaml: document 1: apps/v1 Deployment: unknown kind; a manifest holds Pod, Namespace and Service (v1) and EndpointSlice (discovery.k8s.io/v1)`},
+			`a.yaml: document 1: apps/v1 Deployment: unknown kind; a manifest holds ` + manifestKinds},
 		{"a kind that means nothing here", "apiVersion: v1\nkind: Secret\nmetadata: {name: a}\n",
-			`a.yaml: document 1: Secret: not a kind for a manifest, which holds Pod, Namespace and Service (v1) and EndpointSlice (discovery.k8s.io/v1)`},
+			`a.yaml: document 1: Secret: not a kind for a manifest, which holds ` + manifestKinds},
 		{"no kind", "metadata: {name: a}\n", "a.yaml: document 1: kind is missing"},
 		{"no version", "kind: Pod\nmetadata: {name: a}\n", "a.yaml: document 1: apiVersion is missing"},
 		{"no name", "apiVersion: v1\nkind: Pod\n", `a.yaml: document 1: Pod: metadata.name is missing`},

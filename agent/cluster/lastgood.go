@@ -55,6 +55,8 @@ type kept struct {
 	Namespace *model.Namespace     `json:",omitempty"`
 	Service   *model.Service       `json:",omitempty"`
 	Slice     *model.EndpointSlice `json:",omitempty"`
+	Route     *model.Route         `json:",omitempty"`
+	Zone      string               `json:",omitempty"`
 }
 
 // keep gives s the view of the file if the server does not answer, and then writes
@@ -126,6 +128,15 @@ func (s *Store) fallBack(v view) bool {
 		s.view.slices = v.slices
 		s.reindexSlices()
 	}
+	if !s.listed[kindNodes] {
+		s.view.zone = v.zone
+	}
+	for k, r := range v.routes {
+		if !s.listed[routeKinds[k.kind]] {
+			s.view.routes[k] = r
+		}
+	}
+	s.reindexRoutes()
 	s.wake()
 	s.markUsable()
 	return true
@@ -136,7 +147,7 @@ func (s *Store) fallBack(v view) bool {
 func (s *Store) copy() []kept {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	out := make([]kept, 0, len(s.view.pods)+len(s.view.namespaces)+len(s.view.services)+len(s.view.slices))
+	out := make([]kept, 0, len(s.view.pods)+len(s.view.namespaces)+len(s.view.services)+len(s.view.slices)+len(s.view.routes)+1)
 	for _, p := range s.view.pods {
 		pod := p.expand()
 		out = append(out, kept{Pod: &pod})
@@ -149,6 +160,12 @@ func (s *Store) copy() []kept {
 	}
 	for _, slice := range s.view.slices {
 		out = append(out, kept{Slice: &slice})
+	}
+	for _, r := range s.view.routes {
+		out = append(out, kept{Route: &r})
+	}
+	if s.view.zone != "" {
+		out = append(out, kept{Zone: s.view.zone})
 	}
 	return out
 }
@@ -223,6 +240,9 @@ func (l LastGood) load() (view, time.Time, error) {
 		if err != nil {
 			return view{}, time.Time{}, err
 		}
+		if r.Zone != "" {
+			v.zone = r.Zone
+		}
 		v.add(r)
 	}
 }
@@ -241,5 +261,7 @@ func (v view) add(r kept) {
 		v.services[serviceKey(*r.Service)] = *r.Service
 	case r.Slice != nil:
 		v.slices[sliceKey(*r.Slice)] = *r.Slice
+	case r.Route != nil:
+		v.routes[keyOfRoute(*r.Route)] = *r.Route
 	}
 }

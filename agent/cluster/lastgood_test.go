@@ -25,16 +25,18 @@ import (
 // server is a fake API server that can go away.
 type server struct {
 	*fake.Clientset
-	away atomic.Bool
+	routes *gatewayServer
+	away   atomic.Bool
 }
 
 func newServer(objects ...runtime.Object) *server {
-	s := &server{Clientset: fake.NewClientset(objects...)}
+	s := &server{Clientset: fake.NewClientset(objects...), routes: newGateway()}
 	fail := func(k8stesting.Action) (bool, runtime.Object, error) {
 		return s.away.Load(), nil, errors.New("connection refused")
 	}
 	for _, verb := range []string{"list", "get"} {
 		s.PrependReactor(verb, "*", fail)
+		s.routes.PrependReactor(verb, "*", fail)
 	}
 	return s
 }
@@ -45,7 +47,9 @@ func (s *server) agent(t *testing.T, lastGood LastGood) (*Store, *logBuffer, fun
 	store, log := NewStore(), &logBuffer{}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- RunAPI(ctx, store, &API{client: s, node: "n1", log: log.logger()}, lastGood) }()
+	go func() {
+		done <- RunAPI(ctx, store, &API{client: s, gateway: s.routes, node: "n1", log: log.logger()}, lastGood)
+	}()
 	return store, log, func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -69,7 +73,7 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 		if err := first.WaitSynced(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		want := first.Destination(dial)
+		want := first.Destination(dial, "shop")
 		stop()
 
 		api.away.Store(true)
@@ -82,7 +86,7 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 		if took := time.Since(began); took > 5*time.Second || second.Synced() {
 			t.Errorf("usable after %s, synced %v", took, second.Synced())
 		}
-		if diff := cmp.Diff(want, second.Destination(dial), netipValues); diff != "" || len(want.Endpoints) != 2 {
+		if diff := cmp.Diff(want, second.Destination(dial, "shop"), netipValues); diff != "" || len(want.Endpoints) != 2 {
 			t.Errorf("the destination (-before +after):\n%s", diff)
 		}
 		if !strings.Contains(log.String(), "last good view") {
@@ -105,7 +109,7 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 		if err := second.WaitSynced(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := second.Destination(dial).Endpoints; len(got) != 1 || got[0].Addr.String() != "10.0.0.3:8080" {
+		if got := second.Destination(dial, "shop").Endpoints; len(got) != 1 || got[0].Addr.String() != "10.0.0.3:8080" {
 			t.Errorf("endpoints %v", got)
 		}
 	})

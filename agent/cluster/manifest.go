@@ -19,10 +19,15 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/runtime/serializer/json"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1alpha2 "sigs.k8s.io/gateway-api/apis/v1alpha2"
+
+	"github.com/weirmesh/weir/agent/model"
 )
 
 // manifestKinds is what a manifest may hold, in words.
-const manifestKinds = "Pod, Namespace and Service (v1) and EndpointSlice (discovery.k8s.io/v1)"
+const manifestKinds = "Pod, Namespace and Service (v1), EndpointSlice (discovery.k8s.io/v1), " +
+	"HTTPRoute, GRPCRoute and TCPRoute (gateway.networking.k8s.io/v1)"
 
 // manifests collects the documents of a directory into a view.
 type manifests struct {
@@ -62,7 +67,7 @@ func readDir(dir string) (view, error) {
 
 func newManifests() (*manifests, error) {
 	scheme := runtime.NewScheme()
-	if err := errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme)); err != nil {
+	if err := errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme), gatewayv1.Install(scheme), gatewayv1alpha2.Install(scheme)); err != nil {
 		return nil, err
 	}
 	return &manifests{
@@ -125,6 +130,14 @@ func (m *manifests) document(where string, doc []byte) error {
 			return fmt.Errorf("EndpointSlice %s: metadata.labels: %s is missing", o.Name, discoveryv1.LabelServiceName)
 		}
 		return add(m, where, gvk.Kind, o, toSlice, m.view.slices, sliceKey)
+	case *gatewayv1.HTTPRoute:
+		return addRoute(m, where, gvk.Kind, o, validateHTTPRoute, HTTPRoute)
+	case *gatewayv1.GRPCRoute:
+		return addRoute(m, where, gvk.Kind, o, validateGRPCRoute, GRPCRoute)
+	case *gatewayv1.TCPRoute:
+		return addRoute(m, where, gvk.Kind, o, validateTCPRoute, TCPRoute)
+	case *gatewayv1alpha2.TCPRoute:
+		return addRoute(m, where, gvk.Kind, o, validateTCPRouteV1Alpha2, TCPRouteV1Alpha2)
 	}
 	return fmt.Errorf("%s: not a kind for a manifest, which holds %s", gvk.Kind, manifestKinds)
 }
@@ -174,6 +187,16 @@ func add[O metav1.Object, K comparable, M any](
 	}
 	into[keyOf(converted)] = converted
 	return nil
+}
+
+// addRoute is add, for a kind whose values an API server checks by its CRD.
+func addRoute[O metav1.Object](m *manifests, where, kind string, o O, validate func(O) error, convert func(O) (model.Route, error)) error {
+	return add(m, where, kind, o, func(o O) (model.Route, error) {
+		if err := validate(o); err != nil {
+			return model.Route{}, err
+		}
+		return convert(o)
+	}, m.view.routes, keyOfRoute)
 }
 
 // claimClusterIPs refuses a cluster IP that another Service has.

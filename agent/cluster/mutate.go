@@ -1,9 +1,11 @@
 package cluster
 
 import (
+	"maps"
 	"net/netip"
 
 	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
 )
 
 // The kinds that a source lists one by one.
@@ -12,9 +14,18 @@ const (
 	kindNamespaces = "namespaces"
 	kindServices   = "services"
 	kindSlices     = "endpointslices"
+	kindNodes      = "nodes"
+	kindHTTPRoutes = "httproutes"
+	kindGRPCRoutes = "grpcroutes"
+	kindTCPRoutes  = "tcproutes"
 
-	kinds = 4
+	kinds = 8
 )
+
+// routeKinds are the kinds of routes, each a list of its own.
+var routeKinds = map[route.Kind]string{
+	route.HTTPRoute: kindHTTPRoutes, route.GRPCRoute: kindGRPCRoutes, route.TCPRoute: kindTCPRoutes,
+}
 
 // set puts v at k and reports whether that changed anything.
 func set[K comparable, V any](m map[K]V, k K, v V) bool {
@@ -209,6 +220,89 @@ func (s *Store) unindexSlice(k key) {
 	}
 }
 
+// setZone says where this node is.
+func (s *Store) setZone(zone string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.view.zone != zone {
+		s.view.zone = zone
+		s.signal()
+	}
+}
+
+// replaceZone takes the list of nodes, which has this one or none.
+func (s *Store) replaceZone(zones map[struct{}]string) {
+	s.mu.Lock()
+	s.listed[kindNodes] = true
+	s.mu.Unlock()
+	s.setZone(zones[struct{}{}])
+}
+
+func (s *Store) setRoute(r model.Route) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := keyOfRoute(r)
+	if same(s.view.routes[k], r) {
+		return
+	}
+	s.unindexRoute(k) // it may have other parents now
+	s.view.routes[k] = r
+	s.indexRoute(k)
+	s.signal()
+}
+
+func (s *Store) dropRoute(k routeKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unindexRoute(k)
+	if drop(s.view.routes, k) {
+		s.signal()
+	}
+}
+
+// replaceRoutes takes the list of one kind.
+func (s *Store) replaceRoutes(kind route.Kind, routes map[routeKey]model.Route) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listed[routeKinds[kind]] = true
+	all := maps.Clone(s.view.routes)
+	maps.DeleteFunc(all, func(k routeKey, _ model.Route) bool { return k.kind == kind })
+	maps.Copy(all, routes)
+	if same(s.view.routes, all) {
+		return
+	}
+	s.view.routes = all
+	s.reindexRoutes()
+	s.signal()
+}
+
+func (s *Store) reindexRoutes() {
+	s.byParent = map[key]map[routeKey]struct{}{}
+	for k := range s.view.routes {
+		s.indexRoute(k)
+	}
+}
+
+func (s *Store) indexRoute(k routeKey) {
+	for _, p := range s.view.routes[k].Parents {
+		svc := key{p.Namespace, p.Name}
+		if s.byParent[svc] == nil {
+			s.byParent[svc] = map[routeKey]struct{}{}
+		}
+		s.byParent[svc][k] = struct{}{}
+	}
+}
+
+func (s *Store) unindexRoute(k routeKey) {
+	for _, p := range s.view.routes[k].Parents {
+		svc := key{p.Namespace, p.Name}
+		delete(s.byParent[svc], k)
+		if len(s.byParent[svc]) == 0 {
+			delete(s.byParent, svc)
+		}
+	}
+}
+
 // replace swaps the whole view at once.
 func (s *Store) replace(v view) {
 	s.mu.Lock()
@@ -219,6 +313,7 @@ func (s *Store) replace(v view) {
 	s.view = v
 	s.reindexServices()
 	s.reindexSlices()
+	s.reindexRoutes()
 	s.wake()
 	s.signal()
 }

@@ -6,6 +6,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
 )
 
 // sink puts one kind of Kubernetes objects into a Store.
@@ -60,16 +61,30 @@ func sliceSink(s *Store) sink[*discoveryv1.EndpointSlice] {
 	return newSink(toSlice, sliceKey, s.setSlice, s.dropSlice, s.replaceSlices)
 }
 
+// zoneSink takes the one node that there is.
+func zoneSink(s *Store) sink[*corev1.Node] {
+	return newSink(toZone, func(string) struct{} { return struct{}{} }, s.setZone, func(key) { s.setZone("") }, s.replaceZone)
+}
+
+func routeSink[O Object](s *Store, kind route.Kind, convert func(O) (model.Route, error)) sink[O] {
+	return newSink(convert, keyOfRoute, s.setRoute,
+		func(k key) { s.dropRoute(routeKey{kind, k}) },
+		func(all map[routeKey]model.Route) { s.replaceRoutes(kind, all) })
+}
+
 func podKey(p compactPod) key               { return key{p.pod.Namespace, p.pod.Name} }
 func namespaceKey(n model.Namespace) string { return n.Name }
 func serviceKey(s model.Service) key        { return key{s.Namespace, s.Name} }
 func sliceKey(s model.EndpointSlice) key    { return key{s.Namespace, s.Name} }
+func keyOfRoute(r model.Route) routeKey     { return routeKey{r.Kind, key{r.Namespace, r.Name}} }
 
 // The strip functions drop from an object what its conversion does not read.
 
 func stripMeta(m *metav1.ObjectMeta) {
 	m.ManagedFields, m.OwnerReferences, m.Finalizers = nil, nil, nil
 }
+
+func dropManagedFields(o metav1.Object) { o.SetManagedFields(nil) }
 
 func stripPod(p *corev1.Pod) {
 	stripMeta(&p.ObjectMeta)
@@ -96,4 +111,10 @@ func stripService(s *corev1.Service) {
 func stripSlice(s *discoveryv1.EndpointSlice) {
 	stripMeta(&s.ObjectMeta)
 	s.Annotations = nil
+}
+
+func stripNode(n *corev1.Node) {
+	stripMeta(&n.ObjectMeta)
+	n.Annotations = nil
+	n.Spec, n.Status = corev1.NodeSpec{}, corev1.NodeStatus{}
 }

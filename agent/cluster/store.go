@@ -32,12 +32,20 @@ import (
 // key names a namespaced object.
 type key struct{ namespace, name string }
 
+// routeKey names a route: kinds have names of their own.
+type routeKey struct {
+	kind route.Kind
+	key
+}
+
 // view is everything a source knows at one time.
 type view struct {
 	pods       map[key]compactPod
 	namespaces map[string]model.Namespace
 	services   map[key]model.Service
 	slices     map[key]model.EndpointSlice
+	routes     map[routeKey]model.Route
+	zone       string // of this node
 }
 
 func newView() view {
@@ -46,6 +54,7 @@ func newView() view {
 		namespaces: map[string]model.Namespace{},
 		services:   map[key]model.Service{},
 		slices:     map[key]model.EndpointSlice{},
+		routes:     map[routeKey]model.Route{},
 	}
 }
 
@@ -69,11 +78,13 @@ type Store struct {
 	listed   map[string]bool
 	fellBack bool
 	// Indexes of view, kept with it.
-	byClusterIP map[netip.Addr]key       // → service
-	byService   map[key]map[key]struct{} // service → its slices
-	waiters     chan struct{}            // closed when pods or namespaces change; nil if nobody waits
+	byClusterIP map[netip.Addr]key            // → service
+	byService   map[key]map[key]struct{}      // service → its slices
+	byParent    map[key]map[routeKey]struct{} // service → routes that name it
+	waiters     chan struct{}                 // closed when pods or namespaces change; nil if nobody waits
 
 	lookup lookupFunc // nil if there is no API server to ask
+	node   string     // this node's name; empty: there is only one
 	// impliedNamespaces: a namespace without an object exists and has no labels.
 	impliedNamespaces bool
 }
@@ -88,6 +99,7 @@ func NewStore() *Store {
 		view:        newView(),
 		byClusterIP: map[netip.Addr]key{},
 		byService:   map[key]map[key]struct{}{},
+		byParent:    map[key]map[routeKey]struct{}{},
 	}
 }
 
@@ -168,26 +180,41 @@ func (s *Store) Namespace(name string) model.Namespace {
 	return model.Namespace{Name: name}
 }
 
-// Destination says what a connection to addr stands for: the ready endpoints of
-// a Service if addr is a TCP port at one of its ClusterIPs, else the zero
-// Destination.
-func (s *Store) Destination(addr netip.AddrPort) route.Destination {
+// Destination says what a connection to addr stands for, from a pod of this node
+// in a namespace: the ready endpoints of a Service, and the routes that govern it,
+// if addr is a TCP port at one of its ClusterIPs, else the zero Destination.
+func (s *Store) Destination(addr netip.AddrPort, clientNamespace string) route.Destination {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.destination(addr)
+	return s.destination(addr, clientNamespace)
 }
 
 // destination is Destination; the caller holds mu.
-func (s *Store) destination(addr netip.AddrPort) route.Destination {
+func (s *Store) destination(addr netip.AddrPort, clientNamespace string) route.Destination {
 	svc, ok := s.byClusterIP[addr.Addr().Unmap()]
 	if !ok {
 		return route.Destination{}
 	}
-	endpoints := make([]model.EndpointSlice, 0, len(s.byService[svc]))
-	for k := range s.byService[svc] {
-		endpoints = append(endpoints, s.view.slices[k])
+	routes := make([]model.Route, 0, len(s.byParent[svc]))
+	for k := range s.byParent[svc] {
+		routes = append(routes, s.view.routes[k])
 	}
-	return decide.Destination(s.view.services[svc], endpoints, addr)
+	client := decide.Client{Namespace: clientNamespace, Node: s.node, Zone: s.view.zone}
+	return decide.Destination(s.view.services[svc], routes, s.service, client, addr)
+}
+
+// service is a decide.Lookup; the caller holds mu.
+func (s *Store) service(namespace, name string) (model.Service, []model.EndpointSlice, bool) {
+	k := key{namespace, name}
+	svc, ok := s.view.services[k]
+	if !ok {
+		return model.Service{}, nil, false
+	}
+	endpoints := make([]model.EndpointSlice, 0, len(s.byService[k]))
+	for slice := range s.byService[k] {
+		endpoints = append(endpoints, s.view.slices[slice])
+	}
+	return svc, endpoints, true
 }
 
 // apiServer is the Service that every cluster has.
@@ -211,7 +238,7 @@ func (s *Store) Served() []netip.AddrPort {
 			for _, port := range svc.Ports {
 				addr := netip.AddrPortFrom(ip, port.Port)
 				have := slices.ContainsFunc(out, func(o netip.AddrPort) bool { return o.Addr().Is4() == ip.Is4() })
-				if !have && len(s.destination(addr).Endpoints) > 0 {
+				if !have && len(s.destination(addr, "").Endpoints) > 0 {
 					out = append(out, addr)
 				}
 			}

@@ -180,7 +180,7 @@ func TestDestinationsFollowServicesAndSlices(t *testing.T) {
 	addr := netip.MustParseAddr
 	check := func(step, dial string, want route.Destination) {
 		t.Helper()
-		got := s.Destination(netip.MustParseAddrPort(dial))
+		got := s.Destination(netip.MustParseAddrPort(dial), "shop")
 		if diff := cmp.Diff(want, got, netipValues, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%s: -want +got:\n%s", step, diff)
 		}

@@ -11,9 +11,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
+
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
 )
 
 // Object is a pointer to one of Kubernetes' types.
@@ -34,9 +36,10 @@ type Selector struct{ Fields, Labels string }
 // Follow has a store told of the objects of one kind until ctx is done. It is
 // client-go's reflector, which is the lower half of an informer: it lists, watches
 // and starts over by itself. The upper half, a cache of Kubernetes objects, is
-// left out: the store keeps what it needs of them.
+// left out: the store keeps what it needs of them. The client is the one that the
+// resource is of; a fake one says by itself that it streams no lists.
 func Follow[O Object, L runtime.Object](
-	ctx context.Context, client kubernetes.Interface, log *slog.Logger, kind string, example O,
+	ctx context.Context, client any, log *slog.Logger, kind string, example O,
 	selector Selector, resource Resource[L], to cache.ReflectorStore,
 ) {
 	state := &Reachability{Kind: kind, Log: log}
@@ -65,9 +68,22 @@ func watchKind[O Object, L runtime.Object](
 	api *API, kind string, example O, fields string, resource Resource[L], strip func(O), to sink[O],
 ) func(ctx context.Context, synced func()) {
 	return func(ctx context.Context, synced func()) {
-		feed := &feed[O]{sink: to, strip: strip, synced: synced, log: api.log.With("kind", kind)}
+		feed := newFeed(api, kind, strip, to, synced)
 		Follow(ctx, api.client, api.log, kind, example, Selector{Fields: fields}, resource, feed)
 	}
+}
+
+func newFeed[O Object](api *API, kind string, strip func(O), to sink[O], synced func()) *feed[O] {
+	return &feed[O]{sink: to, strip: strip, synced: synced, log: api.log.With("kind", kind)}
+}
+
+// routeVersion makes a version of a kind of routes for the Store.
+func routeVersion[O Object, L runtime.Object](
+	api *API, s *Store, kind route.Kind, example O, resource Resource[L], convert func(O) (model.Route, error), synced func(),
+) Version {
+	name := routeKinds[kind]
+	feed := newFeed(api, name, func(o O) { dropManagedFields(o) }, routeSink(s, kind, convert), synced)
+	return VersionOf(api.gateway, api.log, name, example, resource, feed)
 }
 
 // feed is the store a reflector writes to. It passes on to a sink.
@@ -173,7 +189,11 @@ func (d demoted) Enabled(ctx context.Context, _ slog.Level) bool {
 	return d.Handler.Enabled(ctx, slog.LevelDebug)
 }
 
+// Handle looks whether it is enabled: an error is handed over without asking.
 func (d demoted) Handle(ctx context.Context, r slog.Record) error {
+	if !d.Enabled(ctx, r.Level) {
+		return nil
+	}
 	r.Level = slog.LevelDebug
 	return d.Handler.Handle(ctx, r)
 }

@@ -41,7 +41,7 @@ func TestWhatADestinationIs(t *testing.T) {
 		return model.Endpoint{Address: addr(ip), Pod: "shop/" + pod}
 	}
 	to := func(endpoints ...route.Endpoint) route.Destination {
-		return route.Destination{Service: "shop/back", Endpoints: endpoints}
+		return route.Destination{Service: "shop/back", Endpoints: endpoints, Protocol: route.HTTP}
 	}
 	at := func(ap, pod string) route.Endpoint {
 		return route.Endpoint{Addr: addrPort(ap), Pod: "shop/" + pod}
@@ -78,14 +78,15 @@ func TestWhatADestinationIs(t *testing.T) {
 			to(at("10.0.0.2:8080", "b2"))},
 		{"a Service without endpoints is still a Service", nil, "10.96.0.7:80", to()},
 		{"a port that no slice serves has no endpoints",
-			[]model.EndpointSlice{slice(8080, ready("10.0.0.1", "b1"))}, "10.96.0.7:9000", to()},
+			[]model.EndpointSlice{slice(8080, ready("10.0.0.1", "b1"))}, "10.96.0.7:9000", route.Destination{Service: "shop/back"}},
 		{"another Service's slice does not count", []model.EndpointSlice{other}, "10.96.0.7:80", to()},
 		{"a port the Service does not have is not the Service", nil, "10.96.0.7:81", route.Destination{}},
 		{"another address is not the Service", nil, "10.0.0.1:80", route.Destination{}},
 	}
 	for _, test := range tests {
 		t.Run(test.promise, func(t *testing.T) {
-			got := Destination(back, test.slices, addrPort(test.dial))
+			find := func(string, string) (model.Service, []model.EndpointSlice, bool) { return back, test.slices, true }
+			got := Destination(back, nil, find, Client{}, addrPort(test.dial))
 			if diff := cmp.Diff(test.want, got, addrPorts, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}

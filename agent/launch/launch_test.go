@@ -74,7 +74,7 @@ type node struct {
 
 type nowhere struct{}
 
-func (nowhere) Destination(netip.AddrPort) route.Destination { return route.Destination{} }
+func (nowhere) Destination(netip.AddrPort, string) route.Destination { return route.Destination{} }
 
 func newNode(t *testing.T) *node {
 	if os.Geteuid() != 0 {

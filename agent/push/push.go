@@ -32,8 +32,9 @@ import (
 
 // View is what of the cluster the proxies are told.
 type View interface {
-	// Destination says what an original destination stands for.
-	Destination(addr netip.AddrPort) route.Destination
+	// Destination says what an original destination stands for to the pods of a
+	// namespace.
+	Destination(addr netip.AddrPort, clientNamespace string) route.Destination
 }
 
 // Pusher holds the sessions of all proxies of the node.
@@ -153,7 +154,7 @@ func (p *Pusher) resource(i *launch.Instance, name string) *proxypb.Resource {
 		if err != nil {
 			return nil
 		}
-		r.Body = &proxypb.Resource_Destination{Destination: proxypb.FromDestination(p.View.Destination(addr))}
+		r.Body = &proxypb.Resource_Destination{Destination: proxypb.FromDestination(p.View.Destination(addr, i.Attachment.PodNamespace))}
 	}
 	r.Version = version(r)
 	return r

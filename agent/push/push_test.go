@@ -34,7 +34,7 @@ type fakeView struct {
 	dest map[netip.AddrPort]route.Destination
 }
 
-func (v *fakeView) Destination(addr netip.AddrPort) route.Destination {
+func (v *fakeView) Destination(addr netip.AddrPort, _ string) route.Destination {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.dest[addr]
