@@ -1,6 +1,7 @@
 package decide
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -88,6 +89,57 @@ func TestWhatADestinationIs(t *testing.T) {
 			find := func(string, string) (model.Service, []model.EndpointSlice, bool) { return back, test.slices, true }
 			got := Destination(back, nil, find, Client{}, addrPort(test.dial))
 			if diff := cmp.Diff(test.want, got, addrPorts, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestWhichEndpointsAreNear(t *testing.T) {
+	zones := func(z ...string) *model.Hints { return &model.Hints{Zones: z} }
+	both := func(zone, node string) *model.Hints {
+		return &model.Hints{Zones: []string{zone}, Nodes: []string{node}}
+	}
+	tests := []struct {
+		promise string
+		hints   []*model.Hints // of endpoints 1, 2, …, on nodes n1, n2, …
+		unready int            // an endpoint that is not ready; 0: all are
+		local   bool
+		client  Client
+		want    []byte
+	}{
+		{"without hints all are used", []*model.Hints{nil, nil}, 0, false, Client{Node: "n1", Zone: "a"}, []byte{1, 2}},
+		{"those hinted for the client's zone", []*model.Hints{zones("a"), zones("b"), zones("b", "a")}, 0, false, Client{Node: "n1", Zone: "a"}, []byte{1, 3}},
+		{"all, if one has no hint", []*model.Hints{zones("a"), nil}, 0, false, Client{Zone: "a"}, []byte{1, 2}},
+		{"those, if the one without hints is not ready", []*model.Hints{zones("a"), zones("b"), nil}, 3, false, Client{Zone: "a"}, []byte{1}},
+		{"all, if none is for the zone", []*model.Hints{zones("a"), zones("b")}, 0, false, Client{Zone: "c"}, []byte{1, 2}},
+		{"all, if the one for the zone is not ready", []*model.Hints{zones("a"), zones("b")}, 1, false, Client{Zone: "a"}, []byte{2}},
+		{"all, for a client whose zone is not known", []*model.Hints{zones("a"), zones("b")}, 0, false, Client{}, []byte{1, 2}},
+		{"those hinted for the client's node, before its zone", []*model.Hints{both("a", "n1"), both("a", "n2")}, 0, false, Client{Node: "n2", Zone: "a"}, []byte{2}},
+		{"those for the zone, if none is for the node", []*model.Hints{both("a", "n1"), both("b", "n2")}, 0, false, Client{Node: "n3", Zone: "b"}, []byte{2}},
+		{"those for the zone, if one has no hint of a node", []*model.Hints{zones("a"), both("b", "n2")}, 0, false, Client{Node: "n2", Zone: "a"}, []byte{1}},
+		{"internalTrafficPolicy Local: those on the client's node, whatever the hints", []*model.Hints{both("a", "n2"), both("a", "n2")}, 0, true, Client{Node: "n1", Zone: "a"}, []byte{1}},
+		{"internalTrafficPolicy Local: none, if none is there", []*model.Hints{nil, nil}, 0, true, Client{Node: "n3"}, nil},
+		{"internalTrafficPolicy Local where there is one node: all", []*model.Hints{nil, nil}, 0, true, Client{}, []byte{1, 2}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.promise, func(t *testing.T) {
+			svc := model.Service{Namespace: "shop", Name: "back", Local: tt.local, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}}
+			slice := model.EndpointSlice{Namespace: "shop", Service: "back", Ports: []model.EndpointPort{{Port: 8080, Protocol: model.TCP}}}
+			for i, h := range tt.hints {
+				n := i + 1
+				slice.Endpoints = append(slice.Endpoints, model.Endpoint{
+					Address: netip.AddrFrom4([4]byte{10, 0, 0, byte(n)}), Ready: n != tt.unready, Node: fmt.Sprint("n", n), Hints: h,
+				})
+			}
+			find := func(string, string) (model.Service, []model.EndpointSlice, bool) {
+				return svc, []model.EndpointSlice{slice}, true
+			}
+			var got []byte
+			for _, e := range Destination(svc, nil, find, tt.client, netip.MustParseAddrPort("10.96.0.7:80")).Endpoints {
+				got = append(got, e.Addr.Addr().As4()[3])
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
