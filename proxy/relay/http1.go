@@ -165,12 +165,13 @@ func (h *http1Conn) refuse(err error) (bool, error) {
 // serveRequest serves the request whose head is read.
 func (h *http1Conn) serveRequest(ctx context.Context) {
 	h.begin()
+	h.plan = plan{}
 	err := h.take()
 	if err == nil {
-		h.view = http1Request{Head: &h.request}
-		err = h.plan.make(ctx, h.Server, h.accepted, &h.view, h.record)
+		err = h.decide(ctx)
 	}
 	if err == nil && h.plan.answer == nil {
+		h.mirror(ctx)
 		err = h.forward(ctx)
 	}
 	switch {
@@ -200,6 +201,43 @@ func (h *http1Conn) take() error {
 	if h.taken = head + n; err != nil {
 		h.last = true
 		return &reason.Error{Reason: reason.BadRequest, Err: err}
+	}
+	return nil
+}
+
+// decide makes the plan.
+func (h *http1Conn) decide(ctx context.Context) error {
+	d, err := h.destination(ctx, h.accepted)
+	if err != nil {
+		return err
+	}
+	if !h.body.Done() && twice(d) {
+		if err := h.gather(); err != nil {
+			return err
+		}
+	}
+	h.view = http1Request{Head: &h.request}
+	return h.plan.make(h.Server, h.accepted, d, &h.view, h.record)
+}
+
+// gather waits for the rest of a body, as long as it fits into the buffer.
+func (h *http1Conn) gather() error {
+	if h.request.Expect {
+		return nil
+	}
+	h.client.readBy(time.Now().Add(headTimeout))
+	for !h.body.Done() && len(h.client.bytes()) < maxBuffer && h.body.Left() <= int64(maxBuffer-len(h.client.bytes())) {
+		head := len(h.request.Raw())
+		if err := h.client.fill(); err != nil {
+			return &reason.Error{Reason: reason.ClientGone, Err: err}
+		}
+		// The buffer may be another now.
+		if err := h.request.ParseRequest(h.client.bytes()[:head]); err != nil {
+			return &reason.Error{Reason: reason.BadRequest, Err: err}
+		}
+		if err := h.take(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

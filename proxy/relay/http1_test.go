@@ -787,3 +787,59 @@ func TestTheTimeToDrainEnds(t *testing.T) {
 		t.Errorf("%v, want a reset", err)
 	}
 }
+
+// TestAMirrorGetsACopyAndCostsNothing: also of a body that comes after its head.
+func TestAMirrorGetsACopyAndCostsNothing(t *testing.T) {
+	copies := make(chan string, 10)
+	mirror := serving(t, func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		copies <- fmt.Sprintf("%s %s %s %d", r.Method, r.RequestURI, r.Header.Get("X-Set"), len(body))
+	})
+	silent := scripted(t, func(c *net.TCPConn, r *bufio.Reader) {
+		_ = c.SetDeadline(time.Now().Add(time.Second))
+		_, _ = io.Copy(io.Discard, r)
+	})
+	app := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprint(w, len(body))
+	})
+	to := func(addr netip.AddrPort) route.Backend {
+		return route.Backend{Service: "shop/x", Endpoints: []route.Endpoint{{Addr: addr}}}
+	}
+	config := behind()
+	config.destination.Routes = &route.Routes{
+		Kind: route.HTTPRoute, Matches: []route.Match{{}},
+		Rules: []route.Rule{{
+			Backends: []route.WeightedBackend{{Weight: 1, Backend: to(app)}},
+			Filters: route.Filters{
+				RequestHeaders: &route.HeaderChange{Set: []route.Header{{Name: "x-set", Value: "1"}}},
+				Mirrors: []route.Mirror{
+					{Backend: to(mirror), Numerator: 1, Denominator: 1}, {Backend: to(silent), Numerator: 1, Denominator: 1},
+					{Backend: to(mirror), Numerator: 0, Denominator: 1}, {Backend: route.Backend{}, Numerator: 1, Denominator: 1},
+				},
+			},
+		}},
+	}
+	b := newBench(t, config)
+	client := b.conn(t, listen.Outbound, vip)
+	r := bufio.NewReader(client)
+	for _, size := range []int{0, 40_000} {
+		fmt.Fprintf(client, "POST /a?b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", size)
+		time.Sleep(10 * time.Millisecond)
+		if resp, got := say(t, client, r, strings.Repeat("x", size), "POST"); resp.StatusCode != 200 || got != fmt.Sprint(size) {
+			t.Errorf("%v %q", resp, got)
+		}
+		select {
+		case got := <-copies:
+			if got != fmt.Sprintf("POST /a?b 1 %d", size) {
+				t.Errorf("the copy is %q", got)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("no copy")
+		}
+	}
+	client.Close()
+	if len(copies) > 0 {
+		t.Errorf("one copy too many: %q", <-copies)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/weirmesh/weir/proxy/balance"
@@ -48,16 +49,34 @@ type plan struct {
 	asked    bool          // for a retry that is allowed and has not begun
 }
 
-// make decides. The error is a *reason.Error.
-func (p *plan) make(ctx context.Context, s *Server, c listen.Conn, m message, r *record) error {
-	*p = plan{}
-	var d route.Destination
-	if c.Direction == listen.Outbound {
-		var err error
-		if d, err = s.Config.Destination(ctx, c.Original); err != nil {
-			return err
-		}
+// destination is what c was going to; of an inbound connection nothing is asked.
+func (s *Server) destination(ctx context.Context, c listen.Conn) (route.Destination, error) {
+	if c.Direction == listen.Inbound {
+		return route.Destination{}, nil
 	}
+	return s.Config.Destination(ctx, c.Original)
+}
+
+// twice reports whether something of d may want a request's body twice: a retry, a
+// mirror.
+func twice(d route.Destination) bool {
+	retries := func(p *route.Policy) bool { return p != nil && p.Retry != nil }
+	if retries(d.Policy) {
+		return true
+	}
+	if d.Routes == nil {
+		return false
+	}
+	return slices.ContainsFunc(d.Routes.Rules, func(r route.Rule) bool {
+		return r.Retry != nil || len(r.Filters.Mirrors) > 0 || slices.ContainsFunc(r.Backends, func(b route.WeightedBackend) bool {
+			return retries(b.Backend.Policy) || len(b.Filters.Mirrors) > 0
+		})
+	})
+}
+
+// make decides. The error is a *reason.Error.
+func (p *plan) make(s *Server, c listen.Conn, d route.Destination, m message, r *record) error {
+	*p = plan{}
 	now := time.Now()
 	r.decided(now, d)
 	p.direct, p.backend = own(c, d), d.Backend()

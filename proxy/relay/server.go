@@ -62,6 +62,7 @@ type Server struct {
 	pipes    pipes
 	pool     upstream.Pool[*httpUpstream]
 	draining atomic.Bool
+	mirrors  atomic.Int32 // under way
 
 	mu       sync.Mutex
 	open     int
@@ -176,12 +177,9 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 	if err := s.Config.Ready(ctx); err != nil {
 		return 0, err
 	}
-	var destination route.Destination
-	if c.Direction == listen.Outbound {
-		var err error
-		if destination, err = s.Config.Destination(ctx, c.Original); err != nil {
-			return 0, err
-		}
+	destination, err := s.destination(ctx, c)
+	if err != nil {
+		return 0, err
 	}
 	r.decided(time.Now(), destination)
 	client, err := newConn(c.TCPConn)
