@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,8 +21,10 @@ import (
 const (
 	// headTimeout is how long a head may take from its first byte on.
 	headTimeout = 30 * time.Second
-	// keepAlive is how long a client's connection may be idle.
+	// keepAlive is how long a client's connection may be idle, lastIdle how long
+	// once the proxy is to end.
 	keepAlive = time.Hour
+	lastIdle  = 5 * time.Second
 	// lingering is how long a client that is still sending may take to read an
 	// answer that ends the connection.
 	lingering = time.Second
@@ -56,6 +59,7 @@ type http1Conn struct {
 	upload   *upload
 	awaited  atomic.Pointer[httpUpstream] // for abort
 	aborted  atomic.Bool
+	idle     idleness
 	answered bool // a final head went to the client, or part of one
 	last     bool // no other request is read
 }
@@ -126,9 +130,58 @@ func (h *http1Conn) readRequest() error {
 		case len(h.client.bytes()) > 0 && left > headTimeout:
 			h.client.readBy(now.Add(headTimeout))
 		}
-		if err := h.client.fill(); err != nil {
+		if len(h.client.bytes()) > 0 {
+			if err := h.client.fill(); err != nil {
+				return err
+			}
+			continue
+		}
+		h.idle.begin(h.client, h.draining.Load())
+		err = h.client.fill()
+		h.idle.end(h.client)
+		if err != nil {
 			return err
 		}
+	}
+}
+
+// drain has the connection end soon, if it is idle. Its client may be about to send
+// a request: this is no worse than what any server does, and rarer.
+func (h *http1Conn) drain() { h.idle.shorten(h.client) }
+
+// idleness is whether a client's connection is between requests, when its time may
+// be shortened from another goroutine.
+type idleness struct {
+	mu    sync.Mutex
+	idle  bool
+	short bool // the deadline is not the connection's owner's
+}
+
+func (i *idleness) begin(c *conn, draining bool) {
+	i.mu.Lock()
+	i.idle = true
+	i.mu.Unlock()
+	if draining {
+		i.shorten(c)
+	}
+}
+
+func (i *idleness) shorten(c *conn) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.idle && !i.short {
+		i.short = true
+		_ = c.SetReadDeadline(time.Now().Add(lastIdle))
+	}
+}
+
+func (i *idleness) end(c *conn) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.idle = false
+	if i.short {
+		i.short = false
+		_ = c.SetReadDeadline(c.deadline)
 	}
 }
 

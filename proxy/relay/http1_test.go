@@ -713,9 +713,16 @@ func TestADrainingProxyEndsConnectionsBetweenRequests(t *testing.T) {
 	client := b.conn(t, listen.Outbound, vip)
 	r := bufio.NewReader(client)
 	say(t, client, r, hello, "GET")
-	b.draining.Store(true)
+	idle := b.conn(t, listen.Outbound, vip)
+	rest := bufio.NewReader(idle)
+	say(t, idle, rest, hello, "GET")
+	b.drain()
 	if resp, _ := say(t, client, r, hello, "GET"); resp.StatusCode != 200 || !resp.Close {
 		t.Errorf("%v", resp)
+	}
+	began := time.Now()
+	if _, err := rest.ReadByte(); err != io.EOF || time.Since(began) < lastIdle/2 {
+		t.Errorf("an idle connection ends with %v after %s", err, time.Since(began))
 	}
 	b.ended(t)
 }

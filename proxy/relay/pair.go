@@ -92,6 +92,9 @@ func (p *pair) finish() bool {
 	return true
 }
 
+// drain leaves it: what its protocol is, nobody knows.
+func (p *pair) drain() {}
+
 // abort ends both connections at once; closing them will send resets. The first
 // cause counts.
 func (p *pair) abort(r reason.Reason, err error) {

@@ -74,6 +74,8 @@ type Server struct {
 type carrier interface {
 	// abort ends it at once; the first reason counts.
 	abort(reason.Reason, error)
+	// drain has it end soon if nothing is lost by that.
+	drain()
 }
 
 // Serve takes connections from the listeners until ctx is done; then it closes
@@ -100,7 +102,7 @@ func (s *Server) Serve(ctx context.Context, listeners []*listen.Listener) error 
 		running--
 	}
 	stop()
-	s.draining.Store(true)
+	s.drain()
 	for _, l := range listeners {
 		l.Close()
 	}
@@ -315,6 +317,17 @@ func (s *Server) carry(client *net.TCPConn, up *upstream.Conn) (uint64, uint64, 
 	s.watch(p)
 	defer s.unwatch(p)
 	return p.join()
+}
+
+// drain has connections end as they become idle.
+func (s *Server) drain() {
+	s.draining.Store(true)
+	s.pool.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.carriers {
+		c.drain()
+	}
 }
 
 // watch has c ended when the time to drain is over.

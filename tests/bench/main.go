@@ -18,13 +18,14 @@ import (
 
 // benchmarks are all there are, by name.
 var benchmarks = map[string]func(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error){
-	"add": runAdd,
+	"add": runAdd, "dataplane": runDataplane,
 }
 
 const usage = `bench measures what Weir costs. It prints Markdown, and with OUT=folder in the
 environment writes JSON with all samples.
 
   bench add [flags]   what capture adds to the making of a pod; what a proxy takes
+  bench dataplane [flags]   what requests cost, beside nginx, HAProxy and ReverseProxy
 
 `
 

@@ -109,6 +109,21 @@ func (x index) at(client string, r report.Result) []telemetry.Record {
 	return out
 }
 
+// during returns the records of the proxy's connection within the time of one of
+// its requests: there it carries one after the other. The nodes share a clock.
+func (x index) during(out telemetry.Record) []telemetry.Record {
+	ends := func(r telemetry.Record) time.Time {
+		return r.Timestamp.Add(time.Duration(r.TimeTotal * float64(time.Second)))
+	}
+	var in []telemetry.Record
+	for _, r := range x[out.UpstreamLocal] {
+		if !r.Timestamp.Before(out.Timestamp) && !ends(r).After(ends(out)) {
+			in = append(in, r)
+		}
+	}
+	return in
+}
+
 // follow finds the way of one answered request through exactly two proxies: the
 // caller's took the connection from the address that the caller had, the
 // callee's took the one that the caller's made, and the callee's application saw
@@ -123,7 +138,7 @@ func (x index) follow(r report.Result) (hop, error) {
 		return hop{}, fmt.Errorf("the caller's connection from %s has %d records, want one, outbound: %+v", r.Local, len(outs), outs)
 	}
 	out := outs[0]
-	ins := x.at(out.UpstreamLocal, r)
+	ins := x.during(out)
 	if len(ins) != 1 || ins[0].Direction != "inbound" {
 		return hop{}, fmt.Errorf("the proxy's connection from %s has %d records, want one, inbound: %+v", out.UpstreamLocal, len(ins), ins)
 	}

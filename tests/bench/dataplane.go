@@ -1,0 +1,270 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/weirmesh/weir/tests/bench/report"
+	"github.com/weirmesh/weir/tests/pod"
+)
+
+// dataplaneFlags are the command line of the benchmark of the data plane.
+type dataplaneFlags struct {
+	rounds int
+	length time.Duration
+	bin    string
+	smoke  bool
+}
+
+func parseDataplane(args []string, stderr io.Writer) (dataplaneFlags, error) {
+	var f dataplaneFlags
+	fs := flag.NewFlagSet("bench dataplane", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	fs.Usage = func() {
+		fmt.Fprint(stderr, "bench dataplane measures requests through a pair of proxies, the caller's and the\n"+
+			"callee's, side by side with pairs of nginx, HAProxy and net/http's ReverseProxy in\n"+
+			"namespaces like the pods': CPU for a request, throughput, latency.\n\n  bench dataplane [flags]\n\n")
+		fs.PrintDefaults()
+	}
+	fs.IntVar(&f.rounds, "rounds", 5, "rounds, of which the median counts")
+	fs.DurationVar(&f.length, "length", 4*time.Second, "how long each measurement of a round takes")
+	fs.StringVar(&f.bin, "bin", "", "`folder` of built programs; empty: build them into out/bin")
+	fs.BoolVar(&f.smoke, "smoke", false, "only show that it works, in seconds: no targets are judged")
+	err := fs.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return dataplaneFlags{}, err
+	case err != nil:
+		return dataplaneFlags{}, errUsage
+	case fs.NArg() > 0 || f.rounds < 1 || f.length < 100*time.Millisecond:
+		fs.Usage()
+		return dataplaneFlags{}, errUsage
+	}
+	if f.smoke {
+		f.rounds, f.length = 1, 300*time.Millisecond
+	}
+	return f, nil
+}
+
+// runDataplane is the benchmark of the data plane: outside it builds, and runs
+// again on a node of its own.
+func runDataplane(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error) {
+	if len(args) > 0 && args[0] == reverseCommand {
+		return 0, reverseProxy(ctx, args[1:])
+	}
+	f, err := parseDataplane(args, stderr)
+	if err != nil {
+		return 0, err
+	}
+	node, err := pod.Enter()
+	if err != nil {
+		return 0, err
+	}
+	if node != nil {
+		return 0, errors.Join(measureDataplane(ctx, f, node, stdout, stderr), node.Close())
+	}
+	for _, program := range []string{nginx, haproxy, wrk} {
+		if _, err := os.Stat(program); err != nil {
+			return 0, fmt.Errorf("%w; run `apt-get install --no-install-recommends nginx-light haproxy wrk`", err)
+		}
+	}
+	if err := checkOut(); err != nil {
+		return 0, err
+	}
+	if f.bin == "" {
+		if _, err := pod.Build(ctx); err != nil {
+			return 0, err
+		}
+	}
+	return pod.Isolate(ctx, "dataplane")
+}
+
+// dataplane is what the measurements share.
+type dataplane struct {
+	node  *pod.Node
+	lanes []lane
+	dir   string // of the peers' files
+}
+
+// lane is one way from a client to an application.
+type lane struct {
+	name   string
+	client string // network namespace of the client
+	target netip.AddrPort
+	pids   func() ([]int, error) // of the proxies
+}
+
+// Names of the lanes.
+const (
+	laneWeir    = "Weir"
+	laneNginx   = "nginx"
+	laneHAProxy = "HAProxy"
+	laneReverse = "net/http ReverseProxy"
+	laneDirect  = "no proxy"
+)
+
+// service is what the captured caller calls.
+var backService = pod.Service{Namespace: namespace, Name: "back", Port: 80, ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 2, 1})}}
+
+// connections are at how many the throughput is measured, rates at how many
+// requests a second the latency.
+var (
+	connections = []int{16, 64}
+	rates       = []int{1000, 5000}
+)
+
+func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, stdout, stderr io.Writer) error {
+	binaries, err := findBinaries(f.bin)
+	if err != nil {
+		return err
+	}
+	d := &dataplane{node: node, dir: pod.NodeDir + "/peers"}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := d.build(ctx, binaries); err != nil {
+		return err
+	}
+	results := results{}
+	for round := range f.rounds {
+		for _, c := range connections {
+			for _, l := range rotate(d.lanes, round) {
+				fmt.Fprintf(stderr, "round %d of %d: %s, %d connections\n", round+1, f.rounds, l.name, c)
+				if err := d.throughput(ctx, l, c, f.length, results); err != nil {
+					return fmt.Errorf("%s: %w", l.name, err)
+				}
+			}
+		}
+		for _, rate := range rates {
+			for _, l := range rotate(d.lanes, round) {
+				fmt.Fprintf(stderr, "round %d of %d: %s, %d requests a second\n", round+1, f.rounds, l.name, rate)
+				if err := d.latency(ctx, l, rate, f.length, results); err != nil {
+					return fmt.Errorf("%s: %w", l.name, err)
+				}
+			}
+		}
+	}
+	r, err := report.New("dataplane", "Requests through a pair of proxies: HTTP/1.1, 1 KB answers, keep-alive")
+	if err != nil {
+		return err
+	}
+	r.Series = results.series()
+	if f.smoke {
+		r.Notes = append(r.Notes, "A smoke run: targets are not judged.")
+	} else {
+		results.judge(r)
+	}
+	return r.Publish(stdout, os.Getenv("OUT"))
+}
+
+func findBinaries(bin string) (pod.Binaries, error) {
+	if bin != "" {
+		return pod.Find(bin)
+	}
+	return pod.FindBuilt()
+}
+
+// rotate has each round begin with another lane.
+func rotate(lanes []lane, by int) []lane {
+	by %= len(lanes)
+	return append(slices.Clone(lanes[by:]), lanes[:by]...)
+}
+
+// build makes the pods, with applications in two of them, and all proxies.
+func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		return err
+	}
+	caller, callee := &pod.Pod{Namespace: namespace, Name: "caller", ContainerID: "caller"}, &pod.Pod{Namespace: namespace, Name: "callee", ContainerID: "callee"}
+	peerCaller, peerCallee := &pod.Pod{Namespace: "peers", Name: "caller", ContainerID: "peer-caller"}, &pod.Pod{Namespace: "peers", Name: "callee", ContainerID: "peer-callee"}
+	if err := d.node.Write("dataplane.yaml", pod.CapturedNamespace(namespace), caller.Manifest(), callee.Manifest(), backService.Manifest()); err != nil {
+		return err
+	}
+	if _, err := d.node.StartAgent(ctx, binaries, io.Discard); err != nil {
+		return err
+	}
+	chain, err := d.node.NewChain(binaries.Folders(), nil)
+	if err != nil {
+		return err
+	}
+	bare, err := d.node.NewBareChain(binaries.Folders())
+	if err != nil {
+		return err
+	}
+	for _, p := range []*pod.Pod{caller, callee, peerCaller, peerCallee} {
+		if p.Netns, err = d.node.NewNamespace(p.ContainerID); err != nil {
+			return err
+		}
+		with := chain
+		if p.Namespace == "peers" {
+			with = bare
+		}
+		if err := errors.Join(with.Add(ctx, p), pod.In(p.Netns, loopbackUp)); err != nil {
+			return err
+		}
+	}
+	if err := d.node.Write("slices.yaml", backService.Slices(appPort, callee)...); err != nil {
+		return err
+	}
+	for _, p := range []*pod.Pod{callee, peerCallee} {
+		if _, err := d.startNginx(ctx, p, "app", appConfig()); err != nil {
+			return err
+		}
+	}
+	d.lanes = []lane{{name: laneWeir, client: caller.Netns, target: netip.AddrPortFrom(backService.ClusterIPs[0], backService.Port), pids: func() ([]int, error) {
+		ours, err := d.node.CgroupPIDs(caller.ContainerID)
+		if err != nil {
+			return nil, err
+		}
+		theirs, err := d.node.CgroupPIDs(callee.ContainerID)
+		return append(ours, theirs...), err
+	}}}
+	for _, peer := range []struct {
+		name  string
+		port  uint16
+		start func(context.Context, *pod.Pod, uint16, netip.AddrPort) (int, error)
+	}{
+		{laneNginx, 8001, d.nginxProxy}, {laneHAProxy, 8002, d.haproxy}, {laneReverse, 8003, d.reverse},
+	} {
+		app := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), appPort)
+		near, err := peer.start(ctx, peerCaller, peer.port, netip.AddrPortFrom(peerCallee.Address(false), peer.port))
+		if err != nil {
+			return fmt.Errorf("%s: %w", peer.name, err)
+		}
+		far, err := peer.start(ctx, peerCallee, peer.port, app)
+		if err != nil {
+			return fmt.Errorf("%s: %w", peer.name, err)
+		}
+		d.lanes = append(d.lanes, lane{name: peer.name, client: peerCaller.Netns, pids: func() ([]int, error) { return []int{near, far}, nil },
+			target: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), peer.port)})
+	}
+	d.lanes = append(d.lanes, lane{name: laneDirect, client: peerCaller.Netns, pids: func() ([]int, error) { return nil, nil },
+		target: netip.AddrPortFrom(peerCallee.Address(false), appPort)})
+	for _, l := range d.lanes {
+		if err := awaitAnswer(ctx, l); err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+	}
+	return nil
+}
+
+// loopbackUp is what a container runtime does before the chain.
+func loopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
+// inNetns starts a command in a pod's network namespace.
+func inNetns(p *pod.Pod, cmd *exec.Cmd) error { return pod.In(p.Netns, cmd.Start) }

@@ -1,0 +1,283 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/weirmesh/weir/tests/bench/report"
+	"github.com/weirmesh/weir/tests/pod"
+)
+
+// results are the samples, by series: one for each round.
+type results map[string][]float64
+
+// Names of the series.
+func nameCPU(l string, what string) string { return l + ": CPU a request, " + what }
+func nameThroughput(l string, c int) string {
+	return fmt.Sprintf("%s: requests a second, %d connections", l, c)
+}
+func nameLatency(l string, rate int, q string) string {
+	return fmt.Sprintf("%s: latency %s at %d requests a second", l, q, rate)
+}
+func atConnections(c int) string { return fmt.Sprintf("%d connections", c) }
+func atRate(r int) string        { return fmt.Sprintf("%d requests a second", r) }
+
+func (r results) add(name string, value float64) { r[name] = append(r[name], value) }
+
+// wrkTotal and wrkBad are lines of wrk's.
+var (
+	wrkTotal = regexp.MustCompile(`(\d+) requests in ([0-9.]+)(m?s),`)
+	wrkBad   = regexp.MustCompile(`(?m)^\s*(Non-2xx or 3xx responses: \d+|Socket errors: .*)$`)
+)
+
+// throughput has wrk send as many requests as it can on c connections.
+func (d *dataplane) throughput(ctx context.Context, l lane, c int, length time.Duration, out results) error {
+	if _, _, err := runWrk(ctx, l, c, length/4); err != nil { // to warm up
+		return err
+	}
+	before, err := cpuOf(l)
+	if err != nil {
+		return err
+	}
+	requests, took, err := runWrk(ctx, l, c, length)
+	if err != nil {
+		return err
+	}
+	after, err := cpuOf(l)
+	if err != nil {
+		return err
+	}
+	out.add(nameThroughput(l.name, c), float64(requests)/took.Seconds())
+	if l.name != laneDirect {
+		out.add(nameCPU(l.name, atConnections(c)), float64((after-before).Microseconds())/float64(requests))
+	}
+	return nil
+}
+
+func runWrk(ctx context.Context, l lane, c int, length time.Duration) (int, time.Duration, error) {
+	seconds := max(1, int(length.Round(time.Second).Seconds()))
+	cmd := exec.CommandContext(ctx, wrk, "-t1", fmt.Sprint("-c", c), fmt.Sprintf("-d%ds", seconds), "http://"+l.target.String()+"/")
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := pod.In(l.client, cmd.Start); err != nil {
+		return 0, 0, err
+	}
+	began := time.Now()
+	if err := cmd.Wait(); err != nil {
+		return 0, 0, fmt.Errorf("wrk: %w: %s", err, said.String())
+	}
+	took := time.Since(began)
+	m := wrkTotal.FindStringSubmatch(said.String())
+	if bad := wrkBad.FindString(said.String()); m == nil || bad != "" {
+		return 0, 0, fmt.Errorf("wrk: %s", strings.TrimSpace(said.String()))
+	}
+	n, err := strconv.Atoi(m[1])
+	return n, took, err
+}
+
+// tick is the unit of the times in /proc/PID/stat (USER_HZ).
+const tick = 10 * time.Millisecond
+
+// cpuOf is what a lane's proxies have used, user and system.
+func cpuOf(l lane) (time.Duration, error) {
+	pids, err := l.pids()
+	if err != nil {
+		return 0, err
+	}
+	var sum time.Duration
+	for _, pid := range pids {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return 0, err
+		}
+		// proc_pid_stat(5): utime and stime are fields 14 and 15; the second, in
+		// brackets, may contain anything.
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		for _, field := range fields[11:13] {
+			n, err := strconv.Atoi(field)
+			if err != nil {
+				return 0, err
+			}
+			sum += time.Duration(n) * tick
+		}
+	}
+	return sum, nil
+}
+
+// senders share a rate.
+const senders = 16
+
+// latency sends requests at a fixed rate, each at its time whatever became of the
+// one before, and measures from that time on.
+func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.Duration, out results) error {
+	conns, err := dialAll(l)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	before, err := cpuOf(l)
+	if err != nil {
+		return err
+	}
+	times := make([][]time.Duration, senders)
+	failures := make([]error, senders)
+	interval := time.Second * senders / time.Duration(rate)
+	began := time.Now().Add(10 * time.Millisecond)
+	var sending sync.WaitGroup
+	for i, c := range conns {
+		sending.Go(func() {
+			first := began.Add(interval * time.Duration(i) / senders)
+			times[i], failures[i] = sendAt(ctx, c, l, first, interval, began.Add(length))
+		})
+	}
+	sending.Wait()
+	if err := errors.Join(failures...); err != nil {
+		return err
+	}
+	after, err := cpuOf(l)
+	if err != nil {
+		return err
+	}
+	all := slices.Concat(times...)
+	slices.Sort(all)
+	micros := func(q float64) float64 { return float64(all[int(q*float64(len(all)-1))].Microseconds()) }
+	out.add(nameLatency(l.name, rate, "p50"), micros(0.50))
+	out.add(nameLatency(l.name, rate, "p99"), micros(0.99))
+	if l.name != laneDirect {
+		out.add(nameCPU(l.name, atRate(rate)), float64((after-before).Microseconds())/float64(len(all)))
+	}
+	return nil
+}
+
+func dialAll(l lane) ([]net.Conn, error) {
+	var conns []net.Conn
+	err := pod.In(l.client, func() error {
+		for range senders {
+			c, err := net.Dial("tcp", l.target.String())
+			if err != nil {
+				return err
+			}
+			conns = append(conns, c)
+		}
+		return nil
+	})
+	return conns, err
+}
+
+// sendAt sends a request every interval.
+func sendAt(ctx context.Context, c net.Conn, l lane, next time.Time, interval time.Duration, end time.Time) ([]time.Duration, error) {
+	request := fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", l.target)
+	r := bufio.NewReader(c)
+	var times []time.Duration
+	for ; next.Before(end) && ctx.Err() == nil; next = next.Add(interval) {
+		if wait := time.Until(next); wait > 0 {
+			time.Sleep(wait)
+		}
+		if _, err := c.Write(request); err != nil {
+			return nil, err
+		}
+		if err := readAnswer(r); err != nil {
+			return nil, err
+		}
+		times = append(times, time.Since(next))
+	}
+	return times, ctx.Err()
+}
+
+// readAnswer reads an answer of 1 KB, with as little work as possible.
+func readAnswer(r *bufio.Reader) error {
+	length, first := 0, true
+	for {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return err
+		}
+		switch {
+		case first && !bytes.HasPrefix(line, []byte("HTTP/1.1 200 ")):
+			return fmt.Errorf("answer %q", line)
+		case len(line) == 2:
+			_, err := io.CopyN(io.Discard, r, int64(length))
+			return err
+		case len(line) > 16 && bytes.EqualFold(line[:16], []byte("content-length: ")):
+			if length, err = strconv.Atoi(string(bytes.TrimSpace(line[16:]))); err != nil {
+				return err
+			}
+		}
+		first = false
+	}
+}
+
+// series are the results in order.
+func (r results) series() []report.Series {
+	var out []report.Series
+	add := func(name, unit string) {
+		if samples := r[name]; samples != nil {
+			out = append(out, report.Series{Name: name, Unit: unit, Samples: samples})
+		}
+	}
+	lanes := []string{laneWeir, laneNginx, laneHAProxy, laneReverse, laneDirect}
+	for _, c := range connections {
+		for _, l := range lanes {
+			add(nameThroughput(l, c), "/s")
+		}
+		for _, l := range lanes {
+			add(nameCPU(l, atConnections(c)), "µs")
+		}
+	}
+	for _, rate := range rates {
+		for _, l := range lanes {
+			add(nameLatency(l, rate, "p50"), "µs")
+			add(nameLatency(l, rate, "p99"), "µs")
+		}
+		for _, l := range lanes {
+			add(nameCPU(l, atRate(rate)), "µs")
+		}
+	}
+	return out
+}
+
+// median is a series' middle sample.
+func (r results) median(name string) float64 {
+	s := report.Series{Samples: r[name]}
+	return s.Quantile(0.5)
+}
+
+// judge adds what is to be held.
+func (r results) judge(out *report.Report) {
+	for _, c := range connections {
+		cpu := func(l string) float64 { return r.median(nameCPU(l, atConnections(c))) }
+		out.AtMost(fmt.Sprintf("CPU a request, %d connections, relative to nginx", c), cpu(laneWeir)/cpu(laneNginx), 1, "×")
+		out.AtMost(fmt.Sprintf("CPU a request, %d connections, relative to HAProxy", c), cpu(laneWeir)/cpu(laneHAProxy), 1.05, "×")
+		best := max(r.median(nameThroughput(laneNginx, c)), r.median(nameThroughput(laneHAProxy, c)))
+		out.AtLeast(fmt.Sprintf("throughput, %d connections, relative to the better of both", c), r.median(nameThroughput(laneWeir, c))/best, 1, "×")
+	}
+	for _, rate := range rates {
+		// What a pair adds: without what there is without any.
+		added := func(l, q string) float64 {
+			return r.median(nameLatency(l, rate, q)) - r.median(nameLatency(laneDirect, rate, q))
+		}
+		for q, want := range map[string]float64{"p50": 1, "p99": 1.3} {
+			best := min(added(laneNginx, q), added(laneHAProxy, q))
+			out.AtMost(fmt.Sprintf("added latency %s at %d a second, relative to the better of both", q, rate), added(laneWeir, q)/best, want, "×")
+		}
+		out.AtMost(fmt.Sprintf("CPU a request at %d a second, relative to nginx", rate),
+			r.median(nameCPU(laneWeir, atRate(rate)))/r.median(nameCPU(laneNginx, atRate(rate))), 1.3, "×")
+	}
+}
