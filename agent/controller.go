@@ -32,7 +32,8 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 	fs := flag.NewFlagSet("weir-agent controller", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
-		fmt.Fprint(stderr, "weir-agent controller takes the taint "+controller.NotReadyTaint+" off nodes whose agent is ready.\n"+
+		fmt.Fprint(stderr, "weir-agent controller takes the taint "+controller.NotReadyTaint+" off nodes whose agent is ready,\n"+
+			"and writes the status of routes of the Gateway API whose parent is a Service.\n"+
 			"Of any number of replicas the one that holds the Lease acts.\n\n")
 		fs.PrintDefaults()
 	}

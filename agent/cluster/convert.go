@@ -73,7 +73,8 @@ func toCompactPod(p *corev1.Pod) (compactPod, error) {
 	return compact(pod), err
 }
 
-func toService(s *corev1.Service) (model.Service, error) {
+// Service cuts an object down to the model. The error names the field.
+func Service(s *corev1.Service) (model.Service, error) {
 	out := model.Service{
 		Namespace: shared(s.Namespace), Name: shared(s.Name),
 		External: s.Spec.Type == corev1.ServiceTypeExternalName,

@@ -131,7 +131,7 @@ func TestStrippedObjectsConvertToTheSame(t *testing.T) {
 	ns := &corev1.Namespace{ObjectMeta: meta("", "shop")}
 	ns.Labels = map[string]string{"weirmesh.io/capture": "enabled"}
 	sameAfter(t, ns, stripNamespace, toNamespace)
-	sameAfter(t, apiService(), stripService, toService)
+	sameAfter(t, apiService(), stripService, Service)
 	sameAfter(t, apiSlice("10.0.0.1"), stripSlice, toSlice)
 }
 

@@ -161,7 +161,7 @@ func TestALastGoodViewThatIsNoneIsLeft(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := written.save([]kept{{Service: new(must(toService(apiService())))}}); err != nil {
+			if err := written.save([]kept{{Service: new(must(Service(apiService())))}}); err != nil {
 				t.Fatal(err)
 			}
 			if v, _, err := written.load(); err != nil || len(v.services) != 1 {

@@ -121,7 +121,7 @@ func (m *manifests) document(where string, doc []byte) error {
 	case *corev1.Namespace:
 		return add(m, where, gvk.Kind, o, toNamespace, m.view.namespaces, namespaceKey)
 	case *corev1.Service:
-		if err := add(m, where, gvk.Kind, o, toService, m.view.services, serviceKey); err != nil {
+		if err := add(m, where, gvk.Kind, o, Service, m.view.services, serviceKey); err != nil {
 			return err
 		}
 		return m.claimClusterIPs(key{o.Namespace, o.Name})

@@ -202,7 +202,7 @@ func TestRoutesAreKeptForAnotherAgent(t *testing.T) {
 	httpRoute.Created = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	httpRoute.Rules[0].Filters = &model.RouteFilters{Redirect: &route.Redirect{Status: 302}}
 	s.setRoute(httpRoute)
-	s.setService(must(toService(apiService())))
+	s.setService(must(Service(apiService())))
 	s.setZone("b")
 	lastGood := LastGood{Path: t.TempDir() + "/last-good.gz", Version: "v1"}
 	if err := lastGood.save(s.copy()); err != nil {

@@ -54,7 +54,7 @@ func namespaceSink(s *Store) sink[*corev1.Namespace] {
 }
 
 func serviceSink(s *Store) sink[*corev1.Service] {
-	return newSink(toService, serviceKey, s.setService, s.dropService, s.replaceServices)
+	return newSink(Service, serviceKey, s.setService, s.dropService, s.replaceServices)
 }
 
 func sliceSink(s *Store) sink[*discoveryv1.EndpointSlice] {

@@ -1,12 +1,15 @@
 // Package controller is what of Weir is done once for a cluster, not once a node:
-// it takes the taint off nodes whose agent is ready.
+// it takes the taint off nodes whose agent is ready, and says of each route of a
+// Service, in its status, what comes of it.
 //
 // Data flows: the API server → watches of nodes and of agents' pods → decide, a
-// pure function → a patch of the node. Every replica watches; the one that holds
-// the Lease acts. Nothing is kept anywhere else, so a leader that begins knows what
-// the last one knew.
+// pure function → a patch of the node; and watches of Services and routes →
+// package decide's verdicts → a patch of a route's status. Every replica watches;
+// the one that holds the Lease acts. Nothing is kept anywhere else, so a leader that
+// begins knows what the last one knew.
 //
-// It is not on any pod's way: while no replica runs, only nodes that are new wait.
+// It is not on any pod's way: while no replica runs, only nodes that are new wait,
+// and routes that are new govern without saying so.
 package controller
 
 import (
@@ -20,6 +23,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/leaderelection"
+	gateway "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	"github.com/weirmesh/weir/agent/cluster"
 )
@@ -42,18 +46,23 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("%w; outside a pod, name a --kubeconfig", err)
 	}
+	routes, err := cluster.NewGatewayClient(o.Kubeconfig, "weir-controller")
+	if err != nil {
+		return err
+	}
 	var listener net.Listener
 	if o.Health != "" {
 		if listener, err = net.Listen("tcp", o.Health); err != nil {
 			return fmt.Errorf("--health-address: %w", err)
 		}
 	}
-	return run(ctx, o, client, listener)
+	return run(ctx, o, client, routes, listener)
 }
 
-func run(ctx context.Context, o Options, client kubernetes.Interface, listener net.Listener) error {
-	w := newWatches()
+func run(ctx context.Context, o Options, client kubernetes.Interface, gatewayClient gateway.Interface, listener net.Listener) error {
+	w, routes := newWatches(), newRouteWatches()
 	t := &tainter{client: client, watches: w, log: o.Log}
+	s := &statuser{client: gatewayClient, watches: routes, log: o.Log}
 	watchdog := leaderelection.NewLeaderHealthzAdaptor(watchdogGrace)
 
 	// What runs beside the election ends with it.
@@ -67,14 +76,20 @@ func run(ctx context.Context, o Options, client kubernetes.Interface, listener n
 	group.Go(func() {
 		cluster.Follow(ctx, client, o.Log, "pods", &corev1.Pod{}, cluster.Selector{Labels: o.Agents}, client.CoreV1().Pods(o.Namespace), w.agents)
 	})
+	routes.follow(ctx, &group, client, gatewayClient, o.Log)
 	served := make(chan error, 1)
 	if listener != nil {
 		group.Go(func() {
-			served <- serveHealth(ctx, listener, watchdog, w.synced)
+			served <- serveHealth(ctx, listener, watchdog, func() bool { return w.synced() && routes.synced() })
 			cancel()
 		})
 	}
-	err := lead(ctx, o, client, watchdog, t.run)
+	err := lead(ctx, o, client, watchdog, func(ctx context.Context) {
+		var both sync.WaitGroup
+		both.Go(func() { t.run(ctx) })
+		both.Go(func() { s.run(ctx) })
+		both.Wait()
+	})
 	cancel()
 	if listener != nil {
 		err = errors.Join(err, <-served)

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
+	gatewayfake "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned/fake"
 )
 
 // These tests run against client-go's fake clientset, in a bubble of its own time:
@@ -33,6 +34,11 @@ type replica struct {
 
 func startReplica(t *testing.T, client *fake.Clientset, name string) replica {
 	t.Helper()
+	return startReplicaWith(t, client, gatewayfake.NewClientset(), name)
+}
+
+func startReplicaWith(t *testing.T, client *fake.Clientset, routes *gatewayfake.Clientset, name string) replica {
+	t.Helper()
 	var mu sync.Mutex
 	log := &strings.Builder{}
 	o := Options{
@@ -41,7 +47,7 @@ func startReplica(t *testing.T, client *fake.Clientset, name string) replica {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, o, client, nil) }()
+	go func() { done <- run(ctx, o, client, routes, nil) }()
 	stop := sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -239,7 +245,7 @@ func TestHealth(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	o := Options{Namespace: "weir-system", Lease: "weir-controller", Identity: "a", Log: slog.New(slog.DiscardHandler)}
-	go func() { done <- run(ctx, o, client, listener) }()
+	go func() { done <- run(ctx, o, client, gatewayfake.NewClientset(), listener) }()
 	transport := &http.Transport{DisableKeepAlives: true}
 	get := func(path string) int {
 		response, err := (&http.Client{Transport: transport}).Get("http://" + listener.Addr().String() + path)

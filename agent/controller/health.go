@@ -21,7 +21,7 @@ func serveHealth(ctx context.Context, listener net.Listener, watchdog *leaderele
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !synced() {
-			http.Error(w, "nodes and agents are not known yet: see the log for what the API server answers", http.StatusServiceUnavailable)
+			http.Error(w, "nodes, agents and routes are not known yet: see the log for what the API server answers", http.StatusServiceUnavailable)
 		}
 	})
 	return telemetry.Serve(ctx, listener, mux)

@@ -82,9 +82,9 @@ type verdict struct {
 	why    string
 }
 
-// decide says whether a tainted node may have its taint taken off, given the
+// judge says whether a tainted node may have its taint taken off, given the
 // agents' pods that are bound to it.
-func decide(n node, agents []agent) verdict {
+func judge(n node, agents []agent) verdict {
 	if n.deletion {
 		return verdict{why: "the node is being deleted"}
 	}

@@ -50,7 +50,7 @@ func notReady(p *corev1.Pod) {
 
 func ending(p *corev1.Pod) { p.DeletionTimestamp = new(metav1.NewTime(noon)) }
 
-func TestDecide(t *testing.T) {
+func TestJudge(t *testing.T) {
 	tainted := aNode("n1", taint(NotReadyTaint, corev1.TaintEffectNoSchedule))
 	ready := func(name string) *corev1.Pod { return aPod(name, "n1", time.Second, 9*time.Second) }
 	for _, tt := range []struct {
@@ -108,7 +108,7 @@ func TestDecide(t *testing.T) {
 			for _, p := range tt.pods {
 				agents = append(agents, toAgent(p))
 			}
-			if got := decide(toNode(tt.node), agents); got != (verdict{tt.remove, tt.why}) {
+			if got := judge(toNode(tt.node), agents); got != (verdict{tt.remove, tt.why}) {
 				t.Errorf("got %+v, want remove %v: %s", got, tt.remove, tt.why)
 			}
 		})

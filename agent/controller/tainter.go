@@ -34,10 +34,16 @@ func (t *tainter) run(ctx context.Context) {
 		return
 	}
 	said := map[string]string{} // node → why it still has the taint
+	repeat(ctx, t.watches.changed, func() bool { return t.once(ctx, said) })
+}
+
+// repeat calls once now and at every change, until ctx is done; and again after a
+// pause if it returns false.
+func repeat(ctx context.Context, changed <-chan struct{}, once func() bool) {
 	retry := firstRetry
 	for {
 		var again <-chan time.Time
-		if t.once(ctx, said) {
+		if once() {
 			retry = firstRetry
 		} else {
 			again = time.After(retry)
@@ -47,7 +53,7 @@ func (t *tainter) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-again:
-		case <-t.watches.changed:
+		case <-changed:
 			select {
 			case <-ctx.Done():
 				return
@@ -67,7 +73,7 @@ func (t *tainter) once(ctx context.Context, said map[string]string) bool {
 	}
 	done := true
 	for name, w := range waiting {
-		v := decide(w.node, w.agents)
+		v := judge(w.node, w.agents)
 		if !v.remove {
 			if said[name] != v.why {
 				said[name] = v.why

@@ -37,11 +37,16 @@ func (w *watches) change() {
 // synced says whether both watches have had their first complete list.
 func (w *watches) synced() bool { return w.nodes.done() && w.agents.done() }
 
-// waitSynced returns when synced does, or an error with ctx.
+// waitSynced returns when synced is true, or an error with ctx.
 func (w *watches) waitSynced(ctx context.Context) error {
-	for _, first := range []chan struct{}{w.nodes.synced, w.agents.synced} {
+	return waitAll(ctx, w.nodes.synced, w.agents.synced)
+}
+
+// waitAll returns when all are closed, or an error with ctx.
+func waitAll(ctx context.Context, closed ...chan struct{}) error {
+	for _, c := range closed {
 		select {
-		case <-first:
+		case <-c:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -19,12 +19,13 @@ import (
 const (
 	ownNodePolicy   = "weir-agent-own-node"
 	taintOnlyPolicy = "weir-controller-taint-only"
+	ownStatusPolicy = "weir-controller-own-status"
 )
 
 // ownNodeOnly does with the tokens that Weir's pods have what they may do, and what
 // only RBAC would let them.
 func ownNodeOnly(t *testing.T) {
-	for _, name := range []string{ownNodePolicy, taintOnlyPolicy} {
+	for _, name := range []string{ownNodePolicy, taintOnlyPolicy, ownStatusPolicy} {
 		policy, err := bed.kube.AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(t.Context(), name, metav1.GetOptions{})
 		must(t, err)
 		if checked := policy.Status.TypeChecking; checked == nil || len(checked.ExpressionWarnings) > 0 {

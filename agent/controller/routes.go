@@ -1,0 +1,169 @@
+package controller
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1alpha2 "sigs.k8s.io/gateway-api/apis/v1alpha2"
+	gateway "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
+
+	"github.com/weirmesh/weir/agent/cluster"
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// routeWatches are the controller's view of Services and of what routes to them.
+type routeWatches struct {
+	services *kept[*corev1.Service, model.Service]
+	routes   map[route.Kind]*kept[cluster.Object, routeObject]
+	changed  chan struct{} // one waiting change stands for all
+}
+
+// routeObject is what is known of a route.
+type routeObject struct {
+	kind            route.Kind
+	namespace, name string
+
+	route      model.Route
+	unread     error  // why the route is not all there, if it is not
+	version    string // resourceVersion
+	generation int64
+	old        bool                          // of v1alpha2
+	refs       []gatewayv1.ParentReference   // those of route.Parents, as the spec has them
+	parents    []gatewayv1.RouteParentStatus // the status
+}
+
+func newRouteWatches() *routeWatches {
+	w := &routeWatches{changed: make(chan struct{}, 1)}
+	change := func() {
+		select {
+		case w.changed <- struct{}{}:
+		default:
+		}
+	}
+	w.services = newKept(toService, change)
+	w.routes = map[route.Kind]*kept[cluster.Object, routeObject]{}
+	for _, k := range []route.Kind{route.HTTPRoute, route.GRPCRoute, route.TCPRoute} {
+		w.routes[k] = newKept(toRoute, change)
+	}
+	return w
+}
+
+// toService: one whose addresses cannot be read has none.
+func toService(s *corev1.Service) model.Service {
+	out, err := cluster.Service(s)
+	if err != nil {
+		return model.Service{Namespace: s.Namespace, Name: s.Name}
+	}
+	return out
+}
+
+func toRoute(o cluster.Object) routeObject {
+	out := routeObject{namespace: o.GetNamespace(), name: o.GetName(), version: o.GetResourceVersion(), generation: o.GetGeneration()}
+	var spec gatewayv1.CommonRouteSpec
+	switch r := o.(type) {
+	case *gatewayv1.HTTPRoute:
+		out.kind, spec, out.parents = route.HTTPRoute, r.Spec.CommonRouteSpec, r.Status.Parents
+		out.route, out.unread = cluster.HTTPRoute(r)
+	case *gatewayv1.GRPCRoute:
+		out.kind, spec, out.parents = route.GRPCRoute, r.Spec.CommonRouteSpec, r.Status.Parents
+		out.route, out.unread = cluster.GRPCRoute(r)
+	case *gatewayv1.TCPRoute:
+		out.kind, spec, out.parents = route.TCPRoute, r.Spec.CommonRouteSpec, r.Status.Parents
+		out.route, out.unread = cluster.TCPRoute(r)
+	case *gatewayv1alpha2.TCPRoute:
+		out.kind, spec, out.parents, out.old = route.TCPRoute, r.Spec.CommonRouteSpec, r.Status.Parents, true
+		out.route, out.unread = cluster.TCPRouteV1Alpha2(r)
+	}
+	for _, p := range spec.ParentRefs {
+		if cluster.IsServiceParent(p) {
+			out.refs = append(out.refs, p)
+		}
+	}
+	return out
+}
+
+// fullName is "HTTPRoute/namespace/name".
+func (r routeObject) fullName() string {
+	return model.Route{Kind: r.kind, Namespace: r.namespace, Name: r.name}.FullName()
+}
+
+// follow starts the watches, in the group.
+func (w *routeWatches) follow(ctx context.Context, group *sync.WaitGroup, client kubernetes.Interface, routes gateway.Interface, log *slog.Logger) {
+	v1, alpha := routes.GatewayV1(), routes.GatewayV1alpha2()
+	group.Go(func() {
+		cluster.Follow(ctx, client, log, "services", &corev1.Service{}, cluster.Selector{}, client.CoreV1().Services(""), w.services)
+	})
+	served := func(name string, k route.Kind, versions ...cluster.Version) {
+		absent := func() { _ = w.routes[k].Replace(nil, "") } // of nothing, nothing is of the wrong type
+		group.Go(func() { cluster.FollowServed(ctx, log, name, absent, versions...) })
+	}
+	served("httproutes", route.HTTPRoute,
+		cluster.VersionOf(routes, log, "httproutes", &gatewayv1.HTTPRoute{}, v1.HTTPRoutes(""), w.routes[route.HTTPRoute]))
+	served("grpcroutes", route.GRPCRoute,
+		cluster.VersionOf(routes, log, "grpcroutes", &gatewayv1.GRPCRoute{}, v1.GRPCRoutes(""), w.routes[route.GRPCRoute]))
+	served("tcproutes", route.TCPRoute,
+		cluster.VersionOf(routes, log, "tcproutes", &gatewayv1.TCPRoute{}, v1.TCPRoutes(""), w.routes[route.TCPRoute]),
+		cluster.VersionOf(routes, log, "tcproutes", &gatewayv1alpha2.TCPRoute{}, alpha.TCPRoutes(""), w.routes[route.TCPRoute]))
+}
+
+// synced says whether all is known that there is.
+func (w *routeWatches) synced() bool {
+	for _, k := range w.routes {
+		if !k.done() {
+			return false
+		}
+	}
+	return w.services.done()
+}
+
+// waitSynced returns when synced is true, or an error with ctx.
+func (w *routeWatches) waitSynced(ctx context.Context) error {
+	first := []chan struct{}{w.services.synced}
+	for _, k := range w.routes {
+		first = append(first, k.synced)
+	}
+	return waitAll(ctx, first...)
+}
+
+// view is all of it at one time.
+func (w *routeWatches) view() routeView {
+	v := routeView{services: map[string]model.Service{}, byParent: map[string][]model.Route{}}
+	for s := range w.services.each {
+		v.services[s.ID()] = s
+	}
+	for _, k := range w.routes {
+		for r := range k.each {
+			v.routes = append(v.routes, r)
+			if r.unread != nil {
+				continue
+			}
+			seen := map[string]bool{}
+			for _, p := range r.route.Parents {
+				id := p.Namespace + "/" + p.Name
+				if !seen[id] {
+					v.byParent[id] = append(v.byParent[id], r.route)
+				}
+				seen[id] = true
+			}
+		}
+	}
+	return v
+}
+
+// routeView is what routes are judged by.
+type routeView struct {
+	services map[string]model.Service
+	routes   []routeObject
+	byParent map[string][]model.Route // Service → routes that name it
+}
+
+// find is a decide.Lookup. A verdict does not depend on endpoints.
+func (v routeView) find(namespace, name string) (model.Service, []model.EndpointSlice, bool) {
+	s, ok := v.services[namespace+"/"+name]
+	return s, nil, ok
+}

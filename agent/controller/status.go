@@ -1,0 +1,116 @@
+package controller
+
+import (
+	"encoding/json"
+	"slices"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/weirmesh/weir/agent/decide"
+	"github.com/weirmesh/weir/agent/model"
+)
+
+// ControllerName is whose entries of routes' status are ours (RouteParentStatus).
+const ControllerName gatewayv1.GatewayController = model.Prefix + "mesh-controller"
+
+// maxMessage is how long a condition's message may be, in bytes.
+const maxMessage = 32768
+
+// verdicts judges a route, once for each of its refs.
+func (v routeView) verdicts(r routeObject) []decide.Verdict {
+	if r.unread != nil { // a value that its CRD should not let pass
+		out := make([]decide.Verdict, len(r.refs))
+		for i := range out {
+			out[i].Accepted = decide.Condition{Reason: decide.UnsupportedValue, Message: r.unread.Error()}
+			out[i].ResolvedRefs = decide.Condition{True: true, Reason: decide.ResolvedRefs}
+		}
+		return out
+	}
+	var rivals []model.Route
+	seen := map[string]bool{}
+	for _, p := range r.route.Parents {
+		id := p.Namespace + "/" + p.Name
+		if !seen[id] {
+			rivals = append(rivals, v.byParent[id]...)
+		}
+		seen[id] = true
+	}
+	return decide.Verdicts(r.route, rivals, v.find)
+}
+
+// parentStatus is a route's status as it should be, of how it is: an entry for each
+// of its Services, none of ours for anything else, the others' as they are. It
+// reports whether there is a difference. What has changed is marked with the time.
+func parentStatus(r routeObject, verdicts []decide.Verdict, now time.Time) ([]gatewayv1.RouteParentStatus, bool) {
+	var out []gatewayv1.RouteParentStatus
+	taken := make([]bool, len(r.refs))
+	for _, entry := range r.parents {
+		if entry.ControllerName != ControllerName {
+			out = append(out, entry)
+			continue
+		}
+		i := slices.IndexFunc(r.refs, func(p gatewayv1.ParentReference) bool { return sameParent(r.namespace, p, entry.ParentRef) })
+		if i >= 0 && !taken[i] {
+			taken[i] = true
+			out = append(out, judged(entry, r.refs[i], verdicts[i], r.generation, now))
+		}
+	}
+	for i, ref := range r.refs {
+		if !taken[i] {
+			out = append(out, judged(gatewayv1.RouteParentStatus{ControllerName: ControllerName}, ref, verdicts[i], r.generation, now))
+		}
+	}
+	return out, !equality.Semantic.DeepEqual(out, r.parents)
+}
+
+// sameParent: the API server fills in group and kind, and nothing else.
+func sameParent(namespace string, a, b gatewayv1.ParentReference) bool {
+	full := func(p gatewayv1.ParentReference) gatewayv1.ParentReference {
+		if p.Namespace == nil {
+			p.Namespace = new(gatewayv1.Namespace(namespace))
+		}
+		return p
+	}
+	return equality.Semantic.DeepEqual(full(a), full(b))
+}
+
+// judged is our entry about a parent with what is said of it now. Conditions of
+// other types stay.
+func judged(entry gatewayv1.RouteParentStatus, ref gatewayv1.ParentReference, v decide.Verdict, generation int64, now time.Time) gatewayv1.RouteParentStatus {
+	entry.ParentRef, entry.Conditions = ref, slices.Clone(entry.Conditions)
+	say := func(kind gatewayv1.RouteConditionType, c decide.Condition) {
+		status := metav1.ConditionFalse
+		if c.True {
+			status = metav1.ConditionTrue
+		}
+		meta.SetStatusCondition(&entry.Conditions, metav1.Condition{
+			Type: string(kind), Status: status, Reason: c.Reason, Message: c.Message[:min(len(c.Message), maxMessage)],
+			ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(now),
+		})
+	}
+	say(gatewayv1.RouteConditionAccepted, v.Accepted)
+	say(gatewayv1.RouteConditionResolvedRefs, v.ResolvedRefs)
+	if v.PartiallyInvalid != nil {
+		say(gatewayv1.RouteConditionPartiallyInvalid, *v.PartiallyInvalid)
+	} else {
+		meta.RemoveStatusCondition(&entry.Conditions, string(gatewayv1.RouteConditionPartiallyInvalid))
+	}
+	return entry
+}
+
+// statusPatch is the merge patch of a status that was seen at a version: of a route
+// that has changed since, the API server says that there is a conflict.
+func statusPatch(version string, parents []gatewayv1.RouteParentStatus) ([]byte, error) {
+	if parents == nil {
+		parents = []gatewayv1.RouteParentStatus{} // null would remove a field that must be there
+	}
+	type object = map[string]any
+	return json.Marshal(object{
+		"metadata": object{"resourceVersion": version},
+		"status":   object{"parents": parents},
+	})
+}
