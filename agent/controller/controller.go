@@ -62,7 +62,7 @@ func Run(ctx context.Context, o Options) error {
 func run(ctx context.Context, o Options, client kubernetes.Interface, gatewayClient gateway.Interface, listener net.Listener) error {
 	w, routes := newWatches(), newRouteWatches()
 	t := &tainter{client: client, watches: w, log: o.Log}
-	s := &statuser{client: gatewayClient, watches: routes, log: o.Log}
+	s := &statusWriter{client: gatewayClient, watches: routes, log: o.Log}
 	watchdog := leaderelection.NewLeaderHealthzAdaptor(watchdogGrace)
 
 	// What runs beside the election ends with it.

@@ -13,15 +13,15 @@ import (
 	"github.com/weirmesh/weir/proxy/route"
 )
 
-// statuser says in routes' status what comes of them.
-type statuser struct {
+// statusWriter says in routes' status what comes of them.
+type statusWriter struct {
 	client  gateway.Interface
 	watches *routeWatches
 	log     *slog.Logger
 }
 
 // run looks at all routes at every change, until ctx is done.
-func (s *statuser) run(ctx context.Context) {
+func (s *statusWriter) run(ctx context.Context) {
 	if s.watches.waitSynced(ctx) != nil {
 		return
 	}
@@ -29,7 +29,7 @@ func (s *statuser) run(ctx context.Context) {
 }
 
 // once returns false if there is something left to do again.
-func (s *statuser) once(ctx context.Context) bool {
+func (s *statusWriter) once(ctx context.Context) bool {
 	view := s.watches.view()
 	done := true
 	for _, r := range view.routes {
@@ -56,7 +56,7 @@ func (s *statuser) once(ctx context.Context) bool {
 	return done
 }
 
-func (s *statuser) patch(ctx context.Context, r routeObject, patch []byte) error {
+func (s *statusWriter) patch(ctx context.Context, r routeObject, patch []byte) error {
 	options := metav1.PatchOptions{FieldManager: "weir-controller"}
 	const kind, part = types.MergePatchType, "status"
 	var err error
