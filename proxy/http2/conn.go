@@ -32,12 +32,13 @@ type conn struct {
 	turn   Turn
 	abuse  meter
 
-	now     nowWriter // of whoever has set out.writing
-	writers sync.WaitGroup
-	watch   watch
+	now   nowWriter // of whoever has set out.writing
+	watch watch
 
 	mu         sync.Mutex
 	out        output
+	drains     int       // goroutines in drain: one that writes, others about to end
+	stopped    sync.Cond // one of them has ended
 	encoder    *hpack.Encoder
 	streams    map[uint32]*half
 	blocked    []*half // bytes wait for this connection's window, or for room in out
@@ -85,6 +86,7 @@ func (c *conn) init(nc net.Conn, head []byte, role role, times Timeouts) {
 		}
 	}
 	c.now.try = c.now.write
+	c.stopped.L = &c.mu
 	c.in = newInput(nc, c.raw, head, c.flushRead)
 	c.newFramer()
 	c.block.init()
@@ -158,7 +160,7 @@ func (c *conn) run(preface func() error) error {
 	}
 	c.kill(err)
 	c.watch.timer.Stop()
-	c.writers.Wait()
+	c.waitDrained()
 	c.in.release()
 	return err
 }
@@ -174,7 +176,7 @@ func (c *conn) sayGoodbye(code Code) {
 	c.turn.add(c)
 	c.mu.Unlock()
 	c.turn.Flush()
-	c.writers.Wait()
+	c.waitDrained()
 	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
 		_, _ = io.Copy(io.Discard, c.nc)
 	}

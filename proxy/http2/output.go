@@ -172,9 +172,9 @@ func (c *conn) flush(t *Turn) {
 			return
 		}
 		c.out.sent += uint64(n)
-		if n < len(out.b) {
+		if n < len(out.b) && !c.dead {
 			c.out.inFlight = len(out.b) - n
-			c.writers.Add(1)
+			c.drains++
 			go c.drain(out, n)
 			break
 		}
@@ -228,7 +228,6 @@ func (w *nowWriter) write(fd uintptr) bool {
 
 // drain writes what flush could not, and what comes meanwhile.
 func (c *conn) drain(out *buffer, from int) {
-	defer c.writers.Done()
 	var t Turn
 	for {
 		n, err := c.nc.Write(out.b[from:])
@@ -245,11 +244,25 @@ func (c *conn) drain(out *buffer, from int) {
 			}
 			c.unblock(&t)
 			t.Flush()
+			c.mu.Lock()
+			c.drains--
+			c.stopped.Broadcast()
+			c.mu.Unlock()
 			return
 		}
 		c.out.inFlight = len(out.b)
 		c.mu.Unlock()
 		c.unblock(&t)
 		t.Flush()
+	}
+}
+
+// waitDrained returns when no goroutine drains. On a connection that is dead none
+// begins any more.
+func (c *conn) waitDrained() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for c.drains > 0 {
+		c.stopped.Wait()
 	}
 }

@@ -198,7 +198,7 @@ func TestTriedAgain(t *testing.T) {
 			second := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
 			again := &http2.Client{Dial: func(ctx context.Context) (net.Conn, error) { return dialTCP(ctx, second) }}
 			t.Cleanup(again.Close)
-			failures := make(chan http2.Failure, 1)
+			failures := make(chan http2.Failure, 4)
 			r := newRelay(t, addr, func(r *relay) {
 				r.server.Handler = func(turn *http2.Turn, s *http2.Stream) {
 					w := &watcher{relay: r}
@@ -279,7 +279,7 @@ func TestUpstreamHangsUp(t *testing.T) {
 // those; beyond it the attempt fails, unsent.
 func TestUpstreamFull(t *testing.T) {
 	addr, accept := upstreams(t)
-	failures := make(chan http2.Failure, 1)
+	failures := make(chan http2.Failure, 4)
 	r := newRelay(t, addr, func(r *relay) {
 		r.client.Connections = 2
 		r.server.Handler = func(turn *http2.Turn, s *http2.Stream) {
@@ -316,8 +316,8 @@ func TestAnsweredByTheProxy(t *testing.T) {
 	broken := errors.New("port closed")
 	nowhere := &http2.Client{Dial: func(context.Context) (net.Conn, error) { return nil, broken }}
 	t.Cleanup(nowhere.Close)
-	failures := make(chan error, 1)
-	streams := make(chan *http2.Stream, 1)
+	failures := make(chan error, 4)
+	streams := make(chan *http2.Stream, 4)
 	r := newRelay(t, addr, func(r *relay) {
 		r.server.Handler = func(turn *http2.Turn, s *http2.Stream) {
 			client := r.client
