@@ -95,11 +95,11 @@ func (c *Client) enqueue(s *Stream, fields []Field) error {
 func (c *Client) lasting() int {
 	n := 0
 	for _, cc := range c.conns {
-		cc.conn.mu.Lock()
+		cc.mu.Lock()
 		if !cc.finishing && !cc.dead {
 			n++
 		}
-		cc.conn.mu.Unlock()
+		cc.mu.Unlock()
 	}
 	return n
 }

@@ -236,7 +236,10 @@ func (c *conn) readFrame() (http2.Frame, error) {
 	case errors.As(err, &stream): // the compressor's state is lost with the frame
 		return nil, protocolError("HEADERS")
 	case errors.As(err, &fatal):
-		return nil, &connError{Code(fatal), fmt.Errorf("%w: %v", ErrMalformed, c.framer.ErrorDetail())}
+		if detail := c.framer.ErrorDetail(); detail != nil {
+			err = detail
+		}
+		return nil, &connError{Code(fatal), fmt.Errorf("%w: %w", ErrMalformed, err)}
 	case errors.Is(err, http2.ErrFrameTooLarge):
 		return nil, &connError{http2.ErrCodeFrameSize, fmt.Errorf("%w: %w", ErrMalformed, err)}
 	}

@@ -31,10 +31,10 @@ type ServerConn struct {
 	server Server
 
 	// Of conn.mu.
-	seen     uint32 // the last stream that the client opened
-	accepted uint32 // the last that was acted on
-	draining bool   // the first GOAWAY has been sent
-	drained  time.Duration
+	seen     uint32        // the last stream that the client opened
+	accepted uint32        // the last that was acted on
+	draining bool          // the first GOAWAY has been sent
+	called   time.Duration // how long ago
 }
 
 // NewConn makes ready to serve a connection. Head is what has been read from it
@@ -106,8 +106,8 @@ func (c *ServerConn) ticked(every time.Duration, t *Turn) {
 	c.mu.Lock()
 	late := false
 	if c.draining {
-		c.drained += every
-		late = c.drained >= lastCall
+		c.called += every
+		late = c.called >= lastCall
 	}
 	c.mu.Unlock()
 	if late {

@@ -17,7 +17,7 @@ type watch struct {
 
 	// What was seen the last time, and for how long it has been so. Of conn.mu.
 	lastFrames, lastReads, lastSent, lastOpens uint64
-	mute, stuck, unread, quiet, idle, draining time.Duration
+	mute, stuck, unread, quiet, idle           time.Duration
 }
 
 // tick is run by the timer.
