@@ -259,6 +259,9 @@ func (e *streamError) Unwrap() error { return e.err }
 // endStream resets the stream on which the peer broke a rule. It returns what ends
 // the connection.
 func (c *conn) endStream(err error) error {
+	if err == nil {
+		return nil
+	}
 	var e *streamError
 	if !errors.As(err, &e) {
 		return err
