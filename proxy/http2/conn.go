@@ -80,8 +80,9 @@ type role interface {
 func (c *conn) init(nc net.Conn, head []byte, role role, times Timeouts) {
 	c.nc, c.role, c.times = nc, role, times.withDefaults()
 	keepAlive(nc)
-	if tcp, ok := nc.(*net.TCPConn); ok {
-		if raw, err := tcp.SyscallConn(); err == nil {
+	// A socket, whatever it is wrapped in; TLS has none to offer.
+	if socket, ok := nc.(syscall.Conn); ok {
+		if raw, err := socket.SyscallConn(); err == nil {
 			c.raw = raw
 		}
 	}
@@ -111,7 +112,10 @@ func keepAlive(nc net.Conn) {
 	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
 		nc = t.NetConn()
 	}
-	tcp, ok := nc.(*net.TCPConn)
+	tcp, ok := nc.(interface {
+		syscall.Conn
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	})
 	if !ok {
 		return
 	}

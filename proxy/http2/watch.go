@@ -2,8 +2,8 @@ package http2
 
 import (
 	"fmt"
-	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,7 +68,7 @@ func (c *conn) tick() {
 
 // setUserTimeout bounds how long sent bytes may go unacknowledged (tcp(7),
 // TCP_USER_TIMEOUT).
-func setUserTimeout(tcp *net.TCPConn, d time.Duration) {
+func setUserTimeout(tcp syscall.Conn, d time.Duration) {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
 		return

@@ -66,6 +66,22 @@ func (r Reason) String() string { return table[r].name }
 // A connection that is not HTTP is always reset.
 func (r Reason) Status() int { return table[r].status }
 
+// GRPC is the status of a call of gRPC that failed so
+// (grpc.github.io/grpc/core/md_doc_statuscodes.html).
+func (r Reason) GRPC() int {
+	switch r {
+	case RouteNotFound:
+		return 12 // UNIMPLEMENTED
+	case RequestTimeout:
+		return 4 // DEADLINE_EXCEEDED
+	case RateLimited:
+		return 8 // RESOURCE_EXHAUSTED
+	case BadRequest, BadResponse:
+		return 13 // INTERNAL
+	}
+	return 14 // UNAVAILABLE
+}
+
 // ProxyStatus is the error of the Proxy-Status header (RFC 9209, section 2.3), ""
 // where no answer is given.
 func (r Reason) ProxyStatus() string { return table[r].proxyStatus }

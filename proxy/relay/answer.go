@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/reason"
@@ -47,6 +48,11 @@ func failed(e *reason.Error, status int) *answer {
 		},
 		body: "weir: " + text + "\n",
 	}
+}
+
+// retryAfter tells when to come back, in whole seconds.
+func retryAfter(wait time.Duration) route.Header {
+	return route.Header{Name: "Retry-After", Value: strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10)}
 }
 
 // quoted is a String of RFC 8941, section 3.3.3.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/netip"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
-	"github.com/weirmesh/weir/proxy/route"
 )
 
 const (
@@ -539,7 +537,7 @@ func (h *http1Conn) fail(err error) {
 	if status := failure.Reason.Status(); status > 0 && !h.answered && !h.aborted.Load() {
 		a := failed(failure, status)
 		if wait := h.plan.wait; wait > 0 {
-			a.fields = append(a.fields, route.Header{Name: "Retry-After", Value: strconv.FormatInt(int64((wait+time.Second-1)/time.Second), 10)})
+			a.fields = append(a.fields, retryAfter(wait))
 		}
 		h.answer(a)
 		return

@@ -98,8 +98,12 @@ const hello = "GET /hello HTTP/1.1\r\nHost: back\r\n\r\n"
 // records waits until everything has ended, and returns what was logged.
 func (b *bench) ended(t *testing.T) []*proxypb.AccessLog {
 	t.Helper()
+	for _, c := range b.clients {
+		c.Close()
+	}
 	b.handlers.Wait()
 	b.pool.Close()
+	b.streams.close()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.records

@@ -54,6 +54,9 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 			protocol = sniff.HTTP1 // its parser says what is wrong with it
 		}
 	}
+	if protocol == sniff.HTTP2 {
+		return s.serveHTTP2(ctx, c, client, d, early, picked)
+	}
 	if protocol != sniff.HTTP1 {
 		return 0, s.relay(ctx, c, client, d, early, picked, r)
 	}

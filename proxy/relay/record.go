@@ -39,14 +39,14 @@ func newRecord(c listen.Conn) *record {
 	}
 }
 
+// protocols are by HTTP/1's minor version, and 2.
+var protocols = [...]string{"HTTP/1.0", "HTTP/1.1", "HTTP/2"}
+
 // begin makes it the record of a request, which was read now.
-func (r *record) begin(now time.Time, minor int, method, path string) {
+func (r *record) begin(now time.Time, version int, method, path string) {
 	r.accepted = now
 	r.entry.StartUnixNanos = now.UnixNano()
-	r.entry.Protocol = "HTTP/1.1"
-	if minor == 0 {
-		r.entry.Protocol = "HTTP/1.0"
-	}
+	r.entry.Protocol = protocols[version]
 	r.entry.Method, r.entry.Path = method, path
 }
 
@@ -80,6 +80,15 @@ func (r *record) use(up *httpUpstream, own bool) {
 	r.entry.ConnectNanos += up.took.Nanoseconds()
 	r.began = time.Now()
 }
+
+// send notes the endpoint that a stream is opened at.
+func (r *record) send(e route.Endpoint, own bool) {
+	r.attempt(e, own)
+	r.entry.Attempts++
+	r.began = time.Now()
+}
+
+func (r *record) grpc(status string) { r.entry.GrpcStatus = status }
 
 func (r *record) firstByte(now time.Time) {
 	r.entry.FirstByteNanos = now.Sub(r.began).Nanoseconds()

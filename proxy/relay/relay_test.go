@@ -46,6 +46,7 @@ type bench struct {
 	Server
 	mu      sync.Mutex
 	records []*proxypb.AccessLog
+	clients []net.Conn // to be closed when all is done
 }
 
 func newBench(t *testing.T, config *fakeConfig) *bench {

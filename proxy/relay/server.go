@@ -61,6 +61,7 @@ type Server struct {
 	balancer balance.Balancer
 	pipes    pipes
 	pool     upstream.Pool[*httpUpstream]
+	streams  http2Clients
 	draining atomic.Bool
 	mirrors  atomic.Int32 // under way
 
@@ -84,6 +85,7 @@ type carrier interface {
 func (s *Server) Serve(ctx context.Context, listeners []*listen.Listener) error {
 	defer s.pipes.close()
 	defer s.pool.Close()
+	defer s.streams.close()
 	accepting, stop := context.WithCancel(ctx)
 	defer stop()
 	// Handlers outlive ctx by the drain time.

@@ -1,0 +1,554 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/weirmesh/weir/proxy/balance"
+	"github.com/weirmesh/weir/proxy/http2"
+	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/upstream"
+)
+
+const (
+	// upstreamIdle is how long a connection to an endpoint is kept without streams.
+	upstreamIdle = 60 * time.Second
+	// keptBody is how much of a request is kept for another attempt, in bytes.
+	keptBody = 64 << 10
+)
+
+// http2Conn is a client's connection that carries HTTP/2. Each of its streams is
+// routed and balanced by itself.
+type http2Conn struct {
+	*Server
+	ctx      context.Context
+	accepted listen.Conn
+	server   *http2.ServerConn
+	own      *http2.Client // to the application, or to what is no Service; nil: of a Service
+	requests int           // the reading goroutine's
+}
+
+// serveHTTP2 serves a client until one of the ends closes. early, if not nil, is an
+// upstream connection that is there already. It returns the number of requests,
+// each of which leaves a record.
+func (s *Server) serveHTTP2(ctx context.Context, c listen.Conn, client *conn, d route.Destination, early *upstream.Conn, picked pick) (int, error) {
+	h := &http2Conn{Server: s, ctx: ctx, accepted: c}
+	if own(c, d) {
+		var first atomic.Pointer[upstream.Conn]
+		first.Store(early)
+		defer func() {
+			if c := first.Load(); c != nil {
+				c.Close() // no stream came
+			}
+		}()
+		h.own = &http2.Client{Dial: h.dialOwn(&first), Connections: 1, Timeouts: http2.Timeouts{Idle: keepAlive}}
+		defer h.own.Close()
+	} else if early != nil {
+		// Its streams may go anywhere.
+		early.Close()
+	}
+	picked.done(balance.Unknown)
+	streams := &http2.Server{Handler: h.handle, Refused: h.refused, Timeouts: http2.Timeouts{Idle: keepAlive}}
+	head := append([]byte(nil), client.bytes()...)
+	client.drop()
+	h.server = streams.NewConn(c.TCPConn, head)
+	s.watch(h)
+	defer s.unwatch(h)
+	if s.draining.Load() {
+		h.server.Drain()
+	}
+	_ = h.server.Serve()
+	return h.requests, nil
+}
+
+func (h *http2Conn) abort(reason.Reason, error) { h.server.Close() }
+func (h *http2Conn) drain()                     { h.server.Drain() }
+
+// dialOwn dials where the connection was going; the first time it is there already,
+// if it was early.
+func (h *http2Conn) dialOwn(first *atomic.Pointer[upstream.Conn]) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		if c := first.Swap(nil); c != nil {
+			return c, nil
+		}
+		c, err := h.dial(ctx, h.accepted, h.accepted.Original)
+		if err != nil {
+			return nil, err // not c: that would be a net.Conn
+		}
+		return c, nil
+	}
+}
+
+// refused leaves a record of a request that breaks a rule of HTTP.
+func (h *http2Conn) refused(err error) {
+	h.requests++
+	r := newRecord(h.accepted)
+	r.begin(time.Now(), 2, "", "")
+	r.fail(&reason.Error{Reason: reason.BadRequest, Err: err})
+	for _, entry := range r.entries(time.Now()) {
+		h.Log(entry)
+	}
+}
+
+// done is a context that has ended: what is known is answered at once.
+var done = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// handle begins a stream.
+func (h *http2Conn) handle(t *http2.Turn, s *http2.Stream) {
+	h.requests++
+	e := &http2Exchange{conn: h, stream: s, request: http2Request{stream: s}, record: newRecord(h.accepted)}
+	s.Observer = e
+	e.record.begin(time.Now(), 2, e.request.pseudo(":method"), strings.Clone(string(e.request.RawPath())))
+	e.grpc = strings.HasPrefix(e.request.pseudo("content-type"), "application/grpc")
+	d, err := h.destination(done, h.accepted)
+	if err == nil {
+		e.start(t, d)
+		return
+	}
+	// It is not known (any more): somebody has to wait.
+	h.handlers.Add(1)
+	go e.startLater()
+}
+
+// http2Exchange is one stream. It is its http2.Observer.
+type http2Exchange struct {
+	conn    *http2Conn
+	stream  *http2.Stream
+	request http2Request
+	record  *record
+	plan    plan
+	grpc    bool
+
+	attempt int
+	tried   []netip.AddrPort
+	before  *reason.Error // of the attempt before
+	picked  pick
+	timer   *time.Timer
+
+	mu     sync.Mutex
+	failed *reason.Error // what the client was told
+}
+
+func (e *http2Exchange) startLater() {
+	defer e.conn.handlers.Done()
+	d, err := e.conn.destination(e.conn.ctx, e.conn.accepted)
+	var t http2.Turn
+	defer t.Flush()
+	if err != nil {
+		e.fail(&t, err)
+		return
+	}
+	e.start(&t, d)
+}
+
+// start decides, and sends the request on its way.
+func (e *http2Exchange) start(t *http2.Turn, d route.Destination) {
+	if twice(d) {
+		e.stream.Keep(keptBody)
+	}
+	if err := e.plan.make(e.conn.Server, e.conn.accepted, d, &e.request, e.record); err != nil {
+		e.fail(t, err)
+		return
+	}
+	if a := e.plan.answer; a != nil {
+		e.answer(t, a)
+		return
+	}
+	if limit := e.plan.limit(time.Now()); !limit.IsZero() {
+		e.timer = time.AfterFunc(time.Until(limit), e.late)
+	}
+	e.send(t)
+}
+
+// late ends a stream whose time is up.
+func (e *http2Exchange) late() {
+	var t http2.Turn
+	defer t.Flush()
+	failure := &reason.Error{Reason: reason.RequestTimeout}
+	e.note(failure)
+	if !e.respond(&t, failed(failure, failure.Reason.Status()), failure) {
+		e.stream.Reset(&t, resetCancel, failure)
+	}
+}
+
+const resetCancel = http2.Code(8) // CANCEL, RFC 9113, section 7
+
+// send opens the stream at an endpoint.
+func (e *http2Exchange) send(t *http2.Turn) {
+	h := e.conn
+	e.attempt++
+	client, endpoint := h.own, route.Endpoint{Addr: h.accepted.Original}
+	if client == nil {
+		backend := &e.plan.backend
+		var ok bool
+		if endpoint, ok = h.balancer.Pick(backend, e.plan.key, e.tried); !ok && e.plan.retry != nil {
+			endpoint, ok = h.balancer.Pick(backend, e.plan.key, nil)
+		}
+		if !ok {
+			// What happened before says more than that nobody is left.
+			if e.before == nil {
+				e.before = errNobodyLeft
+			}
+			e.fail(t, e.before)
+			return
+		}
+		e.picked = pick{&h.balancer, backend, endpoint.Addr}
+		client = h.streams.to(h.Server, endpoint.Addr)
+	}
+	e.record.send(endpoint, h.own == nil && h.Config.Own(endpoint.Addr.Addr()))
+	client.Open(t, e.stream, e.stream.Request)
+}
+
+// Response implements http2.Observer.
+func (e *http2Exchange) Response(_ *http2.Turn, _ *http2.Stream, status int, fields []http2.Field) ([]http2.Field, bool) {
+	if status/100 == 1 {
+		return fields, true
+	}
+	e.record.firstByte(time.Now())
+	if e.plan.counts(status) && e.mayTry(&attemptError{cause: &reason.Error{Reason: reason.UpstreamClosed}}) {
+		return nil, false
+	}
+	e.record.answered(status)
+	e.picked.done(outcome(status, nil))
+	list := http2Fields{fields}
+	e.plan.edit(&list)
+	return list.list, true
+}
+
+func (e *http2Exchange) mayTry(failure *attemptError) bool {
+	return e.plan.again(e.conn.Server, failure, []byte(e.request.pseudo(":method")), e.attempt)
+}
+
+// Failed implements http2.Observer.
+func (e *http2Exchange) Failed(t *http2.Turn, _ *http2.Stream, f http2.Failure) bool {
+	failure := &attemptError{cause: http2Failure(f.Err), endpoint: e.picked.addr, unsent: f.Unsent}
+	switch {
+	case errors.Is(f.Err, http2.ErrDeclined):
+		e.picked.done(balance.ServerError)
+	case errors.Is(f.Err, http2.ErrDial):
+		e.picked.done(balance.ConnectFailure)
+	default:
+		e.picked.done(outcome(0, failure.cause))
+	}
+	declined := errors.Is(f.Err, http2.ErrDeclined)
+	if !f.Replayable || !declined && !e.mayTry(failure) {
+		e.fail(t, failure.cause)
+		return true
+	}
+	e.before = failure.cause
+	if e.tried = append(e.tried, failure.endpoint); e.plan.asked {
+		// The pause is no reason to hold up other streams.
+		e.conn.handlers.Add(1)
+		go e.sendLater()
+		return true
+	}
+	e.send(t)
+	return true
+}
+
+func (e *http2Exchange) sendLater() {
+	defer e.conn.handlers.Done()
+	e.plan.retried(e.attempt)
+	var t http2.Turn
+	defer t.Flush()
+	e.send(&t)
+}
+
+// http2Failure is the reason of an attempt's failure.
+func http2Failure(err error) *reason.Error {
+	var known *reason.Error
+	switch {
+	case errors.As(err, &known):
+		return known
+	case errors.Is(err, http2.ErrMalformed), errors.Is(err, http2.ErrHeaderTooLarge):
+		return &reason.Error{Reason: reason.BadResponse, Err: err}
+	case errors.Is(err, http2.ErrBusy):
+		return &reason.Error{Reason: reason.Overload, Err: err}
+	}
+	return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+}
+
+// Done implements http2.Observer.
+func (e *http2Exchange) Done(_ *http2.Stream, o http2.Outcome) {
+	if e.timer != nil {
+		e.timer.Stop()
+	}
+	e.picked.done(balance.Unknown)
+	e.plan.leave(e.conn.Server)
+	e.record.sent(o.Received)
+	e.record.received(o.Sent)
+	e.record.grpc(o.GRPCStatus)
+	if o.Status > 0 {
+		e.record.answered(o.Status)
+	}
+	e.mu.Lock()
+	failure := e.failed
+	e.mu.Unlock()
+	var reset *http2.ResetError
+	switch {
+	case failure != nil:
+		e.record.fail(failure)
+	case errors.As(o.Err, &reset) && !reset.Upstream:
+		e.record.fail(&reason.Error{Reason: reason.ClientGone, Err: o.Err})
+	case errors.Is(o.Err, http2.ErrClosed):
+		e.record.fail(&reason.Error{Reason: reason.Shutdown, Err: o.Err})
+	case o.Err != nil:
+		e.record.fail(http2Failure(o.Err))
+	}
+	for _, entry := range e.record.entries(time.Now()) {
+		e.conn.Log(entry)
+	}
+}
+
+// fail tells the client that, and why, its request failed.
+func (e *http2Exchange) fail(t *http2.Turn, err error) {
+	var failure *reason.Error
+	if !errors.As(err, &failure) {
+		failure = &reason.Error{Reason: reason.ConnectFailed, Err: err}
+	}
+	e.note(failure)
+	status := failure.Reason.Status()
+	if status == 0 {
+		e.stream.Reset(t, resetCancel, failure)
+		return
+	}
+	a := failed(failure, status)
+	if e.plan.wait > 0 {
+		a.fields = append(a.fields, retryAfter(e.plan.wait))
+	}
+	e.respond(t, a, failure)
+}
+
+// note keeps the first failure for the record.
+func (e *http2Exchange) note(failure *reason.Error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.failed == nil {
+		e.failed = failure
+	}
+}
+
+func (e *http2Exchange) answer(t *http2.Turn, a *answer) { e.respond(t, a, nil) }
+
+// respond answers in place of an endpoint; a call of gRPC that failed gets its
+// status, without a body.
+func (e *http2Exchange) respond(t *http2.Turn, a *answer, failure *reason.Error) bool {
+	fields := make([]http2.Field, 0, len(a.fields)+3)
+	status, body := a.status, []byte(a.body)
+	if e.grpc && failure != nil {
+		status, body = 200, nil
+		fields = append(fields, http2.Field{Name: "content-type", Value: "application/grpc"},
+			http2.Field{Name: "grpc-status", Value: strconv.Itoa(failure.Reason.GRPC())},
+			http2.Field{Name: "grpc-message", Value: grpcMessage(strings.TrimSpace(a.body))})
+	}
+	for _, f := range a.fields {
+		name := strings.ToLower(f.Name)
+		if body == nil && name == "content-type" {
+			continue
+		}
+		fields = append(fields, http2.Field{Name: name, Value: f.Value})
+	}
+	if len(body) > 0 {
+		fields = append(fields, http2.Field{Name: "content-length", Value: strconv.Itoa(len(body))})
+	}
+	return e.stream.Respond(t, status, fields, body)
+}
+
+// grpcMessage is a Status-Message of gRPC over HTTP/2: percent-encoded.
+func grpcMessage(text string) string {
+	var out strings.Builder
+	for _, c := range []byte(text) {
+		if c < ' ' || c > '~' || c == '%' {
+			const digits = "0123456789ABCDEF"
+			out.WriteByte('%')
+			out.WriteByte(digits[c>>4])
+			out.WriteByte(digits[c&15])
+			continue
+		}
+		out.WriteByte(c)
+	}
+	return out.String()
+}
+
+// http2Clients are the connections to endpoints that all of the pod's streams
+// share.
+type http2Clients struct {
+	mu     sync.Mutex
+	by     map[netip.AddrPort]*sharedClient
+	closed bool
+}
+
+type sharedClient struct {
+	*http2.Client
+	used time.Time
+}
+
+// forgetClients is from how many endpoints on those are forgotten that were not
+// used for twice the time that a connection may be idle.
+const forgetClients = 64
+
+// to is the client of an endpoint.
+func (c *http2Clients) to(s *Server, addr netip.AddrPort) *http2.Client {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if client := c.by[addr]; client != nil {
+		client.used = now
+		return client.Client
+	}
+	if len(c.by) >= forgetClients {
+		for addr, client := range c.by {
+			if now.Sub(client.used) > 2*upstreamIdle && s.balancer.Active(addr) == 0 {
+				delete(c.by, addr)
+				go client.Close()
+			}
+		}
+	}
+	client := &http2.Client{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			conn, err := s.dialer.Dial(ctx, addr)
+			if err != nil {
+				return nil, err
+			}
+			return conn, nil
+		},
+		Timeouts: http2.Timeouts{Idle: upstreamIdle},
+	}
+	if c.closed {
+		client.Close()
+		return client
+	}
+	if c.by == nil {
+		c.by = map[netip.AddrPort]*sharedClient{}
+	}
+	c.by[addr] = &sharedClient{client, now}
+	return client
+}
+
+// close ends all connections. No stream is on them any more.
+func (c *http2Clients) close() {
+	c.mu.Lock()
+	clients := c.by
+	c.by, c.closed = nil, true
+	c.mu.Unlock()
+	for _, client := range clients {
+		client.Close()
+	}
+}
+
+// http2Fields are route.Fields of HTTP/2.
+type http2Fields struct{ list []http2.Field }
+
+func (f *http2Fields) Len() int                   { return len(f.list) }
+func (f *http2Fields) Is(i int, name string) bool { return f.list[i].Name == name }
+func (f *http2Fields) Set(i int, value string)    { f.list[i].Value = value }
+func (f *http2Fields) Append(i int, value string) { f.list[i].Value += "," + value }
+func (f *http2Fields) Remove(i int)               { f.list = append(f.list[:i], f.list[i+1:]...) }
+func (f *http2Fields) Add(name, value string) {
+	f.list = append(f.list, http2.Field{Name: name, Value: value})
+}
+
+// http2Request is a message of HTTP/2.
+type http2Request struct {
+	stream    *http2.Stream
+	canonical []byte
+}
+
+func (r *http2Request) fields() *http2Fields { return &http2Fields{r.stream.Request} }
+
+func (r *http2Request) Len() int                   { return len(r.stream.Request) }
+func (r *http2Request) Is(i int, name string) bool { return r.stream.Request[i].Name == name }
+func (r *http2Request) Set(i int, value string)    { r.fields().Set(i, value) }
+func (r *http2Request) Append(i int, value string) { r.fields().Append(i, value) }
+
+func (r *http2Request) Remove(i int) {
+	f := r.fields()
+	f.Remove(i)
+	r.stream.Request = f.list
+}
+
+func (r *http2Request) Add(name, value string) {
+	f := r.fields()
+	f.Add(name, value)
+	r.stream.Request = f.list
+}
+
+// pseudo is the value of the first field of that name; "" if there is none.
+func (r *http2Request) pseudo(name string) string {
+	for i := range r.stream.Request {
+		if r.stream.Request[i].Name == name {
+			return r.stream.Request[i].Value
+		}
+	}
+	return ""
+}
+
+// view is text as bytes that nobody writes to.
+func view(text string) []byte { return unsafe.Slice(unsafe.StringData(text), len(text)) }
+
+func (r *http2Request) Prepare() bool {
+	path, ok := route.CanonicalPath(r.RawPath())
+	r.canonical = path
+	return ok
+}
+
+func (r *http2Request) Method() []byte { return view(r.pseudo(":method")) }
+func (r *http2Request) Path() []byte   { return r.canonical }
+func (r *http2Request) Host() []byte   { return view(r.pseudo(":authority")) }
+
+func (r *http2Request) RawPath() []byte {
+	path, _, _ := strings.Cut(r.pseudo(":path"), "?")
+	return view(path)
+}
+
+func (r *http2Request) Query() []byte {
+	_, query, ok := strings.Cut(r.pseudo(":path"), "?")
+	if !ok {
+		return nil
+	}
+	return view(query)
+}
+
+func (r *http2Request) Header(name string) ([]byte, bool) {
+	for i := range r.stream.Request {
+		if r.stream.Request[i].Name == name {
+			return view(r.stream.Request[i].Value), true
+		}
+	}
+	return nil, false
+}
+
+func (r *http2Request) SetHost(host string) { r.put(":authority", host) }
+
+func (r *http2Request) SetPath(path []byte) {
+	target := string(path)
+	if query := r.Query(); query != nil {
+		target += "?" + string(query)
+	}
+	r.put(":path", target)
+}
+
+// put sets a pseudo-header field, which stands before the others.
+func (r *http2Request) put(name, value string) {
+	for i := range r.stream.Request {
+		if r.stream.Request[i].Name == name {
+			r.stream.Request[i].Value = value
+			return
+		}
+	}
+	r.stream.Request = append([]http2.Field{{Name: name, Value: value}}, r.stream.Request...)
+}

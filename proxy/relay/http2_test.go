@@ -1,0 +1,241 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// serving2 is an application that speaks HTTP/2 with prior knowledge, and HTTP/1.
+func serving2(t *testing.T, handler http.HandlerFunc) netip.AddrPort {
+	t.Helper()
+	server := httptest.NewUnstartedServer(handler)
+	server.Config.Protocols = new(http.Protocols)
+	server.Config.Protocols.SetHTTP1(true)
+	server.Config.Protocols.SetUnencryptedHTTP2(true)
+	server.Start()
+	t.Cleanup(server.Close)
+	return server.Listener.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// client2 is a client with one connection, on which HTTP/2 is spoken.
+func (b *bench) client2(t *testing.T, d listen.Direction, original netip.AddrPort) *http.Client {
+	t.Helper()
+	var dialled atomic.Bool
+	transport := &http2.Transport{
+		AllowHTTP: true,
+		DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) {
+			if dialled.Swap(true) {
+				return nil, fmt.Errorf("a second connection")
+			}
+			c := b.conn(t, d, original)
+			b.clients = append(b.clients, c)
+			return c, nil
+		},
+	}
+	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+}
+
+// call sends a request and returns its answer, with the trailers, and the body.
+func call(t *testing.T, c *http.Client, method, path, body string, fields ...string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://back"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(fields); i += 2 {
+		req.Header.Set(fields[i], fields[i+1])
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(got)
+}
+
+func TestEachStreamIsBalancedByItself(t *testing.T) {
+	named := func(name string) netip.AddrPort {
+		return serving2(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, name, r.Proto, r.URL.Path) })
+	}
+	b := newBench(t, behind(named("a"), named("b")))
+	client := b.client2(t, listen.Outbound, vip)
+	seen := map[string]int{}
+	for range 40 {
+		resp, body := call(t, client, "GET", "/hello?x", "")
+		if resp.StatusCode != 200 {
+			t.Fatal(resp)
+		}
+		seen[body]++
+	}
+	if len(seen) != 2 || seen["aHTTP/2.0/hello"] == 0 {
+		t.Errorf("seen %v", seen)
+	}
+	records := b.ended(t)
+	if len(records) != 40 {
+		t.Fatalf("%d records", len(records))
+	}
+	for _, r := range records {
+		if r.GetProtocol() != "HTTP/2" || r.GetMethod() != "GET" || r.GetPath() != "/hello" || r.GetStatus() != 200 || r.GetReason() != "" || r.GetAttempts() != 1 {
+			t.Errorf("record %v", r)
+		}
+	}
+}
+
+func TestAnInboundStreamReachesTheApplication(t *testing.T) {
+	app := serving2(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		w.Header().Set("Trailer", "Grpc-Status")
+		_, _ = w.Write(body)
+		w.Header().Set("Grpc-Status", "0")
+	})
+	for _, late := range []bool{false, true} {
+		b := newBench(t, &fakeConfig{})
+		client := b.client2(t, listen.Inbound, app)
+		if late {
+			// The connection to the application is there before the client speaks.
+			inner := client.Transport.(*http2.Transport).DialTLSContext
+			client.Transport.(*http2.Transport).DialTLSContext = func(ctx context.Context, network, addr string, c *tls.Config) (net.Conn, error) {
+				conn, err := inner(ctx, network, addr, c)
+				time.Sleep(50 * time.Millisecond)
+				return conn, err
+			}
+		}
+		want := string(bytes.Repeat([]byte("0123456789"), 100_000))
+		for range 3 {
+			resp, got := call(t, client, "POST", "/", want)
+			if resp.StatusCode != 200 || got != want || resp.Trailer.Get("Grpc-Status") != "0" {
+				t.Errorf("%d, %d bytes, trailers %v", resp.StatusCode, len(got), resp.Trailer)
+			}
+		}
+		records := b.ended(t)
+		if len(records) != 3 || records[0].GetGrpcStatus() != "0" || records[0].GetSentBytes() != 1_000_000 || records[0].GetReason() != "" {
+			t.Errorf("records %v", records)
+		}
+	}
+}
+
+func TestAFailedCallOfGRPCHasItsStatus(t *testing.T) {
+	slow := serving2(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := l.Addr().(*net.TCPAddr).AddrPort()
+	l.Close()
+	for _, c := range []struct {
+		name         string
+		endpoints    []netip.AddrPort
+		edit         func(*route.Destination)
+		status       int
+		grpc, reason string
+	}{
+		{"nobody there", nil, nil, 503, "14", "no_endpoints"},
+		{"port closed", []netip.AddrPort{closed}, nil, 503, "14", "connect_refused"},
+		{"no answer", []netip.AddrPort{slow}, func(d *route.Destination) { d.Policy = &route.Policy{Timeout: 50 * time.Millisecond} }, 504, "4", "request_timeout"},
+		{"no route", []netip.AddrPort{slow}, func(d *route.Destination) { d.Routes = &route.Routes{Kind: route.GRPCRoute} }, 404, "12", "route_not_found"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := behind(c.endpoints...)
+			if c.edit != nil {
+				c.edit(&config.destination)
+			}
+			b := newBench(t, config)
+			client := b.client2(t, listen.Outbound, vip)
+			resp, body := call(t, client, "POST", "/s/m", "x")
+			if resp.StatusCode != c.status || !strings.HasPrefix(body, "weir: "+c.reason) || !strings.Contains(resp.Header.Get("Proxy-Status"), c.reason) {
+				t.Errorf("%v %q", resp, body)
+			}
+			resp, body = call(t, client, "POST", "/s/m", "x", "content-type", "application/grpc+proto")
+			if resp.StatusCode != 200 || body != "" || resp.Header.Get("Grpc-Status") != c.grpc || !strings.HasPrefix(resp.Header.Get("Grpc-Message"), "weir: "+c.reason) {
+				t.Errorf("%v %q", resp, body)
+			}
+			records := b.ended(t)
+			if len(records) != 2 || records[0].GetReason() != c.reason || records[0].GetStatus() != uint32(c.status) {
+				t.Errorf("records %v", records)
+			}
+		})
+	}
+}
+
+func TestAStreamIsRoutedAndTriedAgain(t *testing.T) {
+	var calls atomic.Int32
+	flaky := serving2(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if calls.Add(1) == 1 {
+			w.WriteHeader(503)
+		}
+		fmt.Fprint(w, "v2 ", r.URL.Path, " ", r.Host, " ", string(body))
+	})
+	v1 := serving2(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "v1") })
+	config := behind(v1)
+	to := func(addr netip.AddrPort) []route.WeightedBackend {
+		return []route.WeightedBackend{{Weight: 1, Backend: route.Backend{Service: "shop/x", Endpoints: []route.Endpoint{{Addr: addr}}}}}
+	}
+	config.destination.Routes = &route.Routes{
+		Kind:    route.HTTPRoute,
+		Matches: []route.Match{{Rule: 0, Headers: []route.Value{{Name: "version", Value: "2"}}}, {Rule: 1}},
+		Rules: []route.Rule{
+			{Backends: to(flaky), Retry: &route.Retry{Attempts: 1, Codes: []uint16{503}}, Filters: route.Filters{
+				Rewrite:         &route.Rewrite{Hostname: "other", Path: &route.PathChange{Value: "/new"}},
+				ResponseHeaders: &route.HeaderChange{Set: []route.Header{{Name: "x-app", Value: "2"}}},
+			}},
+			{Backends: to(v1)},
+		},
+	}
+	b := newBench(t, config)
+	client := b.client2(t, listen.Outbound, vip)
+	if resp, body := call(t, client, "PUT", "/a?b", "body", "version", "2"); resp.StatusCode != 200 || body != "v2 /new other body" || resp.Header.Get("X-App") != "2" {
+		t.Errorf("%v %q", resp, body)
+	}
+	if resp, body := call(t, client, "PUT", "/a?b", "body"); resp.StatusCode != 200 || body != "v1" {
+		t.Errorf("%v %q", resp, body)
+	}
+	if records := b.ended(t); len(records) != 2 || records[0].GetAttempts() != 2 || records[0].GetStatus() != 200 {
+		t.Errorf("records %v", records)
+	}
+}
+
+// TestADrainingProxySaysSoToHTTP2: streams that are under way are not lost.
+func TestADrainingProxySaysSoToHTTP2(t *testing.T) {
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	app := serving2(t, func(w http.ResponseWriter, _ *http.Request) {
+		close(begun)
+		<-goOn
+		fmt.Fprint(w, "done")
+	})
+	b := newBench(t, behind(app))
+	client := b.client2(t, listen.Outbound, vip)
+	got := make(chan string, 1)
+	go func() {
+		_, body := call(t, client, "GET", "/", "")
+		got <- body
+	}()
+	<-begun
+	b.drain()
+	close(goOn)
+	if body := <-got; body != "done" {
+		t.Errorf("%q", body)
+	}
+	b.clients = nil // the connection ends by itself
+	b.ended(t)
+}
