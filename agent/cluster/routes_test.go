@@ -109,6 +109,11 @@ func TestRoutesAreFollowed(t *testing.T) {
 	moved.Spec.CommonRouteSpec = parentRef("front")
 	check(t)(api.Update(t.Context(), moved, metav1.UpdateOptions{}))
 	eventually(t, "the route has another parent", func() bool { return kindOf(s) == 0 })
+	s.mu.RLock()
+	if _, stale := s.byParent[key{"shop", "back"}]; stale || len(s.byParent) != 1 {
+		t.Errorf("the parent that it had is still noted: %v", s.byParent)
+	}
+	s.mu.RUnlock()
 	check(t)(api.Update(t.Context(), apiRoute("canary"), metav1.UpdateOptions{}))
 	eventually(t, "the route is back", func() bool { return kindOf(s) == route.HTTPRoute })
 

@@ -1,6 +1,7 @@
 // Package decide turns what the agent knows of the cluster into what it tells
-// plugins and proxies: whether a pod is captured and which of its traffic, and
-// what a destination address stands for.
+// plugins and proxies: whether a pod is captured and which of its traffic, what a
+// destination address stands for and how it is routed; and into what it says of
+// routes, to those who wrote them.
 //
 // Everything here is a pure function of model values and Options: no clock, no
 // network, no cache, and nothing that depends on whether the model came from an
