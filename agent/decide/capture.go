@@ -111,9 +111,9 @@ func exemption(pod model.Pod, opts Options) (string, bool) {
 const staticExempt = "static pods are exempt"
 
 // Unseen decides on a pod of which nothing but the UID is known yet, the one the
-// container runtime names, if that is enough: known is false otherwise. Where
+// container runtime names, if that is enough: it is false otherwise. Where
 // static pods are exempt they need no API server, which may be one of them.
-func Unseen(uid string, opts Options) (d Decision, known bool) {
+func Unseen(uid string, opts Options) (Decision, bool) {
 	if opts.ExemptStaticPods && staticUID.MatchString(uid) {
 		return Decision{Reason: staticExempt}, true
 	}
