@@ -65,12 +65,12 @@ func (l LastGood) keep(ctx context.Context, s *Store, log *slog.Logger) {
 	select {
 	case <-s.synced:
 	case <-ctx.Done():
-		return
 	case <-time.After(fallBackAfter):
 		l.restore(s, log)
 	}
-	// Nothing is written before the server was heard: there is nothing new.
-	if s.WaitSynced(ctx) != nil {
+	// Nothing is written before the server was heard: there is nothing new. An agent
+	// that ends as soon as it has heard it writes that.
+	if s.WaitSynced(ctx) != nil && !s.Synced() {
 		return
 	}
 	written, pause := uint64(0), time.Duration(0)

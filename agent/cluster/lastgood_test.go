@@ -83,6 +83,7 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 		if err := second.WaitUsable(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait()
 		if took := time.Since(began); took > 5*time.Second || second.Synced() {
 			t.Errorf("usable after %s, synced %v", took, second.Synced())
 		}
