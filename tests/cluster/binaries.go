@@ -1,20 +1,12 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"sort"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Versions of what is built. The go.mod files below build/ pin them; these
@@ -39,13 +31,10 @@ type Binaries struct {
 	Pause      string // pause
 }
 
-// component is one nested module below build/ and what is built from it.
+// component is a module below build/ and where its programs are noted.
 type component struct {
-	name, version string
-	packages      string // what go build is given: "." or "tool"
-	ldflags       string
-	links         []string // further names of the one binary
-	folder        func(*Binaries) *string
+	Module
+	folder func(*Binaries) *string
 }
 
 func components() []component {
@@ -56,31 +45,36 @@ func components() []component {
 	)
 	return []component{
 		{
-			name: "pause", version: pauseVersion, packages: ".",
-			folder: func(b *Binaries) *string { return &b.Pause },
+			Module{Name: "pause", Version: pauseVersion, Packages: "."},
+			func(b *Binaries) *string { return &b.Pause },
 		},
 		{
-			name: "cniplugins", version: pluginsVersion, packages: "tool",
-			ldflags: " -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=" + pluginsVersion,
-			folder:  func(b *Binaries) *string { return &b.Plugins },
+			Module{
+				Name: "cniplugins", Version: pluginsVersion, Packages: "tool",
+				LDFlags: " -X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=" + pluginsVersion,
+			},
+			func(b *Binaries) *string { return &b.Plugins },
 		},
 		{
-			name: "coredns", version: corednsVersion, packages: ".",
-			ldflags: dns + "GitCommit=none",
-			folder:  func(b *Binaries) *string { return &b.CoreDNS },
+			Module{Name: "coredns", Version: corednsVersion, Packages: ".", LDFlags: dns + "GitCommit=none"},
+			func(b *Binaries) *string { return &b.CoreDNS },
 		},
 		{
-			name: "containerd", version: containerdVersion, packages: "tool",
-			ldflags: ctrd + "Version=" + strings.TrimPrefix(containerdVersion, "v"),
-			folder:  func(b *Binaries) *string { return &b.Containerd },
+			Module{
+				Name: "containerd", Version: containerdVersion, Packages: "tool",
+				LDFlags: ctrd + "Version=" + strings.TrimPrefix(containerdVersion, "v"),
+			},
+			func(b *Binaries) *string { return &b.Containerd },
 		},
 		{
-			name: "kubernetes", version: kubernetesVersion, packages: ".",
-			// kubectl and the API server parse their own version: without
-			// these it is v0.0.0-master and version skew checks fail.
-			ldflags: k8s + "gitVersion=" + kubernetesVersion + k8s + "gitMajor=1" + k8s + "gitMinor=37" + k8s + "gitTreeState=clean",
-			links:   []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"},
-			folder:  func(b *Binaries) *string { return &b.Kubernetes },
+			Module{
+				Name: "kubernetes", Version: kubernetesVersion, Packages: ".",
+				// kubectl and the API server parse their own version: without
+				// these it is v0.0.0-master and version skew checks fail.
+				LDFlags: k8s + "gitVersion=" + kubernetesVersion + k8s + "gitMajor=1" + k8s + "gitMinor=37" + k8s + "gitTreeState=clean",
+				Links:   []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"},
+			},
+			func(b *Binaries) *string { return &b.Kubernetes },
 		},
 	}
 }
@@ -116,7 +110,7 @@ func FindBinaries(cacheDir string) (Binaries, error) {
 	err := eachComponent(cacheDir, func(c component, _, target string) error {
 		*c.folder(&b) = filepath.Join(target, "bin")
 		if _, err := os.Stat(*c.folder(&b)); err != nil {
-			return fmt.Errorf("%s %s: %w", c.name, c.version, ErrNotBuilt)
+			return fmt.Errorf("%s %s: %w", c.Name, c.Version, ErrNotBuilt)
 		}
 		return nil
 	})
@@ -124,24 +118,16 @@ func FindBinaries(cacheDir string) (Binaries, error) {
 }
 
 func eachComponent(cacheDir string, do func(c component, source, target string) error) error {
-	if cacheDir == "" {
-		dir, err := DefaultCacheDir()
-		if err != nil {
-			return err
-		}
-		cacheDir = dir
-	}
 	sources, err := findSources()
 	if err != nil {
 		return err
 	}
 	for _, c := range components() {
-		source := filepath.Join(sources, c.name)
-		key, err := c.key(source)
+		source := filepath.Join(sources, c.Name)
+		target, err := c.target(source, cacheDir)
 		if err != nil {
-			return fmt.Errorf("hash the %s module: %w", c.name, err)
+			return err
 		}
-		target := filepath.Join(cacheDir, c.name+"-"+c.version+"-"+key)
 		if err := do(c, source, target); err != nil {
 			return err
 		}
@@ -166,104 +152,5 @@ func findSources() (string, error) {
 			return "", errors.New("tests/cluster/build is in no folder above the working directory: run inside Weir's repository")
 		}
 		dir = parent
-	}
-}
-
-// key identifies what would be built: the module's files and the flags.
-func (c component) key(source string) (string, error) {
-	files, err := filepath.Glob(filepath.Join(source, "*"))
-	if err != nil {
-		return "", err
-	}
-	sort.Strings(files)
-	hash := sha256.New()
-	for _, file := range files {
-		content, err := os.ReadFile(file)
-		if err != nil {
-			return "", err
-		}
-		fmt.Fprintf(hash, "%s %d\n", filepath.Base(file), len(content))
-		hash.Write(content)
-	}
-	fmt.Fprintf(hash, "%s\n%s\n%s\n", c.packages, c.ldflags, strings.Join(c.links, " "))
-	return hex.EncodeToString(hash.Sum(nil))[:12], nil
-}
-
-// build makes target/bin, unless it is there: the folder appears complete, by
-// rename, so its existence is the stamp.
-func (c component) build(ctx context.Context, source, target string, progress func(string)) error {
-	if _, err := os.Stat(target); err == nil {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-		return err
-	}
-	lock, err := lockFile(ctx, filepath.Join(filepath.Dir(target), c.name+".lock"))
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	if _, err := os.Stat(target); err == nil {
-		return nil
-	}
-
-	began := time.Now()
-	progress(fmt.Sprintf("building %s %s", c.name, c.version))
-	tmp, err := os.MkdirTemp(filepath.Dir(target), ".building-"+c.name+"-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(tmp)
-	bin := filepath.Join(tmp, "bin") + string(filepath.Separator)
-	if err := os.Mkdir(bin, 0o755); err != nil {
-		return err
-	}
-	args := []string{"build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w" + c.ldflags, "-o", bin, c.packages}
-	cmd := exec.CommandContext(ctx, "go", args...)
-	cmd.Dir = source
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
-	// go build ends its compilers itself when it is interrupted.
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
-	cmd.WaitDelay = 10 * time.Second
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", c.name, err, lastLines(output.String(), 20))
-	}
-	for _, link := range c.links {
-		if err := os.Symlink(c.name, filepath.Join(bin, link)); err != nil {
-			return err
-		}
-	}
-	if err := os.Chmod(tmp, 0o755); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, target); err != nil {
-		return err
-	}
-	progress(fmt.Sprintf("built %s %s in %s", c.name, c.version, time.Since(began).Round(time.Second)))
-	return nil
-}
-
-// lockFile waits for an exclusive lock on path, which it creates; closing the
-// file releases it.
-func lockFile(ctx context.Context, path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return file, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			file.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		if err := sleep(ctx, 200*time.Millisecond); err != nil {
-			file.Close()
-			return nil, fmt.Errorf("wait for another build to release %s: %w", path, err)
-		}
 	}
 }

@@ -191,3 +191,15 @@ func TestOptions(t *testing.T) {
 		})
 	}
 }
+
+func TestFreshIsOneAtATime(t *testing.T) {
+	folder := t.TempDir()
+	lock, err := lockFolder(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if _, _, err := Fresh(t.Context(), folder, Options{}); !errors.Is(err, ErrBusy) {
+		t.Errorf("a second run took the cluster of the first: %v", err)
+	}
+}

@@ -15,7 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -157,38 +156,12 @@ func (b *testBed) openCluster(ctx context.Context, step func(string)) error {
 		b.Cluster, err = cluster.Attach(dir)
 		return err
 	}
-	options := cluster.Options{Name: "e2e", Progress: step}
-	if b.lock, err = lockFolder("."); err != nil {
-		return err
+	b.Cluster, b.lock, err = cluster.Fresh(ctx, ".", cluster.Options{Name: "e2e", Progress: step})
+	if errors.Is(err, cluster.ErrBusy) {
+		return fmt.Errorf("%w; name a cluster of your own in %s", err, clusterEnv)
 	}
-	if _, err := cluster.Build(ctx, "", step); err != nil {
-		return err
-	}
-	// What a run that was killed has left.
-	if err := cluster.Down(ctx, options); err != nil {
-		return err
-	}
-	b.ours = true
-	b.Cluster, err = cluster.Up(ctx, options)
-	if err != nil && ctx.Err() != nil {
-		// Nobody asks for the logs of what was interrupted.
-		err = errors.Join(errors.New("interrupted"), cluster.Down(context.WithoutCancel(ctx), options))
-	}
+	b.ours = err == nil
 	return err
-}
-
-// lockFolder keeps a second run off the cluster of this one; the lock goes with
-// the process.
-func lockFolder(path string) (io.Closer, error) {
-	dir, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		dir.Close()
-		return nil, fmt.Errorf("another run of these tests is under way; name a cluster of your own in %s", clusterEnv)
-	}
-	return dir, nil
 }
 
 // down removes all that up made. It waits for another down that is under way.
