@@ -7,9 +7,11 @@ VERSION ?=
 IMAGE   ?= localhost/weir:dev
 # Folder for the samples of benchmarks as JSON; empty: a table only.
 OUT     ?=
-# Folder of a running cluster's state (make cluster-up prints it); empty: the
-# e2e tests bring up their own.
+# Folder of a running cluster's state (make cluster-up prints it); empty: e2e and
+# conformance bring up their own.
 WEIR_CLUSTER ?=
+# Where make conformance puts its report.
+REPORTS ?= tests/conformance/reports
 
 export GOFLAGS = -mod=readonly
 export WEIR_CLUSTER OUT
@@ -99,7 +101,7 @@ unit: ## unit tests with the race detector; some need root and say so
 fuzz: ## each fuzz target for FUZZTIME
 	.ci/fuzz
 
-.PHONY: netns demo-test verbs old-runtime cycles first-packets environments cluster-test e2e bench-smoke
+.PHONY: netns demo-test verbs old-runtime cycles first-packets environments cluster-test e2e conformance bench-smoke
 netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 5m ./tests/netns
 	$(TEST) -timeout 2m -run ClientAddressMany ./proxy
@@ -121,6 +123,8 @@ bench-smoke: ## the benchmarks run, for seconds; nothing is judged; needs root
 	$(TEST) -timeout 5m ./tests/bench/...
 e2e: ## Weir on a real Kubernetes; needs root
 	$(TEST) -timeout 20m ./tests/e2e
+conformance: ## the Gateway API's mesh conformance suite, with its report; TEST_NAME=MeshPorts runs one test; needs root
+	$(GO) run ./tests/conformance -reports $(REPORTS) $(if $(TEST_NAME),-test $(TEST_NAME))
 
 .PHONY: clean
 clean: ## what the targets made, but for the cluster's programs in the cache folder
