@@ -10,8 +10,6 @@ OUT     ?=
 # Folder of a running cluster's state (make cluster-up prints it); empty: e2e and
 # conformance bring up their own.
 WEIR_CLUSTER ?=
-# Where make conformance puts its report.
-REPORTS ?= tests/conformance/reports
 
 export GOFLAGS = -mod=readonly
 export WEIR_CLUSTER OUT
@@ -123,8 +121,8 @@ bench-smoke: ## the benchmarks run, for seconds; nothing is judged; needs root
 	$(TEST) -timeout 5m ./tests/bench/...
 e2e: ## Weir on a real Kubernetes; needs root
 	$(TEST) -timeout 20m ./tests/e2e
-conformance: ## the Gateway API's mesh conformance suite, with its report; TEST_NAME=MeshPorts runs one test; needs root
-	$(GO) run ./tests/conformance -reports $(REPORTS) $(if $(TEST_NAME),-test $(TEST_NAME))
+conformance: ## the Gateway API's mesh conformance suite; its report goes to tests/conformance/reports; needs root
+	$(GO) run ./tests/conformance $(CONFORMANCE_FLAGS)
 
 .PHONY: clean
 clean: ## what the targets made, but for the cluster's programs in the cache folder

@@ -4,11 +4,12 @@
 // The suite is upstream's own test, unchanged: the nested module suite pins it, and
 // options.yaml says what Weir claims. The applications of its manifests are Istio's
 // echo (the nested module build/echo), for no registry is within reach. Weir is
-// installed as its README says. Of a run of the whole suite there are then, for
-// upstream's conformance/reports: the suite's report as it wrote it, the README that
-// belongs to it, and which tests ran (report.go).
+// installed as its README says. What the suite's tests expect and do not compare is
+// looked at beside it (letter.go).
 //
-// It fails unless every mesh test ran and passed. To iterate, keep a cluster running
+// It fails unless every mesh test ran and passed. If so, there are, in the layout of
+// upstream's conformance/reports: the suite's report as it wrote it, the README that
+// belongs to it, and which tests ran (report.go). To iterate, keep a cluster running
 // and name its state folder; Weir is then installed anew and left there:
 //
 //	go run ./tests/cluster/cmd/weir-cluster up -name dev
@@ -122,11 +123,16 @@ func (j *job) runOn(ctx context.Context, c *cluster.Cluster, p programs) error {
 }
 
 // openCluster finds the cluster to use, or brings one up; what it returns beside it
-// ends that.
+// removes what is ours.
 func (j *job) openCluster(ctx context.Context) (*cluster.Cluster, func() error, error) {
 	if dir := os.Getenv(clusterEnv); dir != "" {
 		c, err := cluster.Attach(dir)
-		return c, func() error { return nil }, err
+		return c, func() error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			_, err := c.Kubectl(ctx, "delete", "namespace", "--ignore-not-found", meshNamespace, meshNamespace+"-consumer")
+			return err
+		}, err
 	}
 	c, lock, err := cluster.Fresh(ctx, home, cluster.Options{Name: "conform", Progress: j.step})
 	if errors.Is(err, cluster.ErrBusy) {

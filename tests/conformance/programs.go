@@ -33,9 +33,10 @@ const (
 
 // programs are what a run needs beside the cluster's.
 type programs struct {
-	suite string // the suite's test program
-	crds  string // folder of the Gateway API's CRDs, standard channel
-	echo  string // archive of echoImage
+	suite     string // the suite's test program
+	crds      string // folder of the Gateway API's CRDs, standard channel
+	manifests string // folder of the routes of the suite's mesh tests
+	echo      string // archive of echoImage
 }
 
 // build makes the programs and images; all but Weir's own are there after the first
@@ -46,11 +47,20 @@ func (j *job) build(ctx context.Context) (programs, error) {
 	if _, err := command(ctx, "go", "test", "-C", suiteModule, "-c", "-ldflags=-s -w", "-o", p.suite, suitePackage); err != nil {
 		return p, fmt.Errorf("the suite: %w", err)
 	}
-	api, err := command(ctx, "go", "list", "-C", suiteModule, "-m", "-f", "{{.Dir}}", "sigs.k8s.io/gateway-api")
-	if err != nil {
-		return p, fmt.Errorf("the CRDs: %w", err)
+	for _, folder := range []struct {
+		path   *string
+		module string
+		inside string
+	}{
+		{&p.crds, "sigs.k8s.io/gateway-api", "config/crd/standard"},
+		{&p.manifests, "sigs.k8s.io/gateway-api/conformance", "tests/mesh"},
+	} {
+		dir, err := command(ctx, "go", "list", "-C", suiteModule, "-m", "-f", "{{.Dir}}", folder.module)
+		if err != nil {
+			return p, fmt.Errorf("the suite's manifests: %w", err)
+		}
+		*folder.path = filepath.Join(strings.TrimSpace(dir), folder.inside)
 	}
-	p.crds = filepath.Join(strings.TrimSpace(api), "config", "crd", "standard")
 	j.step("building images")
 	if err := j.buildEcho(ctx, p.echo); err != nil {
 		return p, fmt.Errorf("image of echo: %w", err)

@@ -18,6 +18,11 @@ import (
 type outcome struct {
 	lines                   []string // of results, subtests included, as they are in the log
 	passed, failed, skipped []string // short names
+
+	letters int    // requests of ours that led where they must
+	version string // Weir's
+	began   time.Time
+	took    time.Duration // the suite
 }
 
 // result is a line of the testing package's about a test of the mesh.
@@ -62,18 +67,12 @@ func (o outcome) judge(suiteErr error) error {
 	return nil
 }
 
-// conditions are those of a run.
-type conditions struct {
-	version string // Weir's
-	began   time.Time
-	took    time.Duration
-}
-
 // summary is what the log says in short, and when.
-func (o outcome) summary(c conditions) string {
+func (o outcome) summary() string {
 	var all strings.Builder
-	fmt.Fprintf(&all, "weir %s, %s, in %s\n", c.version, c.began.UTC().Format(time.RFC3339), c.took.Round(time.Second))
+	fmt.Fprintf(&all, "weir %s, %s, in %s\n", o.version, o.began.UTC().Format(time.RFC3339), o.took.Round(time.Second))
 	fmt.Fprintf(&all, "mesh tests: %d passed, %d failed, %d skipped\n", len(o.passed), len(o.failed), len(o.skipped))
+	fmt.Fprintf(&all, "Location and rewritten path, which the suite does not compare: %d requests as they must be\n", o.letters)
 	for _, line := range o.lines {
 		fmt.Fprintln(&all, line)
 	}

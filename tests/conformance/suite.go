@@ -51,7 +51,7 @@ func (j *job) install(ctx context.Context, c *cluster.Cluster, p programs) error
 	return nil
 }
 
-// runSuite runs the suite, and says what it said.
+// runSuite runs the suite, and what is ours beside it, and keeps what came of it.
 func (j *job) runSuite(ctx context.Context, c *cluster.Cluster, p programs) error {
 	version, err := weirVersion(ctx)
 	if err != nil {
@@ -62,9 +62,39 @@ func (j *job) runSuite(ctx context.Context, c *cluster.Cluster, p programs) erro
 	if j.test != "" {
 		args = append(args, "-run-test="+j.test)
 	} else {
-		args = append(args, "-report-output="+report)
+		// Its applications are used again.
+		args = append(args, "-report-output="+report, "-cleanup-base-resources=false")
 	}
 	j.step("running the suite: " + j.raw + " has all it says")
+	began := time.Now()
+	suiteErr := j.say(ctx, c, p.suite, args)
+	if ctx.Err() != nil {
+		return errors.New("the suite was interrupted")
+	}
+	log, err := os.ReadFile(j.raw)
+	if err != nil {
+		return err
+	}
+	o := outcomeOf(string(log), j.test)
+	o.version, o.began, o.took = version, began, time.Since(began)
+	var letterErr error
+	if j.test == "" && len(o.passed) > 0 {
+		j.step("sending requests whose answers are held to the letter")
+		o.letters, letterErr = byTheLetter(ctx, c, p.manifests)
+	}
+	fmt.Fprint(j.out, o.summary())
+	if err := errors.Join(o.judge(suiteErr), letterErr); err != nil || j.test != "" {
+		return err
+	}
+	document, err := os.ReadFile(report)
+	if err != nil {
+		return err
+	}
+	return keep(j.reports, document, o.summary())
+}
+
+// say runs a program against the cluster; all it says goes to the raw log.
+func (j *job) say(ctx context.Context, c *cluster.Cluster, program string, args []string) error {
 	if err := os.MkdirAll(filepath.Dir(j.raw), 0o755); err != nil {
 		return err
 	}
@@ -73,36 +103,10 @@ func (j *job) runSuite(ctx context.Context, c *cluster.Cluster, p programs) erro
 		return err
 	}
 	defer raw.Close()
-	cmd := exec.CommandContext(ctx, p.suite, args...)
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig)
 	cmd.Stdout, cmd.Stderr = raw, raw
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
-	began := time.Now()
-	suiteErr := cmd.Run()
-	if ctx.Err() != nil {
-		return errors.New("the suite was interrupted")
-	}
-	return j.conclude(suiteErr, conditions{version: version, began: began, took: time.Since(began)}, report)
-}
-
-// conclude says what came of it, and keeps it.
-func (j *job) conclude(suiteErr error, c conditions, report string) error {
-	log, err := os.ReadFile(j.raw)
-	if err != nil {
-		return err
-	}
-	o := outcomeOf(string(log), j.test)
-	fmt.Fprint(j.out, o.summary(c))
-	if j.test != "" {
-		return o.judge(suiteErr)
-	}
-	document, err := os.ReadFile(report)
-	if err != nil {
-		return errors.Join(suiteErr, fmt.Errorf("the suite wrote no report: %w", err))
-	}
-	if err := keep(j.reports, document, o.summary(c)); err != nil {
-		return fmt.Errorf("the report: %w", err)
-	}
-	return o.judge(suiteErr)
+	return cmd.Run()
 }
