@@ -117,7 +117,8 @@ func (j *job) run(ctx context.Context) error {
 
 func (j *job) runOn(ctx context.Context, c *cluster.Cluster, p programs) error {
 	if err := j.install(ctx, c, p); err != nil {
-		return err
+		said, _ := c.Kubectl(context.WithoutCancel(ctx), "-n", weirNamespace, "get", "pods,events") // to see why
+		return fmt.Errorf("%w\n%s", err, said)
 	}
 	return j.runSuite(ctx, c, p)
 }

@@ -19,7 +19,7 @@ type outcome struct {
 	lines                   []string // of results, subtests included, as they are in the log
 	passed, failed, skipped []string // short names
 
-	letters int    // requests of ours that led where they must
+	letters int    // of what byTheLetter looks at, what is as it must be
 	version string // Weir's
 	began   time.Time
 	took    time.Duration // the suite
@@ -72,7 +72,7 @@ func (o outcome) summary() string {
 	var all strings.Builder
 	fmt.Fprintf(&all, "weir %s, %s, in %s\n", o.version, o.began.UTC().Format(time.RFC3339), o.took.Round(time.Second))
 	fmt.Fprintf(&all, "mesh tests: %d passed, %d failed, %d skipped\n", len(o.passed), len(o.failed), len(o.skipped))
-	fmt.Fprintf(&all, "Location and rewritten path, which the suite does not compare: %d requests as they must be\n", o.letters)
+	fmt.Fprintf(&all, "Location, rewritten paths and status of routes, which the suite does not compare: %d as they must be\n", o.letters)
 	for _, line := range o.lines {
 		fmt.Fprintln(&all, line)
 	}
@@ -178,7 +178,7 @@ Which tests ran, and for how long: [summary of the log](./%[6]s-summary.txt).
 
 ## Reproduce
 
-On a machine with Go and root, and nothing else:
+As root on a Debian machine with Go, git and make:
 
 `+"```"+`
 git clone %[1]s && cd weir && git checkout %[4]s

@@ -79,7 +79,7 @@ func (j *job) runSuite(ctx context.Context, c *cluster.Cluster, p programs) erro
 	o.version, o.began, o.took = version, began, time.Since(began)
 	var letterErr error
 	if j.test == "" && len(o.passed) > 0 {
-		j.step("sending requests whose answers are held to the letter")
+		j.step("holding routes and answers to the letter")
 		o.letters, letterErr = byTheLetter(ctx, c, p.manifests)
 	}
 	fmt.Fprint(j.out, o.summary())
