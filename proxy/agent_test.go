@@ -85,8 +85,8 @@ func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 	switch m := msg.GetMessage().(type) {
 	case *proxypb.FromProxy_Ack:
 		a.acked++
-	case *proxypb.FromProxy_AccessLog:
-		a.records = append(a.records, m.AccessLog)
+	case *proxypb.FromProxy_AccessLogs:
+		a.records = append(a.records, m.AccessLogs.GetRecords()...)
 	case *proxypb.FromProxy_Subscribe:
 		update := &proxypb.Update{}
 		for name := range m.Subscribe.GetVersions() {

@@ -105,9 +105,11 @@ func serve(args []string) error {
 
 	store, records := control.NewStore(), telemetry.NewRing()
 	defer store.Close()
+	meter := telemetry.NewMeter(store.Destinations)
 	server := &control.Server{
 		Store:    store,
 		Records:  records,
+		Meter:    meter,
 		Handover: func(fd int) error { return jail.SendListening(fd, launch.Listeners) },
 	}
 	// The control socket is served until the last connection is reported.
@@ -116,7 +118,14 @@ func serve(args []string) error {
 	controlled := make(chan error, 1)
 	go serveControl(controlling, server, controlled)
 
-	traffic := &relay.Server{Config: store, Log: records.Put, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw}
+	traffic := &relay.Server{
+		Config: store, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw,
+		Begun: meter.Begin, Ejected: meter.Ejected,
+		Log: func(r *telemetry.Record) {
+			meter.End(r)
+			records.Put(r)
+		},
+	}
 	relaying, cancel := context.WithCancel(ctx)
 	defer cancel()
 	relayed := make(chan error, 1)

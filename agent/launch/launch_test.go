@@ -87,7 +87,7 @@ func newNode(t *testing.T) *node {
 	pusher := &push.Pusher{
 		View:       nowhere{},
 		WaitSynced: func(context.Context) error { return nil },
-		AccessLog:  func(*launch.Instance, *proxypb.AccessLog) {},
+		AccessLog:  func(*launch.Instance, []*proxypb.AccessLog) {},
 		Log:        slog.New(slog.DiscardHandler),
 	}
 	n := &node{T: t, opts: launch.Options{

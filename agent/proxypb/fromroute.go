@@ -14,7 +14,7 @@ func FromDestination(d route.Destination) *Destination {
 
 func fromEndpoints(endpoints []route.Endpoint) []*Endpoint {
 	return each(endpoints, func(e route.Endpoint) *Endpoint {
-		return &Endpoint{Address: e.Addr.String(), Pod: e.Pod}
+		return &Endpoint{Address: e.Addr.String(), Pod: e.Pod, Workload: e.Workload}
 	})
 }
 

@@ -639,6 +639,7 @@ type ToProxy struct {
 	// Types that are valid to be assigned to Message:
 	//
 	//	*ToProxy_Update
+	//	*ToProxy_MetricsAck
 	Message       isToProxy_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -690,6 +691,15 @@ func (x *ToProxy) GetUpdate() *Update {
 	return nil
 }
 
+func (x *ToProxy) GetMetricsAck() *MetricsAck {
+	if x != nil {
+		if x, ok := x.Message.(*ToProxy_MetricsAck); ok {
+			return x.MetricsAck
+		}
+	}
+	return nil
+}
+
 type isToProxy_Message interface {
 	isToProxy_Message()
 }
@@ -698,7 +708,13 @@ type ToProxy_Update struct {
 	Update *Update `protobuf:"bytes,1,opt,name=update,proto3,oneof"`
 }
 
+type ToProxy_MetricsAck struct {
+	MetricsAck *MetricsAck `protobuf:"bytes,2,opt,name=metrics_ack,json=metricsAck,proto3,oneof"`
+}
+
 func (*ToProxy_Update) isToProxy_Message() {}
+
+func (*ToProxy_MetricsAck) isToProxy_Message() {}
 
 // Update changes resources. It is taken as a whole or refused as a whole; the
 // proxy answers with Ack or Nack of the same nonce and keeps what it had on Nack.
@@ -1055,8 +1071,9 @@ func (x *Destination) GetRoutes() *Routes {
 
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // ADDRESS:PORT
-	Pod           string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`         // "namespace/name", empty if unknown
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`   // ADDRESS:PORT
+	Pod           string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`           // "namespace/name", empty if unknown
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // "namespace/name" of what the pod is one of, empty if unknown
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1101,6 +1118,13 @@ func (x *Endpoint) GetAddress() string {
 func (x *Endpoint) GetPod() string {
 	if x != nil {
 		return x.Pod
+	}
+	return ""
+}
+
+func (x *Endpoint) GetWorkload() string {
+	if x != nil {
+		return x.Workload
 	}
 	return ""
 }
@@ -2485,7 +2509,8 @@ type FromProxy struct {
 	//	*FromProxy_Unsubscribe
 	//	*FromProxy_Ack
 	//	*FromProxy_Nack
-	//	*FromProxy_AccessLog
+	//	*FromProxy_Metrics
+	//	*FromProxy_AccessLogs
 	Message       isFromProxy_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2564,10 +2589,19 @@ func (x *FromProxy) GetNack() *Nack {
 	return nil
 }
 
-func (x *FromProxy) GetAccessLog() *AccessLog {
+func (x *FromProxy) GetMetrics() *Metrics {
 	if x != nil {
-		if x, ok := x.Message.(*FromProxy_AccessLog); ok {
-			return x.AccessLog
+		if x, ok := x.Message.(*FromProxy_Metrics); ok {
+			return x.Metrics
+		}
+	}
+	return nil
+}
+
+func (x *FromProxy) GetAccessLogs() *AccessLogs {
+	if x != nil {
+		if x, ok := x.Message.(*FromProxy_AccessLogs); ok {
+			return x.AccessLogs
 		}
 	}
 	return nil
@@ -2593,8 +2627,12 @@ type FromProxy_Nack struct {
 	Nack *Nack `protobuf:"bytes,4,opt,name=nack,proto3,oneof"`
 }
 
-type FromProxy_AccessLog struct {
-	AccessLog *AccessLog `protobuf:"bytes,5,opt,name=access_log,json=accessLog,proto3,oneof"`
+type FromProxy_Metrics struct {
+	Metrics *Metrics `protobuf:"bytes,6,opt,name=metrics,proto3,oneof"`
+}
+
+type FromProxy_AccessLogs struct {
+	AccessLogs *AccessLogs `protobuf:"bytes,7,opt,name=access_logs,json=accessLogs,proto3,oneof"`
 }
 
 func (*FromProxy_Subscribe) isFromProxy_Message() {}
@@ -2605,7 +2643,9 @@ func (*FromProxy_Ack) isFromProxy_Message() {}
 
 func (*FromProxy_Nack) isFromProxy_Message() {}
 
-func (*FromProxy_AccessLog) isFromProxy_Message() {}
+func (*FromProxy_Metrics) isFromProxy_Message() {}
+
+func (*FromProxy_AccessLogs) isFromProxy_Message() {}
 
 // Subscribe asks for resources, on demand. At the start of a session the proxy
 // repeats all it holds, with versions, and is sent only what differs.
@@ -2793,7 +2833,8 @@ func (x *Nack) GetError() string {
 	return ""
 }
 
-// AccessLog is one connection, or one request, reported when it ended.
+// AccessLog is one connection, or one request, reported when it ended. Times are in
+// nanoseconds.
 type AccessLog struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	StartUnixNanos       int64                  `protobuf:"varint,1,opt,name=start_unix_nanos,json=startUnixNanos,proto3" json:"start_unix_nanos,omitempty"`
@@ -2814,18 +2855,20 @@ type AccessLog struct {
 	DroppedBefore        uint64                 `protobuf:"varint,16,opt,name=dropped_before,json=droppedBefore,proto3" json:"dropped_before,omitempty"`                      // records lost before this one because no agent read them
 	// Of a request, where the connection carries HTTP; a connection without any
 	// request has one record without these.
-	Protocol       string `protobuf:"bytes,17,opt,name=protocol,proto3" json:"protocol,omitempty"` // "HTTP/1.1"; empty: the connection was passed on as it is
-	Method         string `protobuf:"bytes,18,opt,name=method,proto3" json:"method,omitempty"`
-	Path           string `protobuf:"bytes,19,opt,name=path,proto3" json:"path,omitempty"`                                              // without the query
-	Status         uint32 `protobuf:"varint,20,opt,name=status,proto3" json:"status,omitempty"`                                         // of the answer that the client got
-	Route          string `protobuf:"bytes,21,opt,name=route,proto3" json:"route,omitempty"`                                            // "HTTPRoute/namespace/name"
-	Attempts       uint32 `protobuf:"varint,22,opt,name=attempts,proto3" json:"attempts,omitempty"`                                     // requests that were sent upstream
-	FirstByteNanos int64  `protobuf:"varint,23,opt,name=first_byte_nanos,json=firstByteNanos,proto3" json:"first_byte_nanos,omitempty"` // request sent to first byte of the answer
-	GrpcStatus     string `protobuf:"bytes,24,opt,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
-	TraceId        string `protobuf:"bytes,25,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
-	SpanId         string `protobuf:"bytes,26,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	Protocol          string `protobuf:"bytes,17,opt,name=protocol,proto3" json:"protocol,omitempty"` // "HTTP/1.1"; empty: the connection was passed on as it is
+	Method            string `protobuf:"bytes,18,opt,name=method,proto3" json:"method,omitempty"`
+	Path              string `protobuf:"bytes,19,opt,name=path,proto3" json:"path,omitempty"`                                              // without the query
+	Status            uint32 `protobuf:"varint,20,opt,name=status,proto3" json:"status,omitempty"`                                         // of the answer that the client got
+	Route             string `protobuf:"bytes,21,opt,name=route,proto3" json:"route,omitempty"`                                            // "HTTPRoute/namespace/name"
+	Attempts          uint32 `protobuf:"varint,22,opt,name=attempts,proto3" json:"attempts,omitempty"`                                     // requests that were sent upstream
+	FirstByteNanos    int64  `protobuf:"varint,23,opt,name=first_byte_nanos,json=firstByteNanos,proto3" json:"first_byte_nanos,omitempty"` // request sent to first byte of the answer
+	GrpcStatus        string `protobuf:"bytes,24,opt,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
+	TraceId           []byte `protobuf:"bytes,25,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`                                  // 16 bytes; none: the request is of no trace
+	SpanId            []byte `protobuf:"bytes,26,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`                                     // 8 bytes: the caller's span
+	RequestBodyBytes  uint64 `protobuf:"varint,27,opt,name=request_body_bytes,json=requestBodyBytes,proto3" json:"request_body_bytes,omitempty"`    // that were passed on, as framed; no head
+	ResponseBodyBytes uint64 `protobuf:"varint,28,opt,name=response_body_bytes,json=responseBodyBytes,proto3" json:"response_body_bytes,omitempty"` // the same
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *AccessLog) Reset() {
@@ -3026,18 +3069,678 @@ func (x *AccessLog) GetGrpcStatus() string {
 	return ""
 }
 
-func (x *AccessLog) GetTraceId() string {
+func (x *AccessLog) GetTraceId() []byte {
 	if x != nil {
 		return x.TraceId
+	}
+	return nil
+}
+
+func (x *AccessLog) GetSpanId() []byte {
+	if x != nil {
+		return x.SpanId
+	}
+	return nil
+}
+
+func (x *AccessLog) GetRequestBodyBytes() uint64 {
+	if x != nil {
+		return x.RequestBodyBytes
+	}
+	return 0
+}
+
+func (x *AccessLog) GetResponseBodyBytes() uint64 {
+	if x != nil {
+		return x.ResponseBodyBytes
+	}
+	return 0
+}
+
+// AccessLogs are records in the order in which they ended.
+type AccessLogs struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Records       []*AccessLog           `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessLogs) Reset() {
+	*x = AccessLogs{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessLogs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessLogs) ProtoMessage() {}
+
+func (x *AccessLogs) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessLogs.ProtoReflect.Descriptor instead.
+func (*AccessLogs) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *AccessLogs) GetRecords() []*AccessLog {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+// Metrics are what was counted since the message before, and gauges as they are.
+// The agent answers with MetricsAck when it has counted them; until then the proxy
+// sends no other, and in a new session it sends the same again.
+type Metrics struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Number           uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // another for every message of every proxy
+	Traffic          []*Traffic             `protobuf:"bytes,2,rep,name=traffic,proto3" json:"traffic,omitempty"`
+	Open             []*Open                `protobuf:"bytes,3,rep,name=open,proto3" json:"open,omitempty"`           // all that is open
+	Endpoints        []*Endpoints           `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"` // of all destinations that are in use
+	Ejections        []*Ejections           `protobuf:"bytes,5,rep,name=ejections,proto3" json:"ejections,omitempty"`
+	OutboundOverhead *Histogram             `protobuf:"bytes,6,opt,name=outbound_overhead,json=outboundOverhead,proto3" json:"outbound_overhead,omitempty"` // time the proxy itself took, of requests
+	InboundOverhead  *Histogram             `protobuf:"bytes,7,opt,name=inbound_overhead,json=inboundOverhead,proto3" json:"inbound_overhead,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Metrics) Reset() {
+	*x = Metrics{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Metrics) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Metrics) ProtoMessage() {}
+
+func (x *Metrics) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
+func (*Metrics) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Metrics) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Metrics) GetTraffic() []*Traffic {
+	if x != nil {
+		return x.Traffic
+	}
+	return nil
+}
+
+func (x *Metrics) GetOpen() []*Open {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *Metrics) GetEndpoints() []*Endpoints {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *Metrics) GetEjections() []*Ejections {
+	if x != nil {
+		return x.Ejections
+	}
+	return nil
+}
+
+func (x *Metrics) GetOutboundOverhead() *Histogram {
+	if x != nil {
+		return x.OutboundOverhead
+	}
+	return nil
+}
+
+func (x *Metrics) GetInboundOverhead() *Histogram {
+	if x != nil {
+		return x.InboundOverhead
+	}
+	return nil
+}
+
+type MetricsAck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetricsAck) Reset() {
+	*x = MetricsAck{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetricsAck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetricsAck) ProtoMessage() {}
+
+func (x *MetricsAck) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetricsAck.ProtoReflect.Descriptor instead.
+func (*MetricsAck) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *MetricsAck) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+// Peers are both ends of requests or connections, as far as the proxy knows them:
+// one end is always its own pod.
+type Peers struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Direction     AccessLog_Direction    `protobuf:"varint,1,opt,name=direction,proto3,enum=weir.proxy.v1.AccessLog_Direction" json:"direction,omitempty"`
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`   // outbound: "namespace/name"; empty: not a Service
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // outbound: the endpoint's (Endpoint.workload)
+	Client        string                 `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`     // inbound: the caller's address; empty: there were too many of them
+	Other         bool                   `protobuf:"varint,5,opt,name=other,proto3" json:"other,omitempty"`      // there were too many peers: these are the rest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Peers) Reset() {
+	*x = Peers{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Peers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Peers) ProtoMessage() {}
+
+func (x *Peers) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Peers.ProtoReflect.Descriptor instead.
+func (*Peers) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Peers) GetDirection() AccessLog_Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return AccessLog_DIRECTION_UNSPECIFIED
+}
+
+func (x *Peers) GetService() string {
+	if x != nil {
+		return x.Service
 	}
 	return ""
 }
 
-func (x *AccessLog) GetSpanId() string {
+func (x *Peers) GetWorkload() string {
 	if x != nil {
-		return x.SpanId
+		return x.Workload
 	}
 	return ""
+}
+
+func (x *Peers) GetClient() string {
+	if x != nil {
+		return x.Client
+	}
+	return ""
+}
+
+func (x *Peers) GetOther() bool {
+	if x != nil {
+		return x.Other
+	}
+	return false
+}
+
+// Traffic is what was added to the counters of one set of labels.
+type Traffic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         *Peers                 `protobuf:"bytes,1,opt,name=peers,proto3" json:"peers,omitempty"`
+	Protocol      string                 `protobuf:"bytes,2,opt,name=protocol,proto3" json:"protocol,omitempty"` // as AccessLog's; empty: connections that were passed on as they are
+	Route         string                 `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`
+	Status        uint32                 `protobuf:"varint,4,opt,name=status,proto3" json:"status,omitempty"`
+	GrpcStatus    string                 `protobuf:"bytes,5,opt,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Duration      *Histogram             `protobuf:"bytes,7,opt,name=duration,proto3" json:"duration,omitempty"`                     // of requests; its count is theirs
+	SentBytes     uint64                 `protobuf:"varint,8,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"` // of requests: their bodies; else all
+	ReceivedBytes uint64                 `protobuf:"varint,9,opt,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"`
+	Retries       uint64                 `protobuf:"varint,10,opt,name=retries,proto3" json:"retries,omitempty"`
+	Opened        uint64                 `protobuf:"varint,11,opt,name=opened,proto3" json:"opened,omitempty"` // connections
+	Closed        uint64                 `protobuf:"varint,12,opt,name=closed,proto3" json:"closed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Traffic) Reset() {
+	*x = Traffic{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Traffic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Traffic) ProtoMessage() {}
+
+func (x *Traffic) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
+func (*Traffic) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Traffic) GetPeers() *Peers {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Traffic) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Traffic) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *Traffic) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *Traffic) GetGrpcStatus() string {
+	if x != nil {
+		return x.GrpcStatus
+	}
+	return ""
+}
+
+func (x *Traffic) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Traffic) GetDuration() *Histogram {
+	if x != nil {
+		return x.Duration
+	}
+	return nil
+}
+
+func (x *Traffic) GetSentBytes() uint64 {
+	if x != nil {
+		return x.SentBytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetReceivedBytes() uint64 {
+	if x != nil {
+		return x.ReceivedBytes
+	}
+	return 0
+}
+
+func (x *Traffic) GetRetries() uint64 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *Traffic) GetOpened() uint64 {
+	if x != nil {
+		return x.Opened
+	}
+	return 0
+}
+
+func (x *Traffic) GetClosed() uint64 {
+	if x != nil {
+		return x.Closed
+	}
+	return 0
+}
+
+// Open is what has begun and not ended.
+type Open struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         *Peers                 `protobuf:"bytes,1,opt,name=peers,proto3" json:"peers,omitempty"`
+	Requests      uint64                 `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	Connections   uint64                 `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"` // that are passed on as they are
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Open) Reset() {
+	*x = Open{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Open) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Open) ProtoMessage() {}
+
+func (x *Open) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Open.ProtoReflect.Descriptor instead.
+func (*Open) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *Open) GetPeers() *Peers {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Open) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Open) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+type Endpoints struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         *Peers                 `protobuf:"bytes,1,opt,name=peers,proto3" json:"peers,omitempty"`
+	Ready         uint64                 `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`
+	Ejected       uint64                 `protobuf:"varint,3,opt,name=ejected,proto3" json:"ejected,omitempty"` // of those, set aside because they failed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Endpoints) Reset() {
+	*x = Endpoints{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Endpoints) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Endpoints) ProtoMessage() {}
+
+func (x *Endpoints) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
+func (*Endpoints) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *Endpoints) GetPeers() *Peers {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Endpoints) GetReady() uint64 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *Endpoints) GetEjected() uint64 {
+	if x != nil {
+		return x.Ejected
+	}
+	return 0
+}
+
+type Ejections struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         *Peers                 `protobuf:"bytes,1,opt,name=peers,proto3" json:"peers,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ejections) Reset() {
+	*x = Ejections{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ejections) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ejections) ProtoMessage() {}
+
+func (x *Ejections) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ejections.ProtoReflect.Descriptor instead.
+func (*Ejections) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *Ejections) GetPeers() *Peers {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Ejections) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// Histogram has values in two grains: the classic buckets of Weir's metrics, and
+// the native ones of Prometheus with schema 3.
+type Histogram struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sum           float64                `protobuf:"fixed64,1,opt,name=sum,proto3" json:"sum,omitempty"`                                                  // in seconds
+	Classic       []uint64               `protobuf:"varint,2,rep,packed,name=classic,proto3" json:"classic,omitempty"`                                    // not cumulative; the last one is +Inf
+	NativeIndexes []int32                `protobuf:"zigzag32,3,rep,packed,name=native_indexes,json=nativeIndexes,proto3" json:"native_indexes,omitempty"` // of the buckets that are not empty, ascending
+	NativeCounts  []uint64               `protobuf:"varint,4,rep,packed,name=native_counts,json=nativeCounts,proto3" json:"native_counts,omitempty"`
+	Zero          uint64                 `protobuf:"varint,5,opt,name=zero,proto3" json:"zero,omitempty"` // values of 0, which no native bucket has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Histogram) Reset() {
+	*x = Histogram{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Histogram) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Histogram) ProtoMessage() {}
+
+func (x *Histogram) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
+func (*Histogram) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Histogram) GetSum() float64 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
+}
+
+func (x *Histogram) GetClassic() []uint64 {
+	if x != nil {
+		return x.Classic
+	}
+	return nil
+}
+
+func (x *Histogram) GetNativeIndexes() []int32 {
+	if x != nil {
+		return x.NativeIndexes
+	}
+	return nil
+}
+
+func (x *Histogram) GetNativeCounts() []uint64 {
+	if x != nil {
+		return x.NativeCounts
+	}
+	return nil
+}
+
+func (x *Histogram) GetZero() uint64 {
+	if x != nil {
+		return x.Zero
+	}
+	return 0
 }
 
 var File_agent_proxypb_proxy_proto protoreflect.FileDescriptor
@@ -3071,9 +3774,11 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05Stage\x12\x15\n" +
 	"\x11STAGE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tLISTENING\x10\x01\x12\v\n" +
-	"\aSERVING\x10\x02\"E\n" +
+	"\aSERVING\x10\x02\"\x83\x01\n" +
 	"\aToProxy\x12/\n" +
-	"\x06update\x18\x01 \x01(\v2\x15.weir.proxy.v1.UpdateH\x00R\x06updateB\t\n" +
+	"\x06update\x18\x01 \x01(\v2\x15.weir.proxy.v1.UpdateH\x00R\x06update\x12<\n" +
+	"\vmetrics_ack\x18\x02 \x01(\v2\x19.weir.proxy.v1.MetricsAckH\x00R\n" +
+	"metricsAckB\t\n" +
 	"\amessage\"o\n" +
 	"\x06Update\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x125\n" +
@@ -3099,10 +3804,11 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\tendpoints\x18\x02 \x03(\v2\x17.weir.proxy.v1.EndpointR\tendpoints\x123\n" +
 	"\bprotocol\x18\x03 \x01(\x0e2\x17.weir.proxy.v1.ProtocolR\bprotocol\x12-\n" +
 	"\x06policy\x18\x04 \x01(\v2\x15.weir.proxy.v1.PolicyR\x06policy\x12-\n" +
-	"\x06routes\x18\x05 \x01(\v2\x15.weir.proxy.v1.RoutesR\x06routes\"6\n" +
+	"\x06routes\x18\x05 \x01(\v2\x15.weir.proxy.v1.RoutesR\x06routes\"R\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x10\n" +
-	"\x03pod\x18\x02 \x01(\tR\x03pod\"\xe0\x01\n" +
+	"\x03pod\x18\x02 \x01(\tR\x03pod\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\"\xe0\x01\n" +
 	"\x06Routes\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.weir.proxy.v1.Routes.KindR\x04kind\x12.\n" +
 	"\amatches\x18\x02 \x03(\v2\x14.weir.proxy.v1.MatchR\amatches\x12)\n" +
@@ -3243,15 +3949,16 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x03per\x18\x02 \x01(\x03R\x03per\x12\x14\n" +
 	"\x05burst\x18\x03 \x01(\rR\x05burst\x12\x1d\n" +
 	"\n" +
-	"per_client\x18\x04 \x01(\bR\tperClient\"\x9e\x02\n" +
+	"per_client\x18\x04 \x01(\bR\tperClient\"\xdb\x02\n" +
 	"\tFromProxy\x128\n" +
 	"\tsubscribe\x18\x01 \x01(\v2\x18.weir.proxy.v1.SubscribeH\x00R\tsubscribe\x12>\n" +
 	"\vunsubscribe\x18\x02 \x01(\v2\x1a.weir.proxy.v1.UnsubscribeH\x00R\vunsubscribe\x12&\n" +
 	"\x03ack\x18\x03 \x01(\v2\x12.weir.proxy.v1.AckH\x00R\x03ack\x12)\n" +
-	"\x04nack\x18\x04 \x01(\v2\x13.weir.proxy.v1.NackH\x00R\x04nack\x129\n" +
-	"\n" +
-	"access_log\x18\x05 \x01(\v2\x18.weir.proxy.v1.AccessLogH\x00R\taccessLogB\t\n" +
-	"\amessage\"\x8c\x01\n" +
+	"\x04nack\x18\x04 \x01(\v2\x13.weir.proxy.v1.NackH\x00R\x04nack\x122\n" +
+	"\ametrics\x18\x06 \x01(\v2\x16.weir.proxy.v1.MetricsH\x00R\ametrics\x12<\n" +
+	"\vaccess_logs\x18\a \x01(\v2\x19.weir.proxy.v1.AccessLogsH\x00R\n" +
+	"accessLogsB\t\n" +
+	"\amessageJ\x04\b\x05\x10\x06\"\x8c\x01\n" +
 	"\tSubscribe\x12B\n" +
 	"\bversions\x18\x01 \x03(\v2&.weir.proxy.v1.Subscribe.VersionsEntryR\bversions\x1a;\n" +
 	"\rVersionsEntry\x12\x10\n" +
@@ -3263,7 +3970,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\"2\n" +
 	"\x04Nack\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xb9\a\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\x97\b\n" +
 	"\tAccessLog\x12(\n" +
 	"\x10start_unix_nanos\x18\x01 \x01(\x03R\x0estartUnixNanos\x12@\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\".weir.proxy.v1.AccessLog.DirectionR\tdirection\x12%\n" +
@@ -3294,12 +4001,67 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x10first_byte_nanos\x18\x17 \x01(\x03R\x0efirstByteNanos\x12\x1f\n" +
 	"\vgrpc_status\x18\x18 \x01(\tR\n" +
 	"grpcStatus\x12\x19\n" +
-	"\btrace_id\x18\x19 \x01(\tR\atraceId\x12\x17\n" +
-	"\aspan_id\x18\x1a \x01(\tR\x06spanId\"A\n" +
+	"\btrace_id\x18\x19 \x01(\fR\atraceId\x12\x17\n" +
+	"\aspan_id\x18\x1a \x01(\fR\x06spanId\x12,\n" +
+	"\x12request_body_bytes\x18\x1b \x01(\x04R\x10requestBodyBytes\x12.\n" +
+	"\x13response_body_bytes\x18\x1c \x01(\x04R\x11responseBodyBytes\"A\n" +
 	"\tDirection\x12\x19\n" +
 	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bOUTBOUND\x10\x01\x12\v\n" +
-	"\aINBOUND\x10\x02*;\n" +
+	"\aINBOUND\x10\x02\"@\n" +
+	"\n" +
+	"AccessLogs\x122\n" +
+	"\arecords\x18\x01 \x03(\v2\x18.weir.proxy.v1.AccessLogR\arecords\"\xf8\x02\n" +
+	"\aMetrics\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x120\n" +
+	"\atraffic\x18\x02 \x03(\v2\x16.weir.proxy.v1.TrafficR\atraffic\x12'\n" +
+	"\x04open\x18\x03 \x03(\v2\x13.weir.proxy.v1.OpenR\x04open\x126\n" +
+	"\tendpoints\x18\x04 \x03(\v2\x18.weir.proxy.v1.EndpointsR\tendpoints\x126\n" +
+	"\tejections\x18\x05 \x03(\v2\x18.weir.proxy.v1.EjectionsR\tejections\x12E\n" +
+	"\x11outbound_overhead\x18\x06 \x01(\v2\x18.weir.proxy.v1.HistogramR\x10outboundOverhead\x12C\n" +
+	"\x10inbound_overhead\x18\a \x01(\v2\x18.weir.proxy.v1.HistogramR\x0finboundOverhead\"$\n" +
+	"\n" +
+	"MetricsAck\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"\xad\x01\n" +
+	"\x05Peers\x12@\n" +
+	"\tdirection\x18\x01 \x01(\x0e2\".weir.proxy.v1.AccessLog.DirectionR\tdirection\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x1a\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\x12\x16\n" +
+	"\x06client\x18\x04 \x01(\tR\x06client\x12\x14\n" +
+	"\x05other\x18\x05 \x01(\bR\x05other\"\xfe\x02\n" +
+	"\aTraffic\x12*\n" +
+	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x1a\n" +
+	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x14\n" +
+	"\x05route\x18\x03 \x01(\tR\x05route\x12\x16\n" +
+	"\x06status\x18\x04 \x01(\rR\x06status\x12\x1f\n" +
+	"\vgrpc_status\x18\x05 \x01(\tR\n" +
+	"grpcStatus\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x124\n" +
+	"\bduration\x18\a \x01(\v2\x18.weir.proxy.v1.HistogramR\bduration\x12\x1d\n" +
+	"\n" +
+	"sent_bytes\x18\b \x01(\x04R\tsentBytes\x12%\n" +
+	"\x0ereceived_bytes\x18\t \x01(\x04R\rreceivedBytes\x12\x18\n" +
+	"\aretries\x18\n" +
+	" \x01(\x04R\aretries\x12\x16\n" +
+	"\x06opened\x18\v \x01(\x04R\x06opened\x12\x16\n" +
+	"\x06closed\x18\f \x01(\x04R\x06closed\"p\n" +
+	"\x04Open\x12*\n" +
+	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\x04R\brequests\x12 \n" +
+	"\vconnections\x18\x03 \x01(\x04R\vconnections\"g\n" +
+	"\tEndpoints\x12*\n" +
+	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\x04R\x05ready\x12\x18\n" +
+	"\aejected\x18\x03 \x01(\x04R\aejected\"M\n" +
+	"\tEjections\x12*\n" +
+	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x97\x01\n" +
+	"\tHistogram\x12\x10\n" +
+	"\x03sum\x18\x01 \x01(\x01R\x03sum\x12\x18\n" +
+	"\aclassic\x18\x02 \x03(\x04R\aclassic\x12%\n" +
+	"\x0enative_indexes\x18\x03 \x03(\x11R\rnativeIndexes\x12#\n" +
+	"\rnative_counts\x18\x04 \x03(\x04R\fnativeCounts\x12\x12\n" +
+	"\x04zero\x18\x05 \x01(\x04R\x04zero*;\n" +
 	"\bProtocol\x12\x0e\n" +
 	"\n" +
 	"UNDECLARED\x10\x00\x12\n" +
@@ -3323,7 +4085,7 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(Protocol)(0),            // 0: weir.proxy.v1.Protocol
 	(LaunchReply_Stage)(0),   // 1: weir.proxy.v1.LaunchReply.Stage
@@ -3367,66 +4129,90 @@ var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(*Ack)(nil),              // 39: weir.proxy.v1.Ack
 	(*Nack)(nil),             // 40: weir.proxy.v1.Nack
 	(*AccessLog)(nil),        // 41: weir.proxy.v1.AccessLog
-	nil,                      // 42: weir.proxy.v1.Subscribe.VersionsEntry
+	(*AccessLogs)(nil),       // 42: weir.proxy.v1.AccessLogs
+	(*Metrics)(nil),          // 43: weir.proxy.v1.Metrics
+	(*MetricsAck)(nil),       // 44: weir.proxy.v1.MetricsAck
+	(*Peers)(nil),            // 45: weir.proxy.v1.Peers
+	(*Traffic)(nil),          // 46: weir.proxy.v1.Traffic
+	(*Open)(nil),             // 47: weir.proxy.v1.Open
+	(*Endpoints)(nil),        // 48: weir.proxy.v1.Endpoints
+	(*Ejections)(nil),        // 49: weir.proxy.v1.Ejections
+	(*Histogram)(nil),        // 50: weir.proxy.v1.Histogram
+	nil,                      // 51: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	8,  // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
 	1,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
 	8,  // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
 	11, // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
-	12, // 4: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
-	13, // 5: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
-	15, // 6: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
-	14, // 7: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
-	16, // 8: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
-	0,  // 9: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
-	34, // 10: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
-	17, // 11: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
-	2,  // 12: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
-	18, // 13: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
-	22, // 14: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
-	19, // 15: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
-	20, // 16: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
-	21, // 17: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
-	21, // 18: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
-	3,  // 19: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
-	25, // 20: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
-	23, // 21: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
-	33, // 22: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
-	24, // 23: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
-	25, // 24: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
-	16, // 25: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
-	0,  // 26: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
-	34, // 27: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
-	26, // 28: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
-	26, // 29: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
-	28, // 30: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
-	29, // 31: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
-	31, // 32: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
-	32, // 33: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
-	27, // 34: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
-	27, // 35: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
-	30, // 36: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
-	30, // 37: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
-	24, // 38: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
-	4,  // 39: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
-	5,  // 40: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
-	33, // 41: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
-	35, // 42: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
-	37, // 43: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
-	38, // 44: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
-	39, // 45: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
-	40, // 46: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
-	41, // 47: weir.proxy.v1.FromProxy.access_log:type_name -> weir.proxy.v1.AccessLog
-	42, // 48: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	6,  // 49: weir.proxy.v1.AccessLog.direction:type_name -> weir.proxy.v1.AccessLog.Direction
-	10, // 50: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	36, // 51: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	51, // [51:52] is the sub-list for method output_type
-	50, // [50:51] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	44, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
+	12, // 5: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
+	13, // 6: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
+	15, // 7: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
+	14, // 8: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
+	16, // 9: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
+	0,  // 10: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
+	34, // 11: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
+	17, // 12: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
+	2,  // 13: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
+	18, // 14: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
+	22, // 15: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
+	19, // 16: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
+	20, // 17: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
+	21, // 18: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
+	21, // 19: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
+	3,  // 20: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
+	25, // 21: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
+	23, // 22: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
+	33, // 23: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
+	24, // 24: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
+	25, // 25: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
+	16, // 26: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
+	0,  // 27: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
+	34, // 28: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
+	26, // 29: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
+	26, // 30: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
+	28, // 31: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
+	29, // 32: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
+	31, // 33: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
+	32, // 34: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
+	27, // 35: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
+	27, // 36: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
+	30, // 37: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
+	30, // 38: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
+	24, // 39: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
+	4,  // 40: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
+	5,  // 41: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
+	33, // 42: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
+	35, // 43: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
+	37, // 44: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
+	38, // 45: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
+	39, // 46: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
+	40, // 47: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
+	43, // 48: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
+	42, // 49: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
+	51, // 50: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	6,  // 51: weir.proxy.v1.AccessLog.direction:type_name -> weir.proxy.v1.AccessLog.Direction
+	41, // 52: weir.proxy.v1.AccessLogs.records:type_name -> weir.proxy.v1.AccessLog
+	46, // 53: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
+	47, // 54: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
+	48, // 55: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
+	49, // 56: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
+	50, // 57: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
+	50, // 58: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
+	6,  // 59: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.AccessLog.Direction
+	45, // 60: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
+	50, // 61: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
+	45, // 62: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
+	45, // 63: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
+	45, // 64: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
+	10, // 65: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	36, // 66: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	66, // [66:67] is the sub-list for method output_type
+	65, // [65:66] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -3436,6 +4222,7 @@ func file_agent_proxypb_proxy_proto_init() {
 	}
 	file_agent_proxypb_proxy_proto_msgTypes[3].OneofWrappers = []any{
 		(*ToProxy_Update)(nil),
+		(*ToProxy_MetricsAck)(nil),
 	}
 	file_agent_proxypb_proxy_proto_msgTypes[5].OneofWrappers = []any{
 		(*Resource_Proxy)(nil),
@@ -3446,7 +4233,8 @@ func file_agent_proxypb_proxy_proto_init() {
 		(*FromProxy_Unsubscribe)(nil),
 		(*FromProxy_Ack)(nil),
 		(*FromProxy_Nack)(nil),
-		(*FromProxy_AccessLog)(nil),
+		(*FromProxy_Metrics)(nil),
+		(*FromProxy_AccessLogs)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3454,7 +4242,7 @@ func file_agent_proxypb_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   36,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

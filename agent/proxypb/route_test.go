@@ -22,7 +22,7 @@ func whole(t *testing.T, expression string) *route.Regexp {
 }
 
 func TestADestinationIsReadAsItWasWritten(t *testing.T) {
-	endpoints := []route.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.7:8080"), Pod: "shop/back-1"}}
+	endpoints := []route.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.7:8080"), Pod: "shop/back-1", Workload: "shop/back"}}
 	policy := &route.Policy{
 		Name: "shop/back", Balance: route.ConsistentHash, HashOn: route.HashCookie, HashName: "session",
 		SlowStart: time.Second, Affinity: time.Hour, Ejection: route.Ejection{Failures: -1, Base: time.Minute, MaxPercent: 20},

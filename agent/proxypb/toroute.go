@@ -46,7 +46,7 @@ func (r *reader) endpoints(in []*Endpoint) []route.Endpoint {
 			r.fail("endpoint %s cannot be dialled", addr)
 		}
 		// Connections' addresses are compared with these.
-		return route.Endpoint{Addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), Pod: e.GetPod()}
+		return route.Endpoint{Addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), Pod: e.GetPod(), Workload: e.GetWorkload()}
 	})
 }
 

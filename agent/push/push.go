@@ -42,7 +42,7 @@ type Pusher struct {
 	View       View
 	WaitSynced func(context.Context) error // returns when View is complete; nothing is sent before
 	MeshRanges []netip.Prefix              // addresses in here must be asked for, they may be Services
-	AccessLog  func(*launch.Instance, *proxypb.AccessLog)
+	AccessLog  func(*launch.Instance, []*proxypb.AccessLog)
 	Log        *slog.Logger
 
 	mu       sync.Mutex

@@ -104,8 +104,12 @@ func start(t *testing.T) *setup {
 			}
 		},
 		MeshRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
-		AccessLog:  func(_ *launch.Instance, r *proxypb.AccessLog) { s.logs <- r },
-		Log:        slog.New(slog.DiscardHandler),
+		AccessLog: func(_ *launch.Instance, records []*proxypb.AccessLog) {
+			for _, r := range records {
+				s.logs <- r
+			}
+		},
+		Log: slog.New(slog.DiscardHandler),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -318,7 +322,7 @@ func TestAResumedProxyIsSentOnlyWhatDiffers(t *testing.T) {
 func TestAccessLogRecordsReachTheirWriter(t *testing.T) {
 	s := start(t)
 	p := s.stream()
-	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLog{AccessLog: &proxypb.AccessLog{Service: "shop/back"}}})
+	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: &proxypb.AccessLogs{Records: []*proxypb.AccessLog{{Service: "shop/back"}}}}})
 	select {
 	case r := <-s.logs:
 		if r.GetService() != "shop/back" {

@@ -108,8 +108,8 @@ func (s *session) receive() error {
 			return err
 		}
 		switch m := msg.GetMessage().(type) {
-		case *proxypb.FromProxy_AccessLog:
-			s.pusher.AccessLog(s.instance, m.AccessLog)
+		case *proxypb.FromProxy_AccessLogs:
+			s.pusher.AccessLog(s.instance, m.AccessLogs.GetRecords())
 			continue
 		case *proxypb.FromProxy_Subscribe:
 			s.subscribe(m.Subscribe)

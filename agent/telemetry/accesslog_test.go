@@ -17,7 +17,7 @@ var instance = launch.NewInstance(launch.Attachment{PodNamespace: "shop", PodNam
 func line(t *testing.T, r *proxypb.AccessLog) map[string]any {
 	t.Helper()
 	var out bytes.Buffer
-	NewAccessLog(&out).Write(instance, r)
+	NewAccessLog(&out).Write(instance, []*proxypb.AccessLog{r})
 	text, ended := strings.CutSuffix(out.String(), "\n")
 	if !ended || strings.Contains(text, "\n") {
 		t.Fatalf("not one line: %q", out.String())
@@ -46,6 +46,41 @@ func TestAConnectionIsOneLineInTheNamesOfTheDocument(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+}
+
+func TestARequestIsOneLineInTheNamesOfTheDocument(t *testing.T) {
+	got := line(t, &proxypb.AccessLog{
+		Direction: proxypb.AccessLog_INBOUND, Protocol: "HTTP/1.1", Method: "POST", Path: "/cart", Status: 503, Route: "HTTPRoute/shop/back",
+		Attempts: 2, FirstByteNanos: 3_000_000, GrpcStatus: "14", RequestBodyBytes: 10, ResponseBodyBytes: 20,
+		TraceId: []byte("\x0a0123456789abcde"), SpanId: []byte("\xff1234567"),
+	})
+	want := map[string]any{
+		"http.request.method": "POST", "url.path": "/cart", "http.response.status_code": 503.0, "network.protocol.version": "1.1",
+		"weir.route": "HTTPRoute/shop/back", "weir.attempts": 2.0, "weir.time.first_byte": 0.003, "rpc.response.status_code": "14",
+		"http.request.body.size": 10.0, "http.response.body.size": 20.0,
+		"trace_id": "0a303132333435363738396162636465", "span_id": "ff31323334353637",
+	}
+	for key, value := range want {
+		if got[key] != value {
+			t.Errorf("%s: %v, want %v", key, got[key], value)
+		}
+	}
+}
+
+func TestOneWriteHasAllLines(t *testing.T) {
+	var out writes
+	NewAccessLog(&out).Write(instance, []*proxypb.AccessLog{{Service: "a"}, {Service: "b"}, {Service: "c"}})
+	if len(out) != 1 || strings.Count(out[0], "\n") != 3 {
+		t.Errorf("%q", out)
+	}
+}
+
+// writes are what was written, at a time.
+type writes []string
+
+func (w *writes) Write(b []byte) (int, error) {
+	*w = append(*w, string(b))
+	return len(b), nil
 }
 
 func TestAFailureSaysItsReasonAndLostRecordsAreCounted(t *testing.T) {

@@ -1,7 +1,7 @@
 // Package control is the proxy's side of its talk with the agent. It serves
 // proxypb.Control on the inherited control socket, so the agent may come and go:
 // config comes down the session's stream into the Store, what has yet to be asked
-// goes up, and so do access log records.
+// goes up, and so do access log records and metrics.
 //
 // A connection whose first byte is 'L' instead of HTTP/2's 'P' is given copies of
 // the traffic listeners and closed: an agent that was restarted gets its copies
@@ -34,6 +34,7 @@ const peekTimeout = 2 * time.Second
 type Server struct {
 	Store   *Store
 	Records *telemetry.Ring
+	Meter   *telemetry.Meter
 	// Handover writes the listeners to a connection that asked for them.
 	Handover func(fd int) error
 }
@@ -56,7 +57,7 @@ func (s *Server) Serve(ctx context.Context, fd int) error {
 		grpc.MaxConcurrentStreams(8), grpc.ConnectionTimeout(peekTimeout),
 		grpc.WaitForHandlers(true),
 	)
-	proxypb.RegisterControlServer(rpc, &service{store: s.Store, records: s.Records, done: ctx.Done()})
+	proxypb.RegisterControlServer(rpc, &service{store: s.Store, records: s.Records, meter: s.Meter, done: ctx.Done()})
 	agents := &agents{ctx: ctx, addr: l.Addr(), conns: make(chan net.Conn)}
 	served := make(chan error, 1)
 	go serveRPC(rpc, agents, served)

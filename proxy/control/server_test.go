@@ -37,7 +37,8 @@ func serving(t *testing.T) (*Server, string) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	s := &Server{Store: NewStore(), Records: telemetry.NewRing(), Handover: func(fd int) error {
+	store := NewStore()
+	s := &Server{Store: store, Records: telemetry.NewRing(), Meter: telemetry.NewMeter(store.Destinations), Handover: func(fd int) error {
 		_, err := unix.Write(fd, []byte("listeners"))
 		return err
 	}}
@@ -89,12 +90,12 @@ func send(t *testing.T, stream grpc.BidiStreamingClient[proxypb.ToProxy, proxypb
 
 func TestSession(t *testing.T) {
 	s, path := serving(t)
-	s.Records.Put(&proxypb.AccessLog{ClientAddress: "before"}) // survives until somebody comes
+	s.Records.Put(&telemetry.Record{Detail: "before"}) // survives until somebody comes
 	stream := connect(t, path)
 	if got := receiveOne(t, stream).GetSubscribe().GetVersions(); !cmp.Equal(got, map[string]string{"proxy": ""}) {
 		t.Errorf("first %v", got)
 	}
-	if got := receiveOne(t, stream).GetAccessLog().GetClientAddress(); got != "before" {
+	if got := receiveOne(t, stream).GetAccessLogs().GetRecords()[0].GetError(); got != "before" {
 		t.Errorf("record %q", got)
 	}
 	send(t, stream, &proxypb.Update{Nonce: 5, Resources: []*proxypb.Resource{{Name: "proxy", Version: "1"}}})
@@ -134,13 +135,22 @@ func TestSession(t *testing.T) {
 	if _, err := stream.Recv(); status.Code(err) != codes.Aborted {
 		t.Errorf("the first session ends with %v", err)
 	}
-	for range 200 {
-		s.Records.Put(&proxypb.AccessLog{ClientAddress: "after"})
+	if got := receiveOne(t, second).GetMetrics().GetEndpoints(); len(got) != 1 || got[0].GetPeers().GetService() != "shop/back" {
+		t.Errorf("metrics %v", got)
 	}
 	for range 200 {
-		if got := receiveOne(t, second).GetAccessLog().GetClientAddress(); got != "after" {
-			t.Fatalf("record %q", got)
+		s.Records.Put(&telemetry.Record{Detail: "after"})
+	}
+	messages := 0
+	for n := 0; n < 200; messages++ {
+		records := receiveOne(t, second).GetAccessLogs().GetRecords()
+		if len(records) == 0 || records[0].GetError() != "after" {
+			t.Fatalf("records %v", records)
 		}
+		n += len(records)
+	}
+	if messages > 20 {
+		t.Errorf("%d messages for 200 records", messages)
 	}
 	_ = second.CloseSend()
 	if _, err := second.Recv(); !errors.Is(err, io.EOF) && status.Code(err) != codes.Unknown {

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -17,6 +18,7 @@ type service struct {
 	proxypb.UnimplementedControlServer
 	store   *Store
 	records *telemetry.Ring
+	meter   *telemetry.Meter
 	done    <-chan struct{} // closed when the server ends
 
 	mu    sync.Mutex
@@ -49,6 +51,13 @@ func (s *service) Session(stream stream) error {
 	if err := current.subscribe(first); err != nil {
 		return err
 	}
+	if err := current.measure(s.meter.Resume()); err != nil {
+		return err
+	}
+	pause, due := newTimer(), newTimer() // for records, for metrics
+	defer pause.Stop()
+	defer due.Stop()
+	ready, measured := s.records.Ready(), s.meter.Ready()
 	for {
 		// One goroutine applies, answers and asks, so an Ack is always ahead of
 		// anything that was asked after its update.
@@ -57,15 +66,29 @@ func (s *service) Session(stream stream) error {
 		case <-current.newer:
 			return status.Error(codes.Aborted, errSuperseded.Error())
 		case <-s.done:
-			return current.report()
+			return current.end()
 		case err = <-broken:
 			return err
 		case msg := <-messages:
 			err = current.answer(msg)
 		case <-s.store.dirty:
 			err = current.ask()
-		case <-s.records.Ready():
-			err = current.report()
+		case <-ready:
+			ready, err = nil, current.report()
+			pause.Reset(gather)
+		case <-pause.C:
+			// What came meanwhile goes together, and if nothing did the ring learns that
+			// it is idle.
+			if ready = s.records.Ready(); s.records.Idle() {
+				continue
+			}
+			ready, err = nil, current.report()
+			pause.Reset(gather)
+		case <-measured:
+			measured = nil
+			due.Reset(measureEvery)
+		case <-due.C:
+			measured, err = s.meter.Ready(), current.measure(s.meter.Take())
 		}
 		if err != nil {
 			return err
@@ -104,6 +127,10 @@ func receive(ctx context.Context, stream stream, messages chan<- *proxypb.ToProx
 
 // answer applies an update and says whether it was taken.
 func (s *session) answer(msg *proxypb.ToProxy) error {
+	if ack := msg.GetMetricsAck(); ack != nil {
+		s.meter.Acknowledged(ack.GetNumber())
+		return nil
+	}
 	u := msg.GetUpdate()
 	if u == nil {
 		return nil // something of an agent newer than this proxy
@@ -113,6 +140,7 @@ func (s *session) answer(msg *proxypb.ToProxy) error {
 			Nack: &proxypb.Nack{Nonce: u.GetNonce(), Error: err.Error()},
 		}})
 	}
+	s.meter.Refresh()
 	return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Ack{
 		Ack: &proxypb.Ack{Nonce: u.GetNonce()},
 	}})
@@ -136,21 +164,49 @@ func (s *session) subscribe(m *proxypb.Subscribe) error {
 	return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Subscribe{Subscribe: m}})
 }
 
-// recordsAtOnce bounds how long access log records keep an update waiting.
-const recordsAtOnce = 64
+const (
+	// gather is how long records wait for each other, after those that were sent
+	// last.
+	gather = 20 * time.Millisecond
+	// measureEvery is how long counts wait for each other.
+	measureEvery = 5 * time.Second
+)
 
-// report sends access log records.
+// newTimer returns one that is not running.
+func newTimer() *time.Timer {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return t
+}
+
+// report sends access log records, as many as there are now. A batch is small, so
+// that it keeps no update waiting for long.
 func (s *session) report() error {
-	for range recordsAtOnce {
-		record := s.records.Take()
-		if record == nil {
+	for range telemetry.Limit / telemetry.Batch {
+		records := s.records.Take()
+		if records == nil {
 			return nil
 		}
-		if err := s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLog{AccessLog: record}}); err != nil {
-			s.records.Return(record)
+		if err := s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: s.records.Message(records)}}); err != nil {
+			s.records.Return(records)
 			return err
 		}
 	}
-	s.records.Wake() // there may be more
 	return nil
+}
+
+// measure sends metrics, if there are any.
+func (s *session) measure(m *proxypb.Metrics) error {
+	if m == nil {
+		return nil
+	}
+	return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Metrics{Metrics: m}})
+}
+
+// end sends what is left to say.
+func (s *session) end() error {
+	if err := s.report(); err != nil {
+		return err
+	}
+	return s.measure(s.meter.Last())
 }

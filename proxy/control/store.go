@@ -142,6 +142,19 @@ func (s *Store) Destination(ctx context.Context, addr netip.AddrPort) (route.Des
 	return route.Destination{}, nil
 }
 
+// Destinations are those held that the agent has answered.
+func (s *Store) Destinations() []route.Destination {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []route.Destination
+	for _, h := range s.destinations {
+		if h.version != "" {
+			out = append(out, h.value)
+		}
+	}
+	return out
+}
+
 // wait returns nil when done is closed in time.
 func wait(ctx context.Context, done <-chan struct{}, limit time.Duration) error {
 	timer := time.NewTimer(limit)

@@ -201,7 +201,7 @@ func (h *http1Conn) refuse(err error) (bool, error) {
 		return false, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
 	h.record = newRecord(h.accepted)
-	h.record.begin(time.Now(), 1, "", "")
+	h.record.begin(time.Now(), 1, nil, nil)
 	failure := &reason.Error{Reason: reason.BadRequest, Err: err}
 	h.record.fail(failure)
 	h.last, h.request = true, http1.Head{Minor: 1}
@@ -241,7 +241,7 @@ func (h *http1Conn) begin() {
 	h.up, h.upload, h.answered, h.last = nil, nil, false, h.request.Close
 	path, _ := h.request.Path()
 	h.record = newRecord(h.accepted)
-	h.record.begin(time.Now(), h.request.Minor, string(h.method), string(path))
+	h.record.begin(time.Now(), h.request.Minor, h.method, path)
 }
 
 // take finds out how much of the request is there.
@@ -360,6 +360,7 @@ func (h *http1Conn) send(up *httpUpstream) error {
 	}
 	n, err := up.Write(taken)
 	h.record.sent(uint64(n))
+	h.record.requestBody(h.taken - len(h.request.Raw()))
 	if err != nil {
 		return up.failed(err)
 	}
@@ -483,6 +484,7 @@ func (h *http1Conn) passOn(up *httpUpstream) error {
 		if err != nil {
 			return &reason.Error{Reason: reason.ClientGone, Err: err}
 		}
+		h.record.responseBody(n)
 		up.skip(head + n)
 		if body.Done() {
 			return nil
@@ -551,6 +553,7 @@ func (h *http1Conn) answer(a *answer) {
 	h.last = h.last || !h.body.Done() || h.upload != nil || h.draining.Load()
 	h.answered = true
 	h.record.answered(a.status)
+	h.record.responseBody(len(a.body))
 	h.out = a.appendHTTP1(h.out[:0], h.request.Minor, string(h.method) == "HEAD", h.last)
 	n, err := h.client.Write(h.out)
 	h.record.received(uint64(n))
@@ -567,6 +570,9 @@ func (h *http1Conn) finish() {
 	if h.upload != nil && !h.upload.complete {
 		h.last = true
 		h.discard()
+	}
+	if h.upload != nil {
+		h.record.uploaded(h.upload.moved)
 	}
 	h.giveBack()
 	h.client.skip(h.taken)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ import (
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/telemetry"
 )
 
 // serving is an application that speaks HTTP.
@@ -852,5 +854,130 @@ func TestAMirrorGetsACopyAndCostsNothing(t *testing.T) {
 	client.Close()
 	if len(copies) > 0 {
 		t.Errorf("one copy too many: %q", <-copies)
+	}
+}
+
+// TestWhatIsKnownOfATraceIsRecordedAndTold: W3C's way passes as it is, B3's is told
+// in W3C's way, too, and no trace is begun.
+func TestWhatIsKnownOfATraceIsRecordedAndTold(t *testing.T) {
+	app := serving(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Header["Traceparent"], r.Header["B3"]) })
+	const id, span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+	b := newBench(t, behind(app))
+	client := b.conn(t, listen.Outbound, vip)
+	r := bufio.NewReader(client)
+	for _, test := range []struct{ fields, want string }{
+		{"", "[] []"},
+		{"traceparent: 00-" + id + "-" + span + "-01\r\n", "[00-" + id + "-" + span + "-01] []"},
+		{"b3: " + id + "-" + span + "-1\r\n", "[00-" + id + "-" + span + "-01] [" + id + "-" + span + "-1]"},
+		{"traceparent: no\r\nX-B3-TraceId: " + id + "\r\nX-B3-SpanId: " + span + "\r\n", "[00-" + id + "-" + span + "-00] []"},
+	} {
+		if _, body := say(t, client, r, strings.Replace(hello, "\r\n\r\n", "\r\n"+test.fields+"\r\n", 1), "GET"); body != test.want {
+			t.Errorf("with %q the application sees %s", test.fields, body)
+		}
+	}
+	client.Close()
+	records := b.ended(t)
+	for i, want := range []string{"", id + span, id + span, id + span} {
+		if got := hex.EncodeToString(records[i].GetTraceId()) + hex.EncodeToString(records[i].GetSpanId()); got != want {
+			t.Errorf("record %d is of %q", i, got)
+		}
+	}
+}
+
+func TestBodiesAreCountedWithoutHeads(t *testing.T) {
+	app := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, strings.Repeat("a", 3000))
+	})
+	b := newBench(t, behind(app))
+	client := b.conn(t, listen.Outbound, vip)
+	r := bufio.NewReader(client)
+	const head = "POST / HTTP/1.1\r\nHost: back\r\nContent-Length: 5\r\n\r\n"
+	say(t, client, r, head+"12345", "POST")
+	const largeHead = "POST / HTTP/1.1\r\nHost: back\r\nContent-Length: 100000\r\n\r\n"
+	say(t, client, r, largeHead+strings.Repeat("b", 100_000), "POST")
+	say(t, client, r, hello, "GET")
+	client.Close()
+	records := b.ended(t)
+	for i, want := range []uint64{5, 100_000, 0} {
+		if got := records[i]; got.GetRequestBodyBytes() != want || got.GetResponseBodyBytes() < 3000 || got.GetReceivedBytes() <= got.GetResponseBodyBytes() {
+			t.Errorf("record %d: request body %d, want %d; response body %d of %d", i, got.GetRequestBodyBytes(), want, got.GetResponseBodyBytes(), got.GetReceivedBytes())
+		}
+	}
+	if got, want := records[1].GetSentBytes(), uint64(len(largeHead)+100_000); got != want {
+		t.Errorf("%d bytes sent, want %d", got, want)
+	}
+}
+
+// TestTheProxysOwnTimeIsWithoutTheApplications: slow applications are not the
+// proxy's fault.
+func TestTheProxysOwnTimeIsWithoutTheApplications(t *testing.T) {
+	const slow = 300 * time.Millisecond
+	app := serving(t, func(http.ResponseWriter, *http.Request) { time.Sleep(slow) })
+	b := newBench(t, behind(app))
+	var overhead, total time.Duration
+	log := b.Log
+	b.Log = func(r *telemetry.Record) {
+		overhead, total = r.Overhead, r.Total
+		log(r)
+	}
+	client := b.conn(t, listen.Outbound, vip)
+	say(t, client, bufio.NewReader(client), hello, "GET")
+	client.Close()
+	b.ended(t)
+	if overhead <= 0 || overhead > slow/2 || total < slow {
+		t.Errorf("the proxy's own time is %s of %s", overhead, total)
+	}
+}
+
+// TestWhatGoesOnIsCountedUntilItEnds: requests while the application thinks, other
+// connections while they are open.
+func TestWhatGoesOnIsCountedUntilItEnds(t *testing.T) {
+	meter := telemetry.NewMeter(func() []route.Destination { return nil })
+	open := func() string {
+		meter.Refresh()
+		out := ""
+		for _, o := range meter.Last().GetOpen() {
+			out += fmt.Sprintf("%d requests, %d connections to %s ", o.GetRequests(), o.GetConnections(), o.GetPeers().GetService())
+		}
+		return out
+	}
+	during := make(chan string, 1)
+	app := serving(t, func(http.ResponseWriter, *http.Request) { during <- open() })
+	config := behind(closedPort(t), app)
+	config.destination.Protocol = route.Undeclared
+	b := newBench(t, config)
+	b.Begun = meter.Begin
+	log := b.Log
+	b.Log = func(r *telemetry.Record) {
+		meter.End(r)
+		log(r)
+	}
+	client := b.conn(t, listen.Outbound, vip)
+	r := bufio.NewReader(client)
+	for range 3 {
+		say(t, client, r, hello, "GET")
+		if got := <-during; got != "1 requests, 0 connections to shop/back " {
+			t.Errorf("during a request: %q", got)
+		}
+	}
+	client.Close()
+	b.ended(t)
+
+	echo := echoing(t)
+	other := b.conn(t, listen.Inbound, echo)
+	if _, err := other.Write([]byte("\x00\x00")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(other, make([]byte, 2)); err != nil {
+		t.Fatal(err)
+	}
+	if got := open(); got != "0 requests, 1 connections to  " {
+		t.Errorf("with an open connection: %q", got)
+	}
+	other.Close()
+	b.ended(t)
+	if got := open(); got != "" {
+		t.Errorf("in the end: %q", got)
 	}
 }

@@ -93,7 +93,7 @@ func (h *http2Conn) dialOwn(first *atomic.Pointer[upstream.Conn]) func(context.C
 func (h *http2Conn) refused(err error) {
 	h.requests++
 	r := newRecord(h.accepted)
-	r.begin(time.Now(), 2, "", "")
+	r.begin(time.Now(), 2, nil, nil)
 	r.fail(&reason.Error{Reason: reason.BadRequest, Err: err})
 	for _, entry := range r.entries(time.Now()) {
 		h.Log(entry)
@@ -112,7 +112,7 @@ func (h *http2Conn) handle(t *http2.Turn, s *http2.Stream) {
 	h.requests++
 	e := &http2Exchange{conn: h, stream: s, request: http2Request{stream: s}, record: newRecord(h.accepted)}
 	s.Observer = e
-	e.record.begin(time.Now(), 2, e.request.pseudo(":method"), strings.Clone(string(e.request.RawPath())))
+	e.record.begin(time.Now(), 2, e.request.Method(), e.request.RawPath())
 	e.grpc = strings.HasPrefix(e.request.pseudo("content-type"), "application/grpc")
 	d, err := h.destination(done, h.accepted)
 	if err == nil {
@@ -289,9 +289,7 @@ func (e *http2Exchange) Done(_ *http2.Stream, o http2.Outcome) {
 	}
 	e.picked.done(balance.Unknown)
 	e.plan.leave(e.conn.Server)
-	e.record.sent(o.Received)
-	e.record.received(o.Sent)
-	e.record.grpc(o.GRPCStatus)
+	e.record.ended(o)
 	if o.Status > 0 {
 		e.record.answered(o.Status)
 	}

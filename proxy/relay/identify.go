@@ -68,7 +68,7 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 			return 0, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 		}
 		first.picked, first.shared = picked, !own(c, d)
-		first.took = time.Duration(r.entry.GetConnectNanos())
+		first.took = r.entry.Connect
 	}
 	return s.serveHTTP1(ctx, c, client, first)
 }

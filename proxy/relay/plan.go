@@ -77,6 +77,7 @@ func twice(d route.Destination) bool {
 // make decides. The error is a *reason.Error.
 func (p *plan) make(s *Server, c listen.Conn, d route.Destination, m message, r *record) error {
 	*p = plan{}
+	r.of(s, m)
 	now := time.Now()
 	r.decided(now, d)
 	p.direct, p.backend = own(c, d), d.Backend()

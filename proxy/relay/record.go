@@ -4,38 +4,32 @@ import (
 	"errors"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
-	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/http2"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/telemetry"
+	"github.com/weirmesh/weir/proxy/trace"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
 
-// record collects what the access log says of one connection, or one request.
+// record collects what is known of one connection, or one request.
 type record struct {
-	accepted  time.Time
+	entry     telemetry.Record
+	server    *Server   // of a request whose plan is made
+	accepted  time.Time // or read
 	decision  time.Time // zero: none was made
-	entry     *proxypb.AccessLog
 	endpoint  route.Endpoint
 	handedOff bool      // to the inbound side of this very pod
 	began     time.Time // of the attempt
+	answer    time.Time // its first byte; zero: not there yet, or passed on
+	out       [2]*telemetry.Record
 }
 
 func newRecord(c listen.Conn) *record {
-	direction := proxypb.AccessLog_OUTBOUND
-	if c.Direction == listen.Inbound {
-		direction = proxypb.AccessLog_INBOUND
-	}
 	return &record{
 		accepted: c.Accepted,
-		entry: &proxypb.AccessLog{
-			StartUnixNanos: c.Accepted.UnixNano(),
-			Direction:      direction,
-			ClientAddress:  c.Peer.String(),
-			ServerAddress:  c.Original.String(),
-		},
+		entry:    telemetry.Record{Start: c.Accepted, Direction: c.Direction, Client: c.Peer, Server: c.Original},
 	}
 }
 
@@ -43,87 +37,157 @@ func newRecord(c listen.Conn) *record {
 var protocols = [...]string{"HTTP/1.0", "HTTP/1.1", "HTTP/2"}
 
 // begin makes it the record of a request, which was read now.
-func (r *record) begin(now time.Time, version int, method, path string) {
-	r.accepted = now
-	r.entry.StartUnixNanos = now.UnixNano()
+func (r *record) begin(now time.Time, version int, method, path []byte) {
+	r.accepted, r.entry.Start = now, now
 	r.entry.Protocol = protocols[version]
-	r.entry.Method, r.entry.Path = method, path
+	r.entry.Method, r.entry.Path = methodName(method), string(path)
+}
+
+// methodName is a method as text; that of the usual ones is nobody's.
+func methodName(method []byte) string {
+	switch string(method) {
+	case "GET":
+		return "GET"
+	case "POST":
+		return "POST"
+	case "PUT":
+		return "PUT"
+	case "HEAD":
+		return "HEAD"
+	case "DELETE":
+		return "DELETE"
+	case "PATCH":
+		return "PATCH"
+	case "OPTIONS":
+		return "OPTIONS"
+	}
+	return string(method)
+}
+
+// of reads which trace the request is of. Where its sender speaks B3 alone,
+// everybody behind us is told in W3C's way, too.
+func (r *record) of(s *Server, m message) {
+	r.server = s
+	c := trace.Of(m)
+	r.entry.SetTrace(c)
+	if c.Known() && !c.W3C {
+		change := route.HeaderChange{Set: []route.Header{{Name: trace.Header, Value: c.Traceparent()}}}
+		change.Apply(m)
+	}
 }
 
 func (r *record) decided(now time.Time, d route.Destination) {
 	r.decision = now
-	r.entry.RouteNanos = now.Sub(r.accepted).Nanoseconds()
+	r.entry.Route = now.Sub(r.accepted)
 	r.entry.Service = d.Service
 }
 
 // routed notes the route that governs.
-func (r *record) routed(name string) { r.entry.Route = name }
+func (r *record) routed(name string) { r.entry.RouteName = name }
 
 // attempt notes the endpoint that is dialled; own: it is of this very pod.
 func (r *record) attempt(e route.Endpoint, own bool) {
 	r.endpoint, r.handedOff = e, own
-	r.entry.UpstreamAddress = e.Addr.String()
-	r.entry.UpstreamPod = e.Pod
+	r.entry.Upstream, r.entry.Pod, r.entry.Workload = e.Addr, e.Pod, e.Workload
+	if r.server != nil {
+		r.begun(r.server)
+	}
+}
+
+// begun says that it goes to its endpoint.
+func (r *record) begun(s *Server) {
+	if s.Begun != nil {
+		s.Begun(&r.entry)
+	}
 }
 
 func (r *record) connected(took time.Duration, up *upstream.Conn) {
-	r.entry.ConnectNanos += took.Nanoseconds()
-	r.entry.UpstreamLocalAddress = up.Local.String()
+	r.entry.Connect += took
+	r.entry.UpstreamLocal = up.Local
 }
 
 // use notes the connection that a request is sent on; own: it leads to this very
 // pod.
 func (r *record) use(up *httpUpstream, own bool) {
 	r.attempt(up.endpoint, own)
-	r.entry.UpstreamLocalAddress = up.dialled.Local.String()
+	r.entry.UpstreamLocal = up.dialled.Local
 	r.entry.Attempts++
-	r.entry.ConnectNanos += up.took.Nanoseconds()
-	r.began = time.Now()
+	r.entry.Connect += up.took
+	r.began, r.answer = time.Now(), time.Time{}
+	if r.entry.Attempts == 1 {
+		r.entry.Overhead = max(r.began.Sub(r.accepted)-r.entry.Connect, 0)
+	}
 }
 
 // send notes the endpoint that a stream is opened at.
 func (r *record) send(e route.Endpoint, own bool) {
 	r.attempt(e, own)
 	r.entry.Attempts++
-	r.began = time.Now()
+	r.began, r.answer = time.Now(), time.Time{}
+	if r.entry.Attempts == 1 {
+		r.entry.Overhead = max(r.began.Sub(r.accepted), 0)
+	}
 }
 
-func (r *record) grpc(status string) { r.entry.GrpcStatus = status }
-
+// firstByte notes when an answer begins; informational ones are followed by
+// another.
 func (r *record) firstByte(now time.Time) {
-	r.entry.FirstByteNanos = now.Sub(r.began).Nanoseconds()
+	r.answer = now
+	r.entry.FirstByte = now.Sub(r.began)
 }
 
-func (r *record) answered(status int) { r.entry.Status = uint32(status) }
+func (r *record) answered(status int) { r.entry.Status = uint16(status) }
 
-func (r *record) sent(n uint64)     { r.entry.SentBytes += n }
-func (r *record) received(n uint64) { r.entry.ReceivedBytes += n }
+func (r *record) sent(n uint64) { r.entry.Sent += n }
+
+// received notes that bytes were passed on to the client.
+func (r *record) received(n uint64) {
+	r.entry.Received += n
+	if !r.answer.IsZero() {
+		r.entry.Overhead += time.Since(r.answer)
+		r.answer = time.Time{}
+	}
+}
+
+// requestBody notes how much of a request's body was there when it was sent; of
+// another attempt it is the same again.
+func (r *record) requestBody(n int) { r.entry.RequestBody = uint64(n) }
+func (r *record) uploaded(n uint64) {
+	r.entry.Sent, r.entry.RequestBody = r.entry.Sent+n, r.entry.RequestBody+n
+}
+func (r *record) responseBody(n int) { r.entry.ResponseBody += uint64(n) }
+
+// ended notes what a stream carried. Heads are compressed: their bytes are nobody's.
+func (r *record) ended(o http2.Outcome) {
+	r.entry.Sent, r.entry.RequestBody = o.Received, o.Received
+	r.entry.Received, r.entry.ResponseBody = o.Sent, o.Sent
+	r.entry.GRPCStatus = o.GRPCStatus
+}
 
 func (r *record) fail(err error) {
 	var e *reason.Error
 	if !errors.As(err, &e) {
 		e = &reason.Error{Reason: reason.ConnectFailed, Err: err}
 	}
-	r.entry.Reason = e.Reason.String()
-	r.entry.Error = e.Reason.Words()
+	r.entry.Reason, r.entry.Detail = e.Reason, e.Reason.Words()
 	if e.Err != nil {
-		r.entry.Error = e.Err.Error()
+		r.entry.Detail = e.Err.Error()
 	}
-	if !r.decision.IsZero() && r.entry.GetConnectNanos() == 0 && r.entry.GetUpstreamAddress() != "" {
-		r.entry.ConnectNanos = time.Since(r.decision).Nanoseconds()
+	if !r.decision.IsZero() && r.entry.Connect == 0 && r.entry.Upstream.IsValid() {
+		r.entry.Connect = time.Since(r.decision)
 	}
 }
 
-// entries are the records of a connection that ended now: its own, and the
-// inbound one if it was handed over.
-func (r *record) entries(now time.Time) []*proxypb.AccessLog {
-	r.entry.TotalNanos = now.Sub(r.accepted).Nanoseconds()
-	out := []*proxypb.AccessLog{r.entry}
+// entries are the records of what ended now: its own, and the inbound one if it was
+// handed over.
+func (r *record) entries(now time.Time) []*telemetry.Record {
+	r.entry.Total = now.Sub(r.accepted)
+	if r.entry.Protocol != "" && r.entry.Attempts == 0 {
+		r.entry.Overhead = max(r.entry.Total-r.entry.Connect, 0) // nobody else was asked
+	}
+	out := append(r.out[:0], &r.entry)
 	if r.handedOff {
-		inbound := proto.CloneOf(r.entry)
-		inbound.Direction = proxypb.AccessLog_INBOUND
-		inbound.ServerAddress = r.entry.GetUpstreamAddress()
-		out = append(out, inbound)
+		out = append(out, r.entry.Inbound())
 	}
 	return out
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/telemetry"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -52,10 +53,10 @@ type bench struct {
 func newBench(t *testing.T, config *fakeConfig) *bench {
 	b := &bench{}
 	b.Config = config
-	b.Log = func(r *proxypb.AccessLog) {
+	b.Log = func(r *telemetry.Record) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.records = append(b.records, r)
+		b.records = append(b.records, r.AccessLog())
 	}
 	t.Cleanup(b.pipes.close)
 	return b

@@ -24,11 +24,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/telemetry"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
 
@@ -49,13 +49,19 @@ type Config interface {
 	Destination(context.Context, netip.AddrPort) (route.Destination, error)
 }
 
-// Server relays connections. Config and Log are needed.
+// Server relays connections. Config and Log are needed. The functions may not keep
+// the record, which is its request's.
 type Server struct {
-	Config         Config
-	Log            func(*proxypb.AccessLog)
-	Drain          time.Duration // how long connections may go on once Serve is to end
-	MaxConnections int           // at a time, more are reset; 0: no limit
-	KeepClient     bool          // the application sees its callers' addresses
+	Config Config
+	// Begun is told of each request, and each connection that is passed on as it is,
+	// that goes to an endpoint, and again when it goes to another one; nil: nobody is.
+	Begun func(*telemetry.Record)
+	// Log is told of each that has ended.
+	Log            func(*telemetry.Record)
+	Ejected        func(backend *route.Backend, addr netip.AddrPort, how time.Duration) // of the Balancer; may be nil
+	Drain          time.Duration                                                        // how long connections may go on once Serve is to end
+	MaxConnections int                                                                  // at a time, more are reset; 0: no limit
+	KeepClient     bool                                                                 // the application sees its callers' addresses
 
 	dialer   upstream.Dialer
 	balancer balance.Balancer
@@ -83,6 +89,7 @@ type carrier interface {
 // them, lets open connections end for at most Drain, resets the rest and returns.
 // An error of a listener ends it in the same way and is returned.
 func (s *Server) Serve(ctx context.Context, listeners []*listen.Listener) error {
+	s.balancer.Ejected = s.Ejected
 	defer s.pipes.close()
 	defer s.pool.Close()
 	defer s.streams.close()
@@ -205,6 +212,7 @@ func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route
 	}
 	defer picked.done(balance.Unknown)
 	defer up.Close()
+	r.begun(s)
 	if err := up.SetKeepAliveConfig(upstream.KeepAlive); err != nil {
 		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 	}

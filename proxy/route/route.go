@@ -30,8 +30,9 @@ func (d Destination) Backend() Backend {
 
 // Endpoint is one ready pod behind a Service port.
 type Endpoint struct {
-	Addr netip.AddrPort
-	Pod  string // "namespace/name", empty if unknown
+	Addr     netip.AddrPort
+	Pod      string // "namespace/name", empty if unknown
+	Workload string // "namespace/name" of what the pod is one of, empty if unknown
 }
 
 // Protocol is what a port is declared to carry, by its appProtocol or its name.

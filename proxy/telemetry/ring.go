@@ -1,47 +1,82 @@
 // Package telemetry holds what the proxy reports until an agent reads it: records
-// of connections go in where they end, and the session with the agent takes them
-// out. It is bounded; while no agent reads, the oldest records give way and are
-// counted. It computes no metrics and writes no file: the agent does.
+// of requests and connections go in where they end, and the session with the agent
+// takes them out (Ring); and what is counted of them (Meter). Both are bounded:
+// while no agent reads, the oldest records give way and are counted, and counts are
+// added to each other. It writes no file and serves no metrics: the agent does.
 package telemetry
 
 import (
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/weirmesh/weir/agent/proxypb"
 )
 
-// Limit is how many records are kept, a few hundred bytes each.
-const Limit = 1024
+const (
+	// Limit is how many records are kept, of some 400 bytes each.
+	Limit = 1024
+	// Batch is how many of them are sent at once.
+	Batch = 128
+)
 
-// Ring is a queue of access log records. Make it with NewRing.
+// smallest is how many records there is room for at first.
+const smallest = 16
+
+// Ring is a queue of records. Make it with NewRing.
 type Ring struct {
 	ready chan struct{}
 
 	mu      sync.Mutex
-	records []*proxypb.AccessLog // oldest first, from head on
-	head    int
+	records []Record // a circle; a power of two
+	head, n int      // the oldest, and how many there are
+	lost    uint64   // that gave way before the oldest
+
+	texting sync.Mutex // of text; taken after mu
+	text    addresses
 }
 
 // NewRing returns an empty one.
 func NewRing() *Ring { return &Ring{ready: make(chan struct{}, 1)} }
 
-// Put takes a record over.
-func (r *Ring) Put(record *proxypb.AccessLog) {
+// Put takes a copy of a record.
+func (r *Ring) Put(record *Record) {
 	r.mu.Lock()
-	if len(r.records)-r.head >= Limit {
-		lost := r.pop()
-		r.records[r.head].DroppedBefore += lost.GetDroppedBefore() + 1
+	if r.n == Limit {
+		r.dropOldest()
 	}
-	if r.head > 0 && len(r.records) == cap(r.records) {
-		n := copy(r.records, r.records[r.head:])
-		clear(r.records[n:])
-		r.records, r.head = r.records[:n], 0
-	}
-	r.records = append(r.records, record)
+	r.reserve(1)
+	at := &r.records[r.at(r.n)]
+	*at = *record
+	at.open = nil
+	r.n++
 	r.mu.Unlock()
 	r.Wake()
+}
+
+// at is the place of the i-th oldest.
+func (r *Ring) at(i int) int { return (r.head + i) & (len(r.records) - 1) }
+
+// reserve makes room for n more, as far as the limit allows.
+func (r *Ring) reserve(n int) {
+	size := max(len(r.records), smallest)
+	for size < r.n+n {
+		size *= 2
+	}
+	if size == len(r.records) {
+		return
+	}
+	larger := make([]Record, size)
+	for i := range r.n {
+		larger[i] = r.records[r.at(i)]
+	}
+	r.records, r.head = larger, 0
+}
+
+func (r *Ring) dropOldest() {
+	r.lost++
+	r.records[r.head] = Record{}
+	r.head = r.at(1)
+	r.n--
 }
 
 // Wake makes Ready have a value.
@@ -52,47 +87,73 @@ func (r *Ring) Wake() {
 	}
 }
 
-// Take returns the oldest record, or nil.
-func (r *Ring) Take() *proxypb.AccessLog {
+// Idle reports whether there is no record; then the ring holds no memory any more.
+func (r *Ring) Idle() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.head == len(r.records) {
+	if r.n > 0 {
+		return false
+	}
+	r.records, r.head = nil, 0
+	r.texting.Lock()
+	r.text = addresses{}
+	r.texting.Unlock()
+	return true
+}
+
+// Take returns the oldest records, up to Batch of them; none if there are none.
+func (r *Ring) Take() []Record {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.n == 0 {
 		return nil
 	}
-	record := r.pop()
-	if r.head == len(r.records) {
-		r.records, r.head = nil, 0 // an idle proxy keeps no memory for this
+	out := make([]Record, min(r.n, Batch))
+	for i := range out {
+		at := &r.records[r.at(i)]
+		out[i] = *at
+		*at = Record{}
 	}
-	return record
+	out[0].lost, r.lost = r.lost, 0
+	r.head = r.at(len(out))
+	r.n -= len(out)
+	return out
 }
 
-// Return puts back a record that could not be delivered.
-func (r *Ring) Return(record *proxypb.AccessLog) {
+// Return puts back what Take returned last, and could not be delivered.
+func (r *Ring) Return(records []Record) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	switch {
-	case len(r.records)-r.head >= Limit:
-		r.records[r.head].DroppedBefore += record.GetDroppedBefore() + 1
-	case r.head > 0:
-		r.head--
-		r.records[r.head] = record
-	default:
-		r.records = slices.Insert(r.records, 0, record)
+	r.lost += records[0].lost
+	records[0].lost = 0
+	room := min(Limit-r.n, len(records))
+	r.lost += uint64(len(records) - room)
+	r.reserve(room)
+	for i := len(records) - 1; i >= len(records)-room; i-- {
+		r.head = r.at(-1)
+		r.records[r.head] = records[i]
+		r.n++
 	}
 }
 
-func (r *Ring) pop() *proxypb.AccessLog {
-	record := r.records[r.head]
-	r.records[r.head] = nil
-	r.head++
-	return record
+// Message is records on the wire. It refers to them.
+func (r *Ring) Message(records []Record) *proxypb.AccessLogs {
+	r.texting.Lock()
+	defer r.texting.Unlock()
+	out := &proxypb.AccessLogs{Records: make([]*proxypb.AccessLog, len(records))}
+	entries := make([]proxypb.AccessLog, len(records))
+	for i := range records {
+		records[i].fill(&entries[i], &r.text)
+		out.Records[i] = &entries[i]
+	}
+	return out
 }
 
 // Len is how many records wait.
 func (r *Ring) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.records) - r.head
+	return r.n
 }
 
 // Flush waits until all records are taken, at most for limit.

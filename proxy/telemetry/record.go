@@ -1,0 +1,119 @@
+package telemetry
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/trace"
+)
+
+// Record is what is known of one request, or of one connection that is passed on as
+// it is. A value: its texts are those of the config, or its own.
+type Record struct {
+	Start     time.Time
+	Direction listen.Direction
+	Client    netip.AddrPort // who connected
+	Server    netip.AddrPort // where it was going: the original destination
+
+	Service       string // "namespace/name" the original destination belongs to
+	Upstream      netip.AddrPort
+	UpstreamLocal netip.AddrPort // the proxy's own end of that connection
+	Pod, Workload string         // the upstream's, "namespace/name"
+
+	Reason         reason.Reason
+	Detail         string // of the reason
+	Sent, Received uint64 // bytes towards and from the upstream
+
+	Total, Route, Connect time.Duration // accept to end, accept to decision, to connect
+
+	// Of requests. Protocol is empty of a connection that is passed on as it is.
+	Protocol     string // "HTTP/1.1"
+	Method, Path string // no query
+	RouteName    string // "HTTPRoute/namespace/name"
+	Status       uint16 // of the answer that the client got
+	Attempts     uint16 // requests that were sent upstream
+	GRPCStatus   string
+	FirstByte    time.Duration // request sent to first byte of the answer
+	Overhead     time.Duration // time the proxy itself took
+	Trace        [16]byte      // zero: of no trace
+	Span         [8]byte
+
+	RequestBody, ResponseBody uint64 // bytes that were passed on, as they were framed
+
+	lost uint64 // records before this one that gave way
+	open *open  // what it counts for while it goes on; see Meter.Begin
+}
+
+// SetTrace notes the span that the request was sent in.
+func (r *Record) SetTrace(c trace.Context) { r.Trace, r.Span = c.Trace, c.Span }
+
+// Inbound is the record of the other side, where both are in this very pod.
+func (r *Record) Inbound() *Record {
+	in := *r
+	in.Direction, in.Server = listen.Inbound, r.Upstream
+	in.open = nil
+	return &in
+}
+
+// direction on the wire.
+func direction(d listen.Direction) proxypb.AccessLog_Direction {
+	if d == listen.Inbound {
+		return proxypb.AccessLog_INBOUND
+	}
+	return proxypb.AccessLog_OUTBOUND
+}
+
+// fill writes the record into an empty message, which refers to its IDs.
+func (r *Record) fill(out *proxypb.AccessLog, text *addresses) {
+	out.StartUnixNanos = r.Start.UnixNano()
+	out.Direction = direction(r.Direction)
+	out.ClientAddress, out.ServerAddress = text.of(r.Client), text.of(r.Server)
+	out.Service = r.Service
+	out.UpstreamAddress, out.UpstreamLocalAddress = text.of(r.Upstream), text.of(r.UpstreamLocal)
+	out.UpstreamPod = r.Pod
+	out.Reason, out.Error = r.Reason.String(), r.Detail
+	out.SentBytes, out.ReceivedBytes = r.Sent, r.Received
+	out.TotalNanos, out.RouteNanos, out.ConnectNanos = r.Total.Nanoseconds(), r.Route.Nanoseconds(), r.Connect.Nanoseconds()
+	out.DroppedBefore = r.lost
+	out.Protocol, out.Method, out.Path = r.Protocol, r.Method, r.Path
+	out.Status, out.Attempts = uint32(r.Status), uint32(r.Attempts)
+	out.Route, out.GrpcStatus = r.RouteName, r.GRPCStatus
+	out.FirstByteNanos = r.FirstByte.Nanoseconds()
+	out.RequestBodyBytes, out.ResponseBodyBytes = r.RequestBody, r.ResponseBody
+	if r.Trace != [16]byte{} {
+		out.TraceId, out.SpanId = r.Trace[:], r.Span[:]
+	}
+}
+
+// AccessLog is the record on the wire.
+func (r *Record) AccessLog() *proxypb.AccessLog {
+	out := &proxypb.AccessLog{}
+	r.fill(out, &addresses{})
+	return out
+}
+
+// addresses keeps addresses as text: of many records they are the same few.
+type addresses struct{ texts map[netip.AddrPort]string }
+
+// maxTexts bounds them, at some 100 bytes each.
+const maxTexts = 512
+
+// of is empty for no address.
+func (a *addresses) of(addr netip.AddrPort) string {
+	if !addr.IsValid() {
+		return ""
+	}
+	text, ok := a.texts[addr]
+	if ok {
+		return text
+	}
+	if a.texts == nil || len(a.texts) >= maxTexts {
+		a.texts = map[netip.AddrPort]string{}
+	}
+	text = addr.String()
+	a.texts[addr] = text
+	return text
+}
