@@ -176,7 +176,8 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer proxies.Close()
-	metrics = telemetry.NewMetrics(version, func() map[string]int { return podStates(proxies.List()) })
+	metrics = telemetry.NewMetrics(version, view.store, func() map[string]int { return podStates(proxies.List()) })
+	pusher.Metrics = metrics // there is no session yet
 	// What the node cannot do is settled before the first pod, for all of them.
 	view.options.KeepClientAddress, err = proxies.TestNode(ctx, view.options.KeepClientAddress)
 	if err != nil {

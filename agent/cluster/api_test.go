@@ -84,7 +84,9 @@ func runGatewayAPI(t *testing.T, client *fake.Clientset, routes *gatewayServer) 
 func TestAnAPIServerIsFollowed(t *testing.T) {
 	ns := &corev1.Namespace{ObjectMeta: meta("", "shop")}
 	ns.Labels = map[string]string{"weirmesh.io/capture": "enabled", "kubernetes.io/metadata.name": "shop"}
-	client := fake.NewClientset(ns, apiPod("front", "u-1", "enabled"), apiService(), apiSlice("10.0.0.1"))
+	front := apiPod("front", "u-1", "enabled")
+	front.OwnerReferences = []metav1.OwnerReference{{Kind: "StatefulSet", Name: "web", Controller: new(true)}}
+	client := fake.NewClientset(ns, front, apiService(), apiSlice("10.0.0.1"))
 	s, _ := runAPI(t, client)
 	ctx := t.Context()
 
@@ -92,7 +94,7 @@ func TestAnAPIServerIsFollowed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := model.Pod{UID: "u-1", Namespace: "shop", Name: "front", Node: "n1", Labels: map[string]string{"weirmesh.io/capture": "enabled"}}
+	want := model.Pod{UID: "u-1", Namespace: "shop", Name: "front", Workload: "web", Node: "n1", Labels: map[string]string{"weirmesh.io/capture": "enabled"}}
 	if diff := cmp.Diff(want, pod); diff != "" {
 		t.Errorf("pod: -want +got:\n%s", diff)
 	}

@@ -1,14 +1,17 @@
 package cluster
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
 	"time"
 	"unique"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weirmesh/weir/agent/model"
 )
@@ -44,6 +47,7 @@ func toPod(p *corev1.Pod) (model.Pod, error) {
 		Namespace:      shared(p.Namespace),
 		Name:           p.Name,
 		ServiceAccount: shared(p.Spec.ServiceAccountName),
+		Workload:       shared(workload(p)),
 		Node:           shared(p.Spec.NodeName),
 		MirrorHash:     p.Annotations[corev1.MirrorPodAnnotationKey],
 		HostNetwork:    p.Spec.HostNetwork,
@@ -66,6 +70,32 @@ func toPod(p *corev1.Pod) (model.Pod, error) {
 		out.Addresses = append(out.Addresses, addr.Unmap())
 	}
 	return out, nil
+}
+
+// workload is what a pod is one of: its controller, or where that has one of its own,
+// that: a Deployment, by the hash that its ReplicaSet's name ends in, or a CronJob, by
+// the minute (since 1970) that its Job's name ends in. The name of a static pod ends
+// in its node's.
+func workload(p *corev1.Pod) string {
+	owner := metav1.GetControllerOf(p)
+	if owner == nil {
+		return cmp.Or(strings.TrimSuffix(p.GenerateName, "-"), p.Name)
+	}
+	switch owner.Kind {
+	case "ReplicaSet":
+		if hash := p.Labels[appsv1.DefaultDeploymentUniqueLabelKey]; hash != "" {
+			return strings.TrimSuffix(owner.Name, "-"+hash)
+		}
+	case "Job":
+		if i := strings.LastIndexByte(owner.Name, '-'); i > 0 {
+			if minute := owner.Name[i+1:]; len(minute) == 8 && strings.Trim(minute, "0123456789") == "" {
+				return owner.Name[:i]
+			}
+		}
+	case "Node":
+		return strings.TrimSuffix(p.Name, "-"+owner.Name)
+	}
+	return owner.Name
 }
 
 func toCompactPod(p *corev1.Pod) (compactPod, error) {

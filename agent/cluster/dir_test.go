@@ -133,7 +133,7 @@ func TestADirectoryIsACluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := model.Pod{
-		UID: "1", Namespace: "shop", Name: "back-1", ServiceAccount: "back", Node: "n1", RuntimeClass: "runc", Phase: model.PodRunning,
+		UID: "1", Namespace: "shop", Name: "back-1", ServiceAccount: "back", Workload: "back-1", Node: "n1", RuntimeClass: "runc", Phase: model.PodRunning,
 		Annotations: map[string]string{"weirmesh.io/exclude-inbound-ports": "9090"},
 		Addresses:   []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
 	}
@@ -144,7 +144,7 @@ func TestADirectoryIsACluster(t *testing.T) {
 		t.Errorf("namespace: -want +got:\n%s", diff)
 	}
 	destination := route.Destination{Service: "shop/back", Protocol: route.HTTP, Endpoints: []route.Endpoint{
-		{Addr: netip.MustParseAddrPort("10.0.0.1:8080"), Pod: "shop/back-1"},
+		{Addr: netip.MustParseAddrPort("10.0.0.1:8080"), Pod: "shop/back-1", Workload: "shop/back-1"},
 	}}
 	if diff := cmp.Diff(destination, s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop"), netipValues); diff != "" {
 		t.Errorf("destination: -want +got:\n%s", diff)

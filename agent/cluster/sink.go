@@ -87,7 +87,9 @@ func stripMeta(m *metav1.ObjectMeta) {
 func dropManagedFields(o metav1.Object) { o.SetManagedFields(nil) }
 
 func stripPod(p *corev1.Pod) {
+	owners := p.OwnerReferences // one, as a rule
 	stripMeta(&p.ObjectMeta)
+	p.OwnerReferences = owners
 	p.Spec = corev1.PodSpec{
 		ServiceAccountName: p.Spec.ServiceAccountName,
 		NodeName:           p.Spec.NodeName,

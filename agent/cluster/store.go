@@ -200,7 +200,16 @@ func (s *Store) destination(addr netip.AddrPort, clientNamespace string) route.D
 		routes = append(routes, s.view.routes[k])
 	}
 	client := decide.Client{Namespace: clientNamespace, Node: s.node, Zone: s.view.zone}
-	return decide.Destination(s.view.services[svc], routes, s.service, client, addr)
+	d := decide.Destination(s.view.services[svc], routes, s.service, client, addr)
+	s.nameWorkloads(d.Endpoints)
+	if d.Routes != nil {
+		for i := range d.Routes.Rules {
+			for j := range d.Routes.Rules[i].Backends {
+				s.nameWorkloads(d.Routes.Rules[i].Backends[j].Backend.Endpoints)
+			}
+		}
+	}
+	return d
 }
 
 // service is a decide.Lookup; the caller holds mu.

@@ -72,6 +72,14 @@ type node struct {
 	manager *launch.Manager
 }
 
+// nobody wants to know metrics.
+type nobody struct{}
+
+func (nobody) Report(*launch.Instance, *proxypb.Metrics) {}
+func (nobody) Forget(*launch.Instance)                   {}
+func (nobody) Converged(string, time.Duration)           {}
+func (nobody) Rejected(string)                           {}
+
 type nowhere struct{}
 
 func (nowhere) Destination(netip.AddrPort, string) route.Destination { return route.Destination{} }
@@ -88,6 +96,7 @@ func newNode(t *testing.T) *node {
 		View:       nowhere{},
 		WaitSynced: func(context.Context) error { return nil },
 		AccessLog:  func(*launch.Instance, []*proxypb.AccessLog) {},
+		Metrics:    nobody{},
 		Log:        slog.New(slog.DiscardHandler),
 	}
 	n := &node{T: t, opts: launch.Options{

@@ -38,6 +38,7 @@ func (p Phase) Finished() bool { return p == PodSucceeded || p == PodFailed }
 type Pod struct {
 	UID, Namespace, Name string
 	ServiceAccount       string
+	Workload             string // name of what it is one of, in its namespace; its own if it is of nothing
 	Node                 string
 	RuntimeClass         string // spec.runtimeClassName; empty: the runtime's default
 

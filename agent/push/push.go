@@ -1,7 +1,7 @@
 // Package push tells the node's proxies what they need to know, and hears from
 // them. For each proxy there is one session on its control socket: resources go
-// down, versioned and only those it subscribed to; acknowledgements and access
-// log records come up.
+// down, versioned and only those it subscribed to; acknowledgements, access log
+// records and metrics come up.
 //
 // A change of the cluster wakes every session; each computes its own resources
 // again and sends those whose version differs. Changes that come while an update
@@ -37,12 +37,26 @@ type View interface {
 	Destination(addr netip.AddrPort, clientNamespace string) route.Destination
 }
 
+// Metrics is what is counted of sessions, and in them.
+type Metrics interface {
+	// Report counts what a proxy says, unless it has said so before.
+	Report(*launch.Instance, *proxypb.Metrics)
+	// Forget says that there will be no other session with that proxy.
+	Forget(*launch.Instance)
+	// Converged is told how long it took from a change to a proxy's acknowledgement;
+	// kind is "proxy" or "destination".
+	Converged(kind string, took time.Duration)
+	// Rejected is told of each resource that a proxy refused.
+	Rejected(kind string)
+}
+
 // Pusher holds the sessions of all proxies of the node.
 type Pusher struct {
 	View       View
 	WaitSynced func(context.Context) error // returns when View is complete; nothing is sent before
 	MeshRanges []netip.Prefix              // addresses in here must be asked for, they may be Services
 	AccessLog  func(*launch.Instance, []*proxypb.AccessLog)
+	Metrics    Metrics
 	Log        *slog.Logger
 
 	mu       sync.Mutex
@@ -53,8 +67,9 @@ type Pusher struct {
 func (p *Pusher) Changed() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := time.Now()
 	for s := range p.sessions {
-		s.wake()
+		s.changed(now)
 	}
 }
 
@@ -75,6 +90,7 @@ func (p *Pusher) Session(ctx context.Context, i *launch.Instance) {
 		return
 	}
 	defer conn.Close()
+	defer p.Metrics.Forget(i)
 	for ctx.Err() == nil {
 		err := p.stream(ctx, i, proxypb.NewControlClient(conn))
 		if ctx.Err() == nil {

@@ -2,6 +2,7 @@ package push
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -71,15 +72,42 @@ type setup struct {
 	synced   chan struct{}
 	instance *launch.Instance
 	logs     chan *proxypb.AccessLog
+	metrics  fakeMetrics
+}
+
+// fakeMetrics has what sessions say in words.
+type fakeMetrics chan string
+
+func (f fakeMetrics) Report(_ *launch.Instance, m *proxypb.Metrics) {
+	f <- fmt.Sprint("report ", m.GetNumber())
+}
+func (f fakeMetrics) Forget(*launch.Instance) { f <- "forget" }
+func (f fakeMetrics) Rejected(kind string)    { f <- "rejected " + kind }
+func (f fakeMetrics) Converged(kind string, took time.Duration) {
+	f <- fmt.Sprint("converged ", kind, " ", took > 0 && took < 10*time.Second)
+}
+
+// heard is what sessions have said by now.
+func (f fakeMetrics) heard() []string {
+	var out []string
+	for {
+		select {
+		case x := <-f:
+			out = append(out, x)
+		default:
+			return out
+		}
+	}
 }
 
 func start(t *testing.T) *setup {
 	s := &setup{
-		T:      t,
-		view:   &fakeView{dest: map[netip.AddrPort]route.Destination{}},
-		proxy:  &fakeProxy{streams: make(chan grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]), end: make(chan struct{})},
-		synced: make(chan struct{}),
-		logs:   make(chan *proxypb.AccessLog, 10),
+		T:       t,
+		view:    &fakeView{dest: map[netip.AddrPort]route.Destination{}},
+		proxy:   &fakeProxy{streams: make(chan grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]), end: make(chan struct{})},
+		synced:  make(chan struct{}),
+		logs:    make(chan *proxypb.AccessLog, 10),
+		metrics: make(fakeMetrics, 20),
 	}
 	path := filepath.Join(t.TempDir(), "p.sock")
 	listener, err := net.Listen("unix", path)
@@ -109,7 +137,8 @@ func start(t *testing.T) *setup {
 				s.logs <- r
 			}
 		},
-		Log: slog.New(slog.DiscardHandler),
+		Metrics: s.metrics,
+		Log:     slog.New(slog.DiscardHandler),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -128,7 +157,7 @@ func start(t *testing.T) *setup {
 func (s *setup) stream() *peer {
 	select {
 	case stream := <-s.proxy.streams:
-		p := &peer{setup: s, stream: stream, updates: make(chan *proxypb.Update)}
+		p := &peer{setup: s, stream: stream, updates: make(chan *proxypb.Update), acks: make(chan uint64, 5)}
 		go p.read()
 		return p
 	case <-time.After(5 * time.Second):
@@ -142,6 +171,7 @@ type peer struct {
 	*setup
 	stream  grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]
 	updates chan *proxypb.Update
+	acks    chan uint64 // of metrics
 }
 
 func (p *peer) read() {
@@ -149,6 +179,10 @@ func (p *peer) read() {
 		msg, err := p.stream.Recv()
 		if err != nil {
 			return
+		}
+		if ack := msg.GetMetricsAck(); ack != nil {
+			p.acks <- ack.GetNumber()
+			continue
 		}
 		select {
 		case p.updates <- msg.GetUpdate():
@@ -330,5 +364,48 @@ func TestAccessLogRecordsReachTheirWriter(t *testing.T) {
 		}
 	case <-time.After(5 * time.Second):
 		t.Fatal("no record")
+	}
+}
+
+func TestMetricsAreAcknowledgedOnceTheyAreCounted(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	for _, number := range []uint64{7, 8} {
+		p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_Metrics{Metrics: &proxypb.Metrics{Number: number}}})
+		select {
+		case got := <-p.acks:
+			if heard := s.metrics.heard(); got != number || !cmp.Equal(heard, []string{fmt.Sprint("report ", number)}) {
+				t.Errorf("acknowledged %d, want %d; counted %v", got, number, heard)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatal("not acknowledged")
+		}
+	}
+}
+
+// TestConvergenceIsFromAChangeToItsAcknowledgement: what is sent because it was asked
+// for is no change, and what is refused has not arrived.
+func TestConvergenceIsFromAChangeToItsAcknowledgement(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	p.subscribe(map[string]string{proxypb.ProxyResource: "", proxypb.DestinationName(service): ""})
+	p.ack(p.update())
+	s.pusher.Changed() // nothing that matters
+	p.silent("nothing changed")
+	if got := s.metrics.heard(); got != nil {
+		t.Errorf("without a change: %v", got)
+	}
+	s.view.set(service, route.Destination{Service: "shop/back"})
+	s.pusher.Changed()
+	p.ack(p.update())
+	p.silent("it was acknowledged")
+	s.view.set(service, route.Destination{Service: "shop/other"})
+	s.pusher.Changed()
+	p.nack(p.update())
+	p.silent("it was refused")
+	if diff := cmp.Diff([]string{"converged destination true", "rejected destination"}, s.metrics.heard()); diff != "" {
+		t.Error(diff)
 	}
 }

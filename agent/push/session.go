@@ -31,6 +31,19 @@ type session struct {
 	refused map[string]string // name → version the proxy refused; not sent again
 	pending *proxypb.Update   // sent, not answered
 	nonce   uint64
+	since   time.Time // the first change that was not looked at; zero: there is none
+	began   time.Time // that of pending; zero: it is not for a change
+	counted uint64    // the number of metrics to acknowledge; 0: none
+}
+
+// changed says that the view is another since then.
+func (s *session) changed(then time.Time) {
+	s.mu.Lock()
+	if s.since.IsZero() {
+		s.since = then
+	}
+	s.mu.Unlock()
+	s.wake()
 }
 
 func (s *session) wake() {
@@ -49,6 +62,11 @@ func (s *session) send(ctx context.Context) error {
 	defer silent.Stop()
 	<-silent.C
 	for {
+		if number := s.takeCounted(); number != 0 {
+			if err := s.stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_MetricsAck{MetricsAck: &proxypb.MetricsAck{Number: number}}}); err != nil {
+				return err
+			}
+		}
 		if update := s.next(); update != nil {
 			if err := s.stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_Update{Update: update}}); err != nil {
 				return err
@@ -74,6 +92,8 @@ func (s *session) next() *proxypb.Update {
 	if s.pending != nil {
 		return nil
 	}
+	since := s.since
+	s.since = time.Time{}
 	update := &proxypb.Update{}
 	for name, held := range s.held {
 		r := s.pusher.resource(s.instance, name)
@@ -90,8 +110,33 @@ func (s *session) next() *proxypb.Update {
 	slices.Sort(update.GetRemoved())
 	s.nonce++
 	update.Nonce = s.nonce
-	s.pending = update
+	s.pending, s.began = update, since
 	return update
+}
+
+// takeCounted returns the number of metrics to acknowledge, once; 0: there are none.
+func (s *session) takeCounted() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	number := s.counted
+	s.counted = 0
+	return number
+}
+
+// measure has a proxy's metrics counted, and acknowledged.
+func (s *session) measure(m *proxypb.Metrics) {
+	s.pusher.Metrics.Report(s.instance, m)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.counted = m.GetNumber()
+}
+
+// kindOf is what a resource is, for metrics.
+func kindOf(name string) string {
+	if name == proxypb.ProxyResource {
+		return "proxy"
+	}
+	return "destination"
 }
 
 func (s *session) waiting() bool {
@@ -111,6 +156,8 @@ func (s *session) receive() error {
 		case *proxypb.FromProxy_AccessLogs:
 			s.pusher.AccessLog(s.instance, m.AccessLogs.GetRecords())
 			continue
+		case *proxypb.FromProxy_Metrics:
+			s.measure(m.Metrics)
 		case *proxypb.FromProxy_Subscribe:
 			s.subscribe(m.Subscribe)
 		case *proxypb.FromProxy_Unsubscribe:
@@ -160,11 +207,17 @@ func (s *session) answered(nonce uint64, cause string) {
 		s.pusher.Log.Error("proxy refused its config", "pod", s.instance.Attachment.PodNamespace+"/"+s.instance.Attachment.PodName,
 			"resources", len(update.GetResources()), "error", cause)
 	}
+	converged := map[string]bool{}
 	for _, r := range update.GetResources() {
 		name := r.GetName()
 		if cause != "" {
+			s.pusher.Metrics.Rejected(kindOf(name))
 			s.refused[name] = r.GetVersion()
 			continue
+		}
+		if kind := kindOf(name); !s.began.IsZero() && !converged[kind] {
+			converged[kind] = true
+			s.pusher.Metrics.Converged(kind, time.Since(s.began))
 		}
 		delete(s.refused, name)
 		if _, subscribed := s.held[name]; subscribed {

@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/weirmesh/weir/agent/proxypb"
 )
 
 // States of captured pods.
@@ -20,29 +22,37 @@ const (
 	StateExcluded = "excluded" // released, the last connections are ending
 )
 
-// Metrics counts what the agent does, for Prometheus. Labels are bounded: none
-// names a pod.
+// Metrics counts what the agent does, for Prometheus, and has what the proxies count
+// (Traffic). Labels are bounded: none names a pod. manifests/METRICS.md has them all.
 type Metrics struct {
-	registry   *prometheus.Registry
-	operations *prometheus.CounterVec
-	durations  *prometheus.HistogramVec
-	restarts   prometheus.Counter
-	balancing  *prometheus.GaugeVec
+	*Traffic
+
+	registry    *prometheus.Registry
+	operations  *prometheus.CounterVec
+	durations   *prometheus.HistogramVec
+	restarts    prometheus.Counter
+	balancing   *prometheus.GaugeVec
+	convergence *prometheus.HistogramVec
+	rejections  *prometheus.CounterVec
 }
 
 // NewMetrics makes the agent's metrics. pods counts pods by state when asked.
-func NewMetrics(version string, pods func() map[string]int) *Metrics {
+func NewMetrics(version string, workloads Workloads, pods func() map[string]int) *Metrics {
 	m := &Metrics{
+		Traffic:  NewTraffic(workloads, time.Now),
 		registry: prometheus.NewRegistry(),
 		operations: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "weir_capture_operations_total",
 			Help: "What was done about the capture of pods: add, capture and release in place, repair of drift.",
 		}, []string{"op", "result"}),
-		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "weir_capture_duration_seconds",
-			Help:    "Time that the phases of an ADD took: decide, ready (the proxy is started and has its config), rules.",
-			Buckets: []float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60},
-		}, []string{"phase"}),
+		durations: newHistogram("weir_capture_duration_seconds",
+			"Time that the phases of an ADD took: decide, ready (the proxy is started and has its config), rules.", "phase"),
+		convergence: newHistogram("weir_config_convergence_seconds",
+			"Time from a change of the cluster that the agent saw until a proxy that it matters to acknowledged its new config.", "kind"),
+		rejections: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "weir_config_rejections_total",
+			Help: "Resources that a proxy refused to take; it keeps what it had.",
+		}, []string{"kind"}),
 		restarts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weir_proxy_restarts_total",
 			Help: "Proxies that died and were started again.",
@@ -56,10 +66,26 @@ func NewMetrics(version string, pods func() map[string]int) *Metrics {
 		Name: "weir_build_info", Help: "Always 1; the version is in the label.",
 	}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.operations, m.durations, m.restarts, m.balancing, info, podStates(pods), collectors.NewGoCollector(),
+	m.registry.MustRegister(m.operations, m.durations, m.restarts, m.balancing, m.convergence, m.rejections, info, m.Traffic, podStates(pods), collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
+
+// newHistogram has the classic buckets, and native ones beside them.
+func newHistogram(name, help string, labels ...string) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: name, Help: help, Buckets: proxypb.Buckets, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160,
+	}, labels)
+}
+
+// Converged records how long it took until a proxy had a change of its config. kind
+// is "proxy" or "destination", as for Rejected.
+func (m *Metrics) Converged(kind string, took time.Duration) {
+	m.convergence.WithLabelValues(kind).Observe(took.Seconds())
+}
+
+// Rejected counts a resource that a proxy refused.
+func (m *Metrics) Rejected(kind string) { m.rejections.WithLabelValues(kind).Inc() }
 
 // Operation counts one operation and whether it succeeded.
 func (m *Metrics) Operation(op string, err error) {

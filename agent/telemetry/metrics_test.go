@@ -11,7 +11,12 @@ import (
 )
 
 func testMetrics() *Metrics {
-	m := NewMetrics("v1", func() map[string]int { return map[string]int{StateCaptured: 3} })
+	m := NewMetrics("v1", fakeWorkloads{}, func() map[string]int { return map[string]int{StateCaptured: 3} })
+	for _, report := range everything() {
+		m.Report(instance, report)
+	}
+	m.Converged("destination", 3*time.Millisecond)
+	m.Rejected("proxy")
 	m.Operation("add", nil)
 	m.Operation("add", errors.New("no"))
 	m.Phase("ready", 10*time.Millisecond)

@@ -16,8 +16,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
 
@@ -25,6 +27,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // serving is a control server on a socket.
 func serving(t *testing.T) (*Server, string) {
+	t.Helper()
+	s, path, _ := servingUntil(t)
+	return s, path
+}
+
+// servingUntil is one that ends with the test, or before by the function.
+func servingUntil(t *testing.T) (*Server, string, func()) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "c.sock")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -53,7 +62,7 @@ func serving(t *testing.T) (*Server, string) {
 		s.Store.Close()
 		f.Close()
 	})
-	return s, path
+	return s, path, cancel
 }
 
 func connect(t *testing.T, path string) grpc.BidiStreamingClient[proxypb.ToProxy, proxypb.FromProxy] {
@@ -213,4 +222,59 @@ func FuzzUpdate(f *testing.F) {
 			{Name: name, Version: version, Body: &proxypb.Resource_Destination{Destination: &proxypb.Destination{Service: y, Endpoints: []*proxypb.Endpoint{{Address: x}}}}},
 		}})
 	})
+}
+
+// TestMetricsAreSentAgainUntilTheyAreAcknowledged: by the session, or by the next one.
+func TestMetricsAreSentAgainUntilTheyAreAcknowledged(t *testing.T) {
+	s, path := serving(t)
+	ended := func(workload string) {
+		s.Meter.End(&telemetry.Record{Direction: listen.Outbound, Protocol: "HTTP/1.1", Service: "shop/back", Workload: workload})
+	}
+	ended("shop/a") // before somebody comes
+	stream := connect(t, path)
+	receiveOne(t, stream) // Subscribe
+	first := receiveOne(t, stream).GetMetrics()
+	if got := first.GetTraffic(); len(got) != 1 || got[0].GetPeers().GetWorkload() != "shop/a" {
+		t.Fatalf("first %v", first)
+	}
+	ended("shop/b")
+
+	second := connect(t, path) // the first one has not acknowledged it
+	receiveOne(t, second)
+	if got := receiveOne(t, second).GetMetrics(); got.GetNumber() != first.GetNumber() || !proto.Equal(got, first) {
+		t.Errorf("again %v, want %v", got, first)
+	}
+	if err := second.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_MetricsAck{MetricsAck: &proxypb.MetricsAck{Number: first.GetNumber()}}}); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	next := receiveOne(t, second).GetMetrics()
+	if got := next.GetTraffic(); len(got) != 1 || got[0].GetPeers().GetWorkload() != "shop/b" || next.GetNumber() == first.GetNumber() {
+		t.Errorf("next %v", next)
+	}
+	if took := time.Since(began); took > 2*measureEvery || took < measureEvery/2 {
+		t.Errorf("it came after %s", took)
+	}
+}
+
+// TestTheLastWordsAreRecordsAndMetrics: what a proxy's end has still to say is said.
+func TestTheLastWordsAreRecordsAndMetrics(t *testing.T) {
+	s, path, end := servingUntil(t)
+	stream := connect(t, path)
+	receiveOne(t, stream) // Subscribe
+	s.Meter.End(&telemetry.Record{Direction: listen.Inbound, Protocol: "HTTP/1.1"})
+	s.Records.Put(&telemetry.Record{Detail: "last"})
+	end()
+	records, counted := 0, 0
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			break
+		}
+		records += len(m.GetAccessLogs().GetRecords())
+		counted += len(m.GetMetrics().GetTraffic())
+	}
+	if records != 1 || counted != 1 {
+		t.Errorf("%d records and %d counted, want 1 and 1", records, counted)
+	}
 }

@@ -49,19 +49,23 @@ type Config interface {
 	Destination(context.Context, netip.AddrPort) (route.Destination, error)
 }
 
-// Server relays connections. Config and Log are needed. The functions may not keep
-// the record, which is its request's.
+// Log takes the record of a request, or of a connection that is passed on as it is. It
+// may not keep it.
+type Log func(*telemetry.Record)
+
+// Server relays connections. Config and Log are needed.
 type Server struct {
-	Config Config
-	// Begun is told of each request, and each connection that is passed on as it is,
-	// that goes to an endpoint, and again when it goes to another one; nil: nobody is.
-	Begun func(*telemetry.Record)
-	// Log is told of each that has ended.
-	Log            func(*telemetry.Record)
-	Ejected        func(backend *route.Backend, addr netip.AddrPort, how time.Duration) // of the Balancer; may be nil
-	Drain          time.Duration                                                        // how long connections may go on once Serve is to end
-	MaxConnections int                                                                  // at a time, more are reset; 0: no limit
-	KeepClient     bool                                                                 // the application sees its callers' addresses
+	Config         Config
+	Log            Log
+	Drain          time.Duration // how long connections may go on once Serve is to end
+	MaxConnections int           // at a time, more are reset; 0: no limit
+	KeepClient     bool          // the application sees its callers' addresses
+
+	// Begun is told of each request that goes to an endpoint, and again when it goes to
+	// another one, and of each connection that is passed on as it is; nil: nobody is.
+	Begun Log
+	// Ejected is the Balancer's.
+	Ejected func(backend *route.Backend, addr netip.AddrPort, how time.Duration)
 
 	dialer   upstream.Dialer
 	balancer balance.Balancer

@@ -8,16 +8,12 @@ import (
 	"github.com/weirmesh/weir/agent/proxypb"
 )
 
-// bounds are the upper ones of the classic buckets, in seconds; the last bucket has
-// none.
-var bounds = [...]float64{0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60}
-
-// fractions are the lower bounds of the native buckets of schema 3, of which there
-// are eight for each power of two, as fractions of math.Frexp.
-var fractions = func() [8]float64 {
-	var out [8]float64
+// fractions are the bounds of the native buckets between two powers of two, as
+// fractions of math.Frexp.
+var fractions = func() [1 << proxypb.Schema]float64 {
+	var out [1 << proxypb.Schema]float64
 	for i := range out {
-		out[i] = math.Exp2(float64(i)/8 - 1)
+		out[i] = math.Exp2(float64(i)/float64(len(out)) - 1)
 	}
 	return out
 }()
@@ -25,7 +21,7 @@ var fractions = func() [8]float64 {
 // histogram counts durations in both grains of proxypb.Histogram.
 type histogram struct {
 	sum     float64
-	classic [len(bounds) + 1]uint64
+	classic []uint64 // nil: nothing was observed
 	native  []bucket // in order of index
 	zero    uint64
 }
@@ -38,7 +34,10 @@ type bucket struct {
 func (h *histogram) observe(d time.Duration) {
 	v := d.Seconds()
 	h.sum += v
-	i, _ := slices.BinarySearch(bounds[:], v)
+	if h.classic == nil {
+		h.classic = make([]uint64, len(proxypb.Buckets)+1)
+	}
+	i, _ := slices.BinarySearch(proxypb.Buckets, v)
 	h.classic[i]++
 	if v <= 0 {
 		h.zero++
@@ -60,15 +59,15 @@ func nativeIndex(v float64) int32 {
 	return int32(i + (exponent-1)*len(fractions))
 }
 
-// message is nil if nothing was observed.
+// message is nil if nothing was observed. The histogram is not to be used any more.
 func (h *histogram) message() *proxypb.Histogram {
-	out := &proxypb.Histogram{Sum: h.sum, Zero: h.zero, Classic: slices.Clone(h.classic[:])}
+	if h.classic == nil {
+		return nil
+	}
+	out := &proxypb.Histogram{Sum: h.sum, Zero: h.zero, Classic: h.classic}
 	for _, b := range h.native {
 		out.NativeIndexes = append(out.NativeIndexes, b.index)
 		out.NativeCounts = append(out.NativeCounts, b.count)
-	}
-	if len(h.native) == 0 && h.zero == 0 {
-		return nil
 	}
 	return out
 }

@@ -1,0 +1,95 @@
+package cluster
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weirmesh/weir/agent/model"
+)
+
+func TestWhatAPodIsOneOf(t *testing.T) {
+	owned := func(kind, owner string, labels map[string]string) *corev1.Pod {
+		yes := true
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+			Namespace: "shop", Name: "web-n1", GenerateName: "made-", Labels: labels,
+			OwnerReferences: []metav1.OwnerReference{{Kind: "Other", Name: "no"}, {Kind: kind, Name: owner, Controller: &yes}},
+		}}
+	}
+	hash := map[string]string{"pod-template-hash": "7d4b9c6f5d"}
+	for _, test := range []struct {
+		promise string
+		pod     *corev1.Pod
+		want    string
+	}{
+		{"a Deployment", owned("ReplicaSet", "web-7d4b9c6f5d", hash), "web"},
+		{"a ReplicaSet of its own", owned("ReplicaSet", "web-7d4b9c6f5d", nil), "web-7d4b9c6f5d"},
+		{"a StatefulSet", owned("StatefulSet", "db", nil), "db"},
+		{"a Job", owned("Job", "migrate-2", nil), "migrate-2"},
+		{"a CronJob", owned("Job", "backup-29391840", nil), "backup"},
+		{"a Job that looks like one of a CronJob, but for a digit", owned("Job", "backup-2939184x", nil), "backup-2939184x"},
+		{"a static pod", owned("Node", "n1", nil), "web"},
+		{"a pod that somebody generates", &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "x-abc", GenerateName: "x-"}}, "x"},
+		{"a pod of nothing", &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "x"}}, "x"},
+	} {
+		pod, err := toPod(test.pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pod.Workload != test.want {
+			t.Errorf("%s: %q, want %q", test.promise, pod.Workload, test.want)
+		}
+	}
+}
+
+func TestWorkloadsAreKnownOfPodsInTheStore(t *testing.T) {
+	s := NewStore()
+	for _, p := range []model.Pod{
+		{Namespace: "shop", Name: "web-1", Workload: "web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("fd00::5")}},
+		{Namespace: "shop", Name: "old-1", Workload: "old", Phase: model.PodSucceeded, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.6")}},
+		{Namespace: "shop", Name: "host-1", Workload: "host", HostNetwork: true, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}},
+	} {
+		s.view.pods[key{p.Namespace, p.Name}] = compact(p)
+	}
+	if got := s.Workload("shop", "web-1") + s.Workload("shop", "web-2"); got != "shop/web" {
+		t.Errorf("%q", got)
+	}
+	callers := map[netip.Addr]string{}
+	for _, addr := range []string{"fd00::5", "10.0.0.6", "192.0.2.1", "10.0.0.7"} {
+		callers[netip.MustParseAddr(addr)] = ""
+	}
+	s.Callers(callers)
+	want := map[netip.Addr]string{
+		netip.MustParseAddr("fd00::5"): "shop/web", netip.MustParseAddr("10.0.0.6"): "",
+		netip.MustParseAddr("192.0.2.1"): "", netip.MustParseAddr("10.0.0.7"): "",
+	}
+	if diff := cmp.Diff(want, callers, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestEndpointsOfRoutesHaveTheirWorkloads, as those of the Service itself.
+func TestEndpointsOfRoutesHaveTheirWorkloads(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "shop.yaml", shopYAML)
+	write(t, dir, "slice.json", sliceJSON)
+	write(t, dir, "route.yaml", `
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {namespace: shop, name: back}
+spec:
+  parentRefs: [{group: "", kind: Service, name: back}]
+  rules: [{backendRefs: [{name: back, port: 80}]}]
+`)
+	s, _ := runDir(t, dir)
+	d := s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop")
+	if d.Routes == nil || len(d.Routes.Rules) != 1 {
+		t.Fatalf("no route: %v", d)
+	}
+	if got := d.Routes.Rules[0].Backends[0].Backend.Endpoints; len(got) != 1 || got[0].Workload != "shop/back-1" {
+		t.Errorf("%v", got)
+	}
+}
