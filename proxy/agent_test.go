@@ -24,6 +24,7 @@ type fakeAgent struct {
 	destinations map[netip.AddrPort]route.Destination
 	asked        []string
 	records      []*proxypb.AccessLog
+	counted      []*proxypb.Traffic
 	acked        int
 	changed      chan struct{} // closed and made anew at each change
 }
@@ -62,6 +63,10 @@ func (a *fakeAgent) serve(stream grpc.BidiStreamingClient[proxypb.ToProxy, proxy
 		if err != nil {
 			return
 		}
+		if m := msg.GetMetrics(); m != nil {
+			// An error is Recv's, too.
+			_ = stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_MetricsAck{MetricsAck: &proxypb.MetricsAck{Number: m.GetNumber()}}})
+		}
 		update := a.hear(msg)
 		if update == nil {
 			continue
@@ -87,6 +92,8 @@ func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 		a.acked++
 	case *proxypb.FromProxy_AccessLogs:
 		a.records = append(a.records, m.AccessLogs.GetRecords()...)
+	case *proxypb.FromProxy_Metrics:
+		a.counted = append(a.counted, m.Metrics.GetTraffic()...)
 	case *proxypb.FromProxy_Subscribe:
 		update := &proxypb.Update{}
 		for name := range m.Subscribe.GetVersions() {

@@ -247,7 +247,15 @@ func TestDrain(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("it does not end")
 	}
-	p.agent.record(t, 0) // its last words
+	// Its last words.
+	p.agent.record(t, 0)
+	p.agent.await(t, "the connection to be counted", func() bool {
+		opened, closed := uint64(0), uint64(0)
+		for _, x := range p.agent.counted {
+			opened, closed = opened+x.GetOpened(), closed+x.GetClosed()
+		}
+		return opened == 1 && closed == 1
+	})
 }
 
 func roundTrip(t testing.TB, conn net.Conn, s string) {

@@ -18,9 +18,10 @@ const (
 	// idle is how long a series is kept that nothing is added to.
 	idle = 10 * time.Minute
 
-	// Other is the value of labels that had too many values, Unknown that of those
-	// which nobody can tell.
-	Other, Unknown = "_other", "unknown"
+	// Other is the value of labels that had too many values.
+	Other = "_other"
+	// Unknown is the value of labels which nobody can tell.
+	Unknown = "unknown"
 )
 
 // family is one metric, of all proxies of the node.
