@@ -25,6 +25,7 @@ type fakeAgent struct {
 	asked        []string
 	records      []*proxypb.AccessLog
 	counted      []*proxypb.Traffic
+	ejections    []*proxypb.Ejections
 	acked        int
 	changed      chan struct{} // closed and made anew at each change
 }
@@ -94,6 +95,7 @@ func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 		a.records = append(a.records, m.AccessLogs.GetRecords()...)
 	case *proxypb.FromProxy_Metrics:
 		a.counted = append(a.counted, m.Metrics.GetTraffic()...)
+		a.ejections = append(a.ejections, m.Metrics.GetEjections()...)
 	case *proxypb.FromProxy_Subscribe:
 		update := &proxypb.Update{}
 		for name := range m.Subscribe.GetVersions() {

@@ -258,6 +258,30 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// TestEjectionsAreTold: an endpoint that refuses again and again is set aside, and
+// the agent hears of it.
+func TestEjectionsAreTold(t *testing.T) {
+	p := newTestPod(t, captured)
+	p.agent.destinations = map[netip.AddrPort]route.Destination{service4: endpoints("10.9.0.11:8080", "10.9.0.12:8080")}
+	p.agent.connect(t, p.proxy.control)
+	p.world.listen(t, "10.9.0.12:8080", sayName)
+	for range 40 { // a random one is tried first, and the other one then
+		conn := p.pod.dial(t, service4.String())
+		line(t, conn)
+		conn.Close()
+	}
+	if err := p.proxy.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.proxy.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	p.agent.await(t, "an ejection", func() bool { return len(p.agent.ejections) > 0 })
+	if e := p.agent.ejections[0]; e.GetCount() != 1 || e.GetPeers().GetService() != "shop/back" {
+		t.Errorf("%v", e)
+	}
+}
+
 func roundTrip(t testing.TB, conn net.Conn, s string) {
 	t.Helper()
 	if _, err := io.WriteString(conn, s+"\n"); err != nil {

@@ -124,6 +124,8 @@ func TestStreamedListsFromAServerThatComesUpLate(t *testing.T) {
 func TestStrippedObjectsConvertToTheSame(t *testing.T) {
 	pod := apiPod("front", "u-1", "enabled")
 	pod.Spec.Containers = []corev1.Container{{Name: "app"}}
+	pod.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "web-7d4b9c6f5d", Controller: new(true)}}
+	pod.Labels["pod-template-hash"] = "7d4b9c6f5d"
 	pod.Spec.ServiceAccountName, pod.Spec.RuntimeClassName, pod.Spec.HostNetwork = "front", new("runc"), true
 	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}, Message: "x"}
 	pod.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "h", "weirmesh.io/quic": "pass"}

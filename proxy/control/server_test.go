@@ -255,6 +255,15 @@ func TestMetricsAreSentAgainUntilTheyAreAcknowledged(t *testing.T) {
 	if took := time.Since(began); took > 2*measureEvery || took < measureEvery/2 {
 		t.Errorf("it came after %s", took)
 	}
+	if err := second.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_MetricsAck{MetricsAck: &proxypb.MetricsAck{Number: next.GetNumber()}}}); err != nil {
+		t.Fatal(err)
+	}
+	// Other endpoints are told of, traffic or not.
+	send(t, second, &proxypb.Update{Nonce: 1, Resources: []*proxypb.Resource{proxyResource("1")}})
+	receiveOne(t, second) // Ack
+	if m := receiveOne(t, second).GetMetrics(); m == nil || m.GetTraffic() != nil {
+		t.Errorf("after an update %v", m)
+	}
 }
 
 // TestTheLastWordsAreRecordsAndMetrics: what a proxy's end has still to say is said.

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -66,7 +67,8 @@ func (s *service) Session(stream stream) error {
 		case <-current.newer:
 			return status.Error(codes.Aborted, errSuperseded.Error())
 		case <-s.done:
-			return current.end()
+			_, err := current.report()
+			return errors.Join(err, current.measure(s.meter.Last()))
 		case err = <-broken:
 			return err
 		case msg := <-messages:
@@ -74,16 +76,9 @@ func (s *service) Session(stream stream) error {
 		case <-s.store.dirty:
 			err = current.ask()
 		case <-ready:
-			ready, err = nil, current.report()
-			pause.Reset(gather)
+			ready, err = current.gather(pause)
 		case <-pause.C:
-			// What came meanwhile goes together, and if nothing did the ring learns that
-			// it is idle.
-			if ready = s.records.Ready(); s.records.Idle() {
-				continue
-			}
-			ready, err = nil, current.report()
-			pause.Reset(gather)
+			ready, err = current.gather(pause)
 		case <-measured:
 			measured = nil
 			due.Reset(measureEvery)
@@ -165,9 +160,9 @@ func (s *session) subscribe(m *proxypb.Subscribe) error {
 }
 
 const (
-	// gather is how long records wait for each other, after those that were sent
+	// gatherFor is how long records wait for each other, after those that were sent
 	// last.
-	gather = 20 * time.Millisecond
+	gatherFor = 20 * time.Millisecond
 	// measureEvery is how long counts wait for each other.
 	measureEvery = 5 * time.Second
 )
@@ -179,20 +174,33 @@ func newTimer() *time.Timer {
 	return t
 }
 
-// report sends access log records, as many as there are now. A batch is small, so
-// that it keeps no update waiting for long.
-func (s *session) report() error {
+// gather sends the records that are there. Those that come while pause runs go
+// together when it is over; it returns what else to wait for, nil meanwhile.
+func (s *session) gather(pause *time.Timer) (<-chan struct{}, error) {
+	sent, err := s.report()
+	if !sent {
+		return s.records.Ready(), err
+	}
+	pause.Reset(gatherFor)
+	return nil, err
+}
+
+// report sends access log records, as many as there are now, and reports whether
+// there were any. They are bounded, so that no update waits for long.
+func (s *session) report() (bool, error) {
+	sent := false
 	for range telemetry.Limit / telemetry.Batch {
 		records := s.records.Take()
 		if records == nil {
-			return nil
+			break
 		}
 		if err := s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: s.records.Message(records)}}); err != nil {
 			s.records.Return(records)
-			return err
+			return sent, err
 		}
+		sent = true
 	}
-	return nil
+	return sent, nil
 }
 
 // measure sends metrics, if there are any.
@@ -201,12 +209,4 @@ func (s *session) measure(m *proxypb.Metrics) error {
 		return nil
 	}
 	return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Metrics{Metrics: m}})
-}
-
-// end sends what is left to say.
-func (s *session) end() error {
-	if err := s.report(); err != nil {
-		return err
-	}
-	return s.measure(s.meter.Last())
 }

@@ -198,6 +198,15 @@ func TestLabelsAreBounded(t *testing.T) {
 	if anonymous < n/2 || other < n/2 {
 		t.Errorf("of callers %d are not told apart, of destinations %d", anonymous, other)
 	}
+	counted := 0
+	for _, x := range message.GetTraffic() {
+		if p := x.GetPeers(); p.GetDirection() == proxypb.AccessLog_INBOUND && p.GetClient() == "" && !p.GetOther() {
+			counted += requests(&proxypb.Metrics{Traffic: []*proxypb.Traffic{x}})
+		}
+	}
+	if counted < n/2 {
+		t.Errorf("%d requests of callers that are not told apart", counted)
+	}
 	for _, r := range begun {
 		m.End(r)
 	}

@@ -87,25 +87,16 @@ func (r *Ring) Wake() {
 	}
 }
 
-// Idle reports whether there is no record; then the ring holds no memory any more.
-func (r *Ring) Idle() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.n > 0 {
-		return false
-	}
-	r.records, r.head = nil, 0
-	r.texting.Lock()
-	r.text = addresses{}
-	r.texting.Unlock()
-	return true
-}
-
-// Take returns the oldest records, up to Batch of them; none if there are none.
+// Take returns the oldest records, up to Batch of them; none if there are none, and
+// then the ring holds no memory any more.
 func (r *Ring) Take() []Record {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.n == 0 {
+		r.records, r.head = nil, 0
+		r.texting.Lock()
+		r.text = addresses{}
+		r.texting.Unlock()
 		return nil
 	}
 	out := make([]Record, min(r.n, Batch))
