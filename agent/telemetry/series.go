@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,10 @@ const (
 	maxSeries = 10_000
 	// idle is how long a series is kept that nothing is added to.
 	idle = 10 * time.Minute
+
+	// maxIndex is that of the last native bucket that a proxy may use, 2^32 s; the
+	// first is the negative of it, below a nanosecond.
+	maxIndex = 32 << proxypb.Schema
 
 	// Other is the value of labels that had too many values.
 	Other = "_other"
@@ -80,7 +85,8 @@ func (f *family) add(now time.Time, n uint64, values ...string) {
 // merge adds a proxy's histogram; nil is none. One in buckets that are not these, of
 // a proxy of another version, is left out.
 func (f *family) merge(now time.Time, h *proxypb.Histogram, values ...string) {
-	if len(h.GetClassic()) != len(proxypb.Buckets)+1 || len(h.GetNativeIndexes()) != len(h.GetNativeCounts()) {
+	if len(h.GetClassic()) != len(proxypb.Buckets)+1 || len(h.GetNativeIndexes()) != len(h.GetNativeCounts()) ||
+		slices.ContainsFunc(h.GetNativeIndexes(), func(i int32) bool { return i < -maxIndex || i > maxIndex }) {
 		return
 	}
 	s := f.at(now, values...)

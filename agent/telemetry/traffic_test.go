@@ -170,6 +170,9 @@ func TestHistogramsHaveClassicAndNativeBuckets(t *testing.T) {
 func TestAHistogramOfOtherBucketsIsLeftOut(t *testing.T) {
 	traffic, _, registry := newTraffic()
 	traffic.Report(instance, &proxypb.Metrics{Number: 1, OutboundOverhead: &proxypb.Histogram{Sum: 1, Classic: []uint64{1}, Zero: 1}})
+	far := took(1, 1)
+	far.NativeIndexes[0] = maxIndex + 1
+	traffic.Report(instance, &proxypb.Metrics{Number: 2, OutboundOverhead: far})
 	if got := find(t, registry, "weir_proxy_overhead_seconds"); got != nil {
 		t.Errorf("%v", got)
 	}

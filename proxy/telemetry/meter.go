@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"net/netip"
+	"strconv"
 	"sync"
 	"time"
 
@@ -144,7 +145,7 @@ func (m *Meter) End(r *Record) {
 		t.sent += r.Sent
 		t.received += r.Received
 	} else {
-		k.protocol, k.route, k.status, k.grpcStatus = r.Protocol, r.RouteName, r.Status, r.GRPCStatus
+		k.protocol, k.route, k.status, k.grpcStatus = r.Protocol, r.RouteName, r.Status, knownStatus(r.GRPCStatus)
 		t := m.count(k)
 		t.duration.observe(r.Total)
 		t.sent += r.RequestBody
@@ -155,6 +156,15 @@ func (m *Meter) End(r *Record) {
 	r.leave()
 	r.open = nil
 	m.touch()
+}
+
+// knownStatus is a status of gRPC; what is none counts as UNKNOWN, or else
+// applications could make as many labels as they like.
+func knownStatus(text string) string {
+	if n, err := strconv.Atoi(text); text == "" || err == nil && 0 <= n && n <= 16 && strconv.Itoa(n) == text {
+		return text
+	}
+	return "2"
 }
 
 // Ejected counts an endpoint that is set aside.

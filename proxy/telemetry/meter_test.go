@@ -110,6 +110,22 @@ func TestWhatIsCountedOfARequest(t *testing.T) {
 	}
 }
 
+func TestAStatusThatIsNoneIsUnknown(t *testing.T) {
+	m := NewMeter(nothing)
+	for _, status := range []string{"17", "-1", "05", "x", "2", "16"} {
+		r := full()
+		r.GRPCStatus = status
+		m.End(r)
+	}
+	got := map[string]int{}
+	for _, x := range m.Last().GetTraffic() {
+		got[x.GetGrpcStatus()] += requests(&proxypb.Metrics{Traffic: []*proxypb.Traffic{x}})
+	}
+	if len(got) != 2 || got["2"] != 5 || got["16"] != 1 {
+		t.Errorf("%v", got)
+	}
+}
+
 func TestWhatIsCountedOfAConnection(t *testing.T) {
 	m := NewMeter(nothing)
 	r := &Record{Direction: listen.Inbound, Client: netip.MustParseAddrPort("[::ffff:10.0.0.9]:1"), Sent: 3, Received: 4}

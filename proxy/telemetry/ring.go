@@ -16,7 +16,7 @@ const (
 	// Limit is how many records are kept, of some 400 bytes each.
 	Limit = 1024
 	// Batch is how many of them are sent at once.
-	Batch = 128
+	Batch = 64
 )
 
 // smallest is how many records there is room for at first.
