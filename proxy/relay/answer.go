@@ -12,8 +12,9 @@ import (
 )
 
 var (
-	errPath   = errors.New("the path has an escape that is none, or NUL")
-	errFilter = errors.New("the route has a filter that cannot be resolved")
+	errPath    = errors.New("the path has an escape that is none, or NUL")
+	errFilter  = errors.New("the route has a filter that cannot be resolved")
+	errWeights = errors.New("all the rule's backends have weight 0")
 )
 
 // phrases are for people (RFC 9110, section 15). net/http has more of them, and is

@@ -673,6 +673,7 @@ func TestARouteIsObeyed(t *testing.T) {
 			{Rule: 1, Headers: []route.Value{{Name: "version", Value: "2"}}},
 			{Rule: 2, Path: route.Path{Kind: route.PathPrefix, Value: "/old"}},
 			{Rule: 3, Path: route.Path{Kind: route.PathExact, Value: "/nowhere"}},
+			{Rule: 4, Path: route.Path{Kind: route.PathExact, Value: "/nobody"}},
 			{Rule: 0, Path: route.Path{Kind: route.PathPrefix}},
 		},
 		Rules: []route.Rule{
@@ -682,7 +683,8 @@ func TestARouteIsObeyed(t *testing.T) {
 				Rewrite:        &route.Rewrite{Hostname: "other", Path: &route.PathChange{Value: "/new"}},
 			}},
 			{Route: "HTTPRoute/shop/r", Filters: route.Filters{Redirect: &route.Redirect{Path: &route.PathChange{Prefix: true, Value: "/new"}, Status: 301}}},
-			{Route: "HTTPRoute/shop/r", Backends: []route.WeightedBackend{{Weight: 1, Backend: route.Backend{Invalid: true}}}},
+			{Route: "HTTPRoute/shop/r", Backends: []route.WeightedBackend{{Weight: 1, Backend: route.Backend{Service: "shop/gone", Invalid: true}}}},
+			{Route: "HTTPRoute/shop/r", Backends: []route.WeightedBackend{{Backend: v2.Backend}}},
 		},
 	}
 	b := newBench(t, config)
@@ -696,7 +698,8 @@ func TestARouteIsObeyed(t *testing.T) {
 		{"GET /a?b HTTP/1.1\r\nHost: x\r\n", "v1 /a?b x ", 200, "v1"},
 		{"GET /a?b HTTP/1.1\r\nHost: x\r\nVersion: 2\r\n", "v2 /new?b other 1", 200, "changed"},
 		{"GET /old/page?q HTTP/1.1\r\nHost: x:80\r\n", "", 301, ""},
-		{"GET /nowhere HTTP/1.1\r\nHost: x\r\n", "weir: backend_invalid: the route names a backend that does not exist\n", 500, ""},
+		{"GET /nowhere HTTP/1.1\r\nHost: x\r\n", "weir: backend_invalid: the route names a backend that does not exist: shop/gone\n", 500, ""},
+		{"GET /nobody HTTP/1.1\r\nHost: x\r\n", "weir: backend_invalid: the route names a backend that does not exist: all the rule's backends have weight 0\n", 500, ""},
 		{"GET /%zz HTTP/1.1\r\nHost: x\r\n", "weir: bad_request: a rule of HTTP was broken: the path has an escape that is none, or NUL\n", 400, ""},
 	} {
 		resp, body := say(t, client, r, c.head+"\r\n", "GET")
@@ -708,7 +711,7 @@ func TestARouteIsObeyed(t *testing.T) {
 		}
 	}
 	client.Close()
-	if records := b.ended(t); len(records) != 5 || records[0].GetRoute() != "HTTPRoute/shop/r" {
+	if records := b.ended(t); len(records) != 6 || records[0].GetRoute() != "HTTPRoute/shop/r" {
 		t.Errorf("records %v", records)
 	}
 }

@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -171,12 +172,24 @@ func (p *plan) route(routes *route.Routes, c listen.Conn, m message, r *record) 
 	if err := p.filter(&rule.Filters, 0, c, m, match); err != nil || p.answer != nil {
 		return err
 	}
-	chosen := rule.Choose(rand.Uint32())
-	if chosen == nil || chosen.Backend.Invalid {
-		return &reason.Error{Reason: reason.BackendInvalid}
+	chosen, err := choose(rule)
+	if err != nil {
+		return err
 	}
 	p.backend = chosen.Backend
 	return p.filter(&chosen.Filters, 1, c, m, match)
+}
+
+// choose picks one of a rule's backends. The error is a *reason.Error.
+func choose(rule *route.Rule) (*route.WeightedBackend, error) {
+	chosen := rule.Choose(rand.Uint32())
+	switch {
+	case chosen == nil:
+		return nil, &reason.Error{Reason: reason.BackendInvalid, Err: errWeights}
+	case chosen.Backend.Invalid:
+		return nil, &reason.Error{Reason: reason.BackendInvalid, Err: errors.New(chosen.Backend.Service)}
+	}
+	return chosen, nil
 }
 
 // filter does what filters do to a request.

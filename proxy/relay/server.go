@@ -17,7 +17,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -272,9 +271,9 @@ func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination
 	if d.Routes != nil && d.Routes.Kind == route.TCPRoute {
 		rule := &d.Routes.Rules[0]
 		r.routed(rule.Route)
-		chosen := rule.Choose(rand.Uint32())
-		if chosen == nil || chosen.Backend.Invalid {
-			return nil, pick{}, &reason.Error{Reason: reason.BackendInvalid}
+		chosen, err := choose(rule)
+		if err != nil {
+			return nil, pick{}, err
 		}
 		backend = chosen.Backend
 	}
