@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,7 +27,16 @@ type app struct {
 	host string // the only Host it answers to; empty: any
 	next string // URL of the Service it calls to answer; empty: none
 	http http.Client
+
+	failing atomic.Bool // it answers 503
 }
+
+// versionField is a header field that applications pass on, as they do with those
+// of traces.
+const versionField = "Version"
+
+// failPath, asked for, has an application answer 503 from then on.
+const failPath = "/fail"
 
 // runApp serves until ctx is done.
 func runApp(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -62,11 +72,18 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such host: "+r.Host, http.StatusNotFound)
 		return
 	}
+	if r.URL.Path == failPath {
+		a.failing.Store(true)
+	}
+	if a.failing.Load() {
+		http.Error(w, "failing", http.StatusServiceUnavailable)
+		return
+	}
 	if a.next == "" {
 		fmt.Fprint(w, a.name)
 		return
 	}
-	answer, err := a.call(r.Context())
+	answer, err := a.call(r.Context(), r.Header.Get(versionField))
 	if err != nil {
 		http.Error(w, fmt.Sprintf("%s: %v", a.name, err), http.StatusBadGateway)
 		return
@@ -75,10 +92,13 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // call asks the next Service.
-func (a *app) call(ctx context.Context) (string, error) {
+func (a *app) call(ctx context.Context, version string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.next, nil)
 	if err != nil {
 		return "", err
+	}
+	if version != "" {
+		req.Header.Set(versionField, version)
 	}
 	resp, err := a.http.Do(req)
 	if err != nil {

@@ -1,5 +1,5 @@
 // demo shows the life of one request on a machine with nothing but Go and root:
-// four pods (an ingress, front, back in two replicas) go through a real CNI
+// five pods (an ingress, front, back in two replicas and a version 2) go through a real CNI
 // chain with weir-cni, weir-agent runs in standalone mode, and a user's request
 // for app.example.com passes through all of it. What it prints of the request is
 // what the plugin and the proxies recorded, nothing else; a record that is

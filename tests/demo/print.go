@@ -45,7 +45,7 @@ func (p *printer) line(format string, args ...any) { fmt.Fprintf(p.out, format+"
 
 // stage shows the pods.
 func (p *printer) stage(s *stage) {
-	p.line("%s", p.paint(bold, "Four pods, each through the chain bridge → host-local → weir-cni"))
+	p.line("%s", p.paint(bold, "Five pods, each through the chain bridge → host-local → weir-cni"))
 	for _, name := range slices.Backward(podNames) {
 		var addresses []string
 		for _, a := range s.pods[name].Addresses {
@@ -86,13 +86,31 @@ func (p *printer) steps(steps []step) {
 	p.line("")
 }
 
-// summary is the last line.
-func (p *printer) summary(r answered, steps []step, picks map[string]int) {
+// balanced shows whom the calls to back went to.
+func (p *printer) balanced(picks map[string]int) {
+	p.line("%d further requests: front's proxy chose %s.", moreRequests, counted(picks))
+	p.line("")
+}
+
+// counted lists how often each pod was chosen.
+func counted(picks map[string]int) string {
 	var counts []string
 	for _, name := range slices.Sorted(maps.Keys(picks)) {
 		counts = append(counts, fmt.Sprintf("%s %d times", name, picks[name]))
 	}
-	p.line("%d further requests: front's proxy chose %s.", moreRequests, strings.Join(counts, ", "))
+	return strings.Join(counts, ", ")
+}
+
+// title begins a part.
+func (p *printer) title(text string) { p.line("%s", p.paint(bold, text)) }
+
+// fact is one line of a part.
+func (p *printer) fact(label, format string, args ...any) {
+	p.line("    %s %s", p.paint(dim, fmt.Sprintf("%-10s", label)), fmt.Sprintf(format, args...))
+}
+
+// summary is the last line.
+func (p *printer) summary(r answered, steps []step) {
 	p.line("%s %d of 7 steps seen in the records; the request took %s.", p.paint(green, "ok:"), len(steps), millis(r.took))
 }
 

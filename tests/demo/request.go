@@ -26,13 +26,14 @@ type answered struct {
 	err    error // no answer, or not 200
 }
 
-// request asks the ingress for the user's page, on a connection of its own.
-func request(ctx context.Context, ingress netip.AddrPort) answered {
+// request asks the ingress for the user's page, on a connection of its own. version,
+// if not empty, goes into the header.
+func request(ctx context.Context, ingress netip.AddrPort, version string) answered {
 	ctx, cancel := context.WithTimeout(ctx, userTimeout)
 	defer cancel()
 	began := time.Now()
 	var a answered
-	a.local, a.status, a.body, a.err = get(ctx, ingress)
+	a.local, a.status, a.body, a.err = get(ctx, ingress, "/", version)
 	a.took = time.Since(began)
 	if a.err == nil && a.status != http.StatusOK {
 		a.err = fmt.Errorf("%d: %s", a.status, a.body)
@@ -40,8 +41,8 @@ func request(ctx context.Context, ingress netip.AddrPort) answered {
 	return a
 }
 
-func get(ctx context.Context, ingress netip.AddrPort) (netip.AddrPort, int, string, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", ingress.String())
+func get(ctx context.Context, to netip.AddrPort, path, version string) (netip.AddrPort, int, string, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
 	if err != nil {
 		return netip.AddrPort{}, 0, "", err
 	}
@@ -51,9 +52,12 @@ func get(ctx context.Context, ingress netip.AddrPort) (netip.AddrPort, int, stri
 		DisableKeepAlives: true,
 		DialContext:       func(context.Context, string, string) (net.Conn, error) { return conn, nil },
 	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+userHost+"/", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+userHost+path, nil)
 	if err != nil {
 		return local, 0, "", err
+	}
+	if version != "" {
+		req.Header.Set(versionField, version)
 	}
 	resp, err := client.Do(req)
 	if err != nil {

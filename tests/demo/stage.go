@@ -20,7 +20,7 @@ const namespace = "demo"
 
 // podNames are the pods, in the order in which they are made: whoever is called
 // comes first, and back's and front's EndpointSlices come with the ingress.
-var podNames = []string{"back-1", "back-2", "front", "ingress"}
+var podNames = []string{"back-v2", "back-1", "back-2", "front", "ingress"}
 
 // Ports of the applications.
 const (
@@ -31,6 +31,8 @@ const (
 var (
 	front = service("front", 10)
 	back  = service("back", 20)
+	// backV2 is called only where a route says so.
+	backV2 = service("back-v2", 30)
 )
 
 func service(name string, host byte) pod.Service {
@@ -101,7 +103,7 @@ func newStage(ctx context.Context, f flags, node *pod.Node) (*stage, error) {
 
 // write writes what there is of the cluster before any pod runs.
 func (s *stage) write() error {
-	objects := []any{pod.CapturedNamespace(namespace), front.Manifest(), back.Manifest()}
+	objects := []any{pod.CapturedNamespace(namespace), front.Manifest(), back.Manifest(), backV2.Manifest()}
 	for _, name := range podNames {
 		s.pods[name] = &pod.Pod{Namespace: namespace, Name: name, ContainerID: "demo-" + name}
 		if name != "ingress" {
@@ -116,6 +118,7 @@ func (s *stage) write() error {
 // of a pod that is being made, knows by then where the Services lead.
 func (s *stage) writeEndpoints() error {
 	slices := append(front.Slices(appPort, s.pods["front"]), back.Slices(appPort, s.pods["back-1"], s.pods["back-2"])...)
+	slices = append(slices, backV2.Slices(appPort, s.pods["back-v2"])...)
 	if err := s.node.Write("endpoints.yaml", slices...); err != nil {
 		return err
 	}
@@ -239,7 +242,7 @@ func play(ctx context.Context, s *stage, f flags, out *printer) error {
 		return err
 	}
 	ingress := netip.AddrPortFrom(s.pods["ingress"].Address(s.v6), ingressPort)
-	r := request(ctx, ingress)
+	r := request(ctx, ingress, "")
 	after, err := s.rules(ctx)
 	if err != nil {
 		return err
@@ -259,7 +262,11 @@ func play(ctx context.Context, s *stage, f flags, out *printer) error {
 	if err != nil {
 		return err
 	}
-	out.summary(r, steps, picks)
+	out.balanced(picks)
+	if err := s.routes(ctx, ingress, out); err != nil {
+		return err
+	}
+	out.summary(r, steps)
 	return nil
 }
 
@@ -284,29 +291,12 @@ const moreRequests = 20
 // balance sends more requests and counts which replica of back front's proxy
 // chose.
 func (s *stage) balance(ctx context.Context, ingress netip.AddrPort) (map[string]int, error) {
-	seen := len(s.records.all())
-	for range moreRequests {
-		if r := request(ctx, ingress); r.err != nil {
-			return nil, fmt.Errorf("one of %d further requests: %w", moreRequests, r.err)
-		}
+	calls, err := s.callsToBack(ctx, ingress, moreRequests, "")
+	if err != nil {
+		return nil, err
 	}
-	deadline := time.Now().Add(recordTimeout)
-	for {
-		all := s.records.all()
-		picks, n := map[string]int{}, 0
-		for _, r := range all[seen:] {
-			if r.Service == back.Namespace+"/"+back.Name && r.Direction == outbound {
-				picks[r.UpstreamPod]++
-				n++
-			}
-		}
-		switch {
-		case n >= moreRequests && len(picks) < 2:
-			return nil, fmt.Errorf("%d requests all went to one replica of back: %v", n, picks)
-		case n >= moreRequests:
-			return picks, nil
-		case !s.records.waitMore(ctx, len(all), deadline):
-			return nil, fmt.Errorf("of %d further requests only %d have a record of front's call to back", moreRequests, n)
-		}
+	if picks := picked(calls); len(picks) > 1 {
+		return picks, nil
 	}
+	return nil, fmt.Errorf("%d requests all went to one replica of back: %v", moreRequests, picked(calls))
 }
