@@ -299,7 +299,7 @@ func TestWhatHTTPAllowsIsPassedOnFaithfully(t *testing.T) {
 				t.Errorf("the application saw %q, want %q", s, c.saw)
 			}
 			_ = client.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-			if n, err := client.Read(make([]byte, 10)); (err == io.EOF) != c.end || n > 0 {
+			if n, err := client.Read(make([]byte, 10)); errors.Is(err, io.EOF) != c.end || n > 0 {
 				t.Errorf("then %d bytes, %v", n, err)
 			}
 			client.Close()

@@ -3,7 +3,7 @@ package relay
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,8 +14,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"golang.org/x/net/http2"
 
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
@@ -33,21 +31,23 @@ func serving2(t *testing.T, handler http.HandlerFunc) netip.AddrPort {
 	return server.Listener.Addr().(*net.TCPAddr).AddrPort()
 }
 
-// client2 is a client with one connection, on which HTTP/2 is spoken.
-func (b *bench) client2(t *testing.T, d listen.Direction, original netip.AddrPort) *http.Client {
+// client2 is a client with one connection, on which HTTP/2 is spoken after a pause.
+func (b *bench) client2(t *testing.T, d listen.Direction, original netip.AddrPort, pause time.Duration) *http.Client {
 	t.Helper()
 	var dialled atomic.Bool
-	transport := &http2.Transport{
-		AllowHTTP: true,
-		DialTLSContext: func(context.Context, string, string, *tls.Config) (net.Conn, error) {
+	transport := &http.Transport{
+		Protocols: new(http.Protocols),
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
 			if dialled.Swap(true) {
-				return nil, fmt.Errorf("a second connection")
+				return nil, errors.New("a second connection")
 			}
 			c := b.conn(t, d, original)
 			b.clients = append(b.clients, c)
+			time.Sleep(pause)
 			return c, nil
 		},
 	}
+	transport.Protocols.SetUnencryptedHTTP2(true)
 	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
 }
 
@@ -78,7 +78,7 @@ func TestEachStreamIsBalancedByItself(t *testing.T) {
 		return serving2(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, name, r.Proto, r.URL.Path) })
 	}
 	b := newBench(t, behind(named("a"), named("b")))
-	client := b.client2(t, listen.Outbound, vip)
+	client := b.client2(t, listen.Outbound, vip, 0)
 	seen := map[string]int{}
 	for range 40 {
 		resp, body := call(t, client, "GET", "/hello?x", "")
@@ -108,18 +108,11 @@ func TestAnInboundStreamReachesTheApplication(t *testing.T) {
 		_, _ = w.Write(body)
 		w.Header().Set("Grpc-Status", "0")
 	})
-	for _, late := range []bool{false, true} {
+	// After a pause the connection to the application is there before the client
+	// speaks.
+	for _, pause := range []time.Duration{0, 50 * time.Millisecond} {
 		b := newBench(t, &fakeConfig{})
-		client := b.client2(t, listen.Inbound, app)
-		if late {
-			// The connection to the application is there before the client speaks.
-			inner := client.Transport.(*http2.Transport).DialTLSContext
-			client.Transport.(*http2.Transport).DialTLSContext = func(ctx context.Context, network, addr string, c *tls.Config) (net.Conn, error) {
-				conn, err := inner(ctx, network, addr, c)
-				time.Sleep(50 * time.Millisecond)
-				return conn, err
-			}
-		}
+		client := b.client2(t, listen.Inbound, app, pause)
 		want := string(bytes.Repeat([]byte("0123456789"), 100_000))
 		for range 3 {
 			resp, got := call(t, client, "POST", "/", want)
@@ -160,7 +153,7 @@ func TestAFailedCallOfGRPCHasItsStatus(t *testing.T) {
 				c.edit(&config.destination)
 			}
 			b := newBench(t, config)
-			client := b.client2(t, listen.Outbound, vip)
+			client := b.client2(t, listen.Outbound, vip, 0)
 			resp, body := call(t, client, "POST", "/s/m", "x")
 			if resp.StatusCode != c.status || !strings.HasPrefix(body, "weir: "+c.reason) || !strings.Contains(resp.Header.Get("Proxy-Status"), c.reason) {
 				t.Errorf("%v %q", resp, body)
@@ -203,7 +196,7 @@ func TestAStreamIsRoutedAndTriedAgain(t *testing.T) {
 		},
 	}
 	b := newBench(t, config)
-	client := b.client2(t, listen.Outbound, vip)
+	client := b.client2(t, listen.Outbound, vip, 0)
 	if resp, body := call(t, client, "PUT", "/a?b", "body", "version", "2"); resp.StatusCode != 200 || body != "v2 /new other body" || resp.Header.Get("X-App") != "2" {
 		t.Errorf("%v %q", resp, body)
 	}
@@ -224,7 +217,7 @@ func TestADrainingProxySaysSoToHTTP2(t *testing.T) {
 		fmt.Fprint(w, "done")
 	})
 	b := newBench(t, behind(app))
-	client := b.client2(t, listen.Outbound, vip)
+	client := b.client2(t, listen.Outbound, vip, 0)
 	got := make(chan string, 1)
 	go func() {
 		_, body := call(t, client, "GET", "/", "")
