@@ -109,16 +109,18 @@ func (x index) at(client string, r report.Result) []telemetry.Record {
 	return out
 }
 
-// during returns the records of the proxy's connection within the time of one of
-// its requests: there it carries one after the other. The nodes share a clock.
+// during returns the record of what the proxy's connection carried for one of its
+// requests: the first that began within the request's time. One that follows on the
+// connection may begin before this one's record is closed. The nodes share a clock.
 func (x index) during(out telemetry.Record) []telemetry.Record {
-	ends := func(r telemetry.Record) time.Time {
-		return r.Timestamp.Add(time.Duration(r.TimeTotal * float64(time.Second)))
-	}
+	ends := out.Timestamp.Add(time.Duration(out.TimeTotal * float64(time.Second)))
 	var in []telemetry.Record
 	for _, r := range x[out.UpstreamLocal] {
-		if !r.Timestamp.Before(out.Timestamp) && !ends(r).After(ends(out)) {
-			in = append(in, r)
+		if r.Timestamp.Before(out.Timestamp) || r.Timestamp.After(ends) {
+			continue
+		}
+		if len(in) == 0 || r.Timestamp.Before(in[0].Timestamp) {
+			in = []telemetry.Record{r}
 		}
 	}
 	return in
