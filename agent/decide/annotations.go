@@ -51,7 +51,7 @@ var annotations = []annotation{
 		func(d *Decision, v string) error { return setIDs(&d.Spec.ExcludeOutboundGIDs, v) }},
 	{"exclude-interfaces", "names of interfaces, which need not exist: `net1,net2`", "none", "what enters or leaves the pod by these interfaces goes past the proxy, in both directions; the proxy's own ports stay closed there too",
 		setInterfaces},
-	{"opaque-ports", portList, "none", "what goes to these ports, of the pod or dialled by it, is passed on as it is; no effect yet, as the proxy looks into nothing so far",
+	{"opaque-ports", portList, "none", "what goes to these ports, of the pod or dialled by it, is passed on as it is, by connection: no route applies to it",
 		func(d *Decision, v string) error { return setPorts(&d.Proxy.OpaquePorts, v) }},
 	{"quic", "`pass` or `reject`", "`pass`", "`reject` answers UDP from the pod to port 443 with ICMP or ICMPv6 port unreachable, so that HTTP/3 clients go on over TCP at once; not for users, groups, interfaces and addresses that are not captured, nor on lo",
 		setQUIC},
