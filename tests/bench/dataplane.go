@@ -59,8 +59,13 @@ func parseDataplane(args []string, stderr io.Writer) (dataplaneFlags, error) {
 // runDataplane is the benchmark of the data plane: outside it builds, and runs
 // again on a node of its own.
 func runDataplane(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error) {
-	if len(args) > 0 && args[0] == reverseCommand {
-		return 0, reverseProxy(ctx, args[1:])
+	if len(args) > 0 {
+		switch args[0] {
+		case reverseCommand:
+			return 0, reverseProxy(ctx, args[1:])
+		case bulkCommand:
+			return 0, bulk(ctx)
+		}
 	}
 	f, err := parseDataplane(args, stderr)
 	if err != nil {
@@ -73,9 +78,9 @@ func runDataplane(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	if node != nil {
 		return 0, errors.Join(measureDataplane(ctx, f, node, stdout, stderr), node.Close())
 	}
-	for _, program := range []string{nginx, haproxy, wrk} {
+	for _, program := range []string{nginx, haproxy, wrk, h2load} {
 		if _, err := os.Stat(program); err != nil {
-			return 0, fmt.Errorf("%w; run `apt-get install --no-install-recommends nginx-light haproxy wrk`", err)
+			return 0, fmt.Errorf("%w; run `apt-get install --no-install-recommends nginx-light haproxy wrk nghttp2-client`", err)
 		}
 	}
 	if err := checkOut(); err != nil {
@@ -96,12 +101,13 @@ type dataplane struct {
 	dir   string // of the peers' files
 }
 
-// lane is one way from a client to an application.
+// lane is one way from a client to the applications.
 type lane struct {
-	name   string
-	client string // network namespace of the client
-	target netip.AddrPort
-	pids   func() ([]int, error) // of the proxies
+	name                  string
+	client                string // network namespace of the client
+	target                netip.AddrPort
+	streams, source, sink netip.AddrPort        // HTTP/2, and bytes without end either way; zero: not by this lane
+	pids                  func() ([]int, error) // of the proxies
 }
 
 // Names of the lanes.
@@ -113,8 +119,22 @@ const (
 	laneDirect  = "no proxy"
 )
 
-// service is what the captured caller calls.
-var backService = pod.Service{Namespace: namespace, Name: "back", Port: 80, ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 2, 1})}}
+// backServices are what the captured caller calls: back by HTTP/1, by HTTP/2, and for
+// bytes either way.
+var backServices = []struct {
+	pod.Service
+	port uint16 // of the application
+}{
+	{backService("back", 1, "http"), appPort},
+	{backService("streams", 2, "kubernetes.io/h2c"), streamsPort},
+	{backService("source", 3, "tcp"), sourcePort},
+	{backService("sink", 4, "tcp"), sinkPort},
+}
+
+func backService(name string, host byte, protocol string) pod.Service {
+	return pod.Service{Namespace: namespace, Name: name, Port: 80, AppProtocol: protocol,
+		ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 2, host})}}
+}
 
 // connections are at how many the throughput is measured, rates at how many
 // requests a second the latency.
@@ -144,6 +164,22 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 				}
 			}
 		}
+		for _, l := range rotate(d.lanes, round) {
+			if !l.streams.IsValid() {
+				continue
+			}
+			fmt.Fprintf(stderr, "round %d of %d: %s, HTTP/2 and TCP\n", round+1, f.rounds, l.name)
+			for _, c := range streams {
+				if err := d.streams(ctx, l, c, f.length, results); err != nil {
+					return fmt.Errorf("%s: %w", l.name, err)
+				}
+			}
+			for _, w := range ways {
+				if err := d.bulk(ctx, l, w, f.length, results); err != nil {
+					return fmt.Errorf("%s: %w", l.name, err)
+				}
+			}
+		}
 		for _, rate := range rates {
 			for _, l := range rotate(d.lanes, round) {
 				fmt.Fprintf(stderr, "round %d of %d: %s, %d requests a second\n", round+1, f.rounds, l.name, rate)
@@ -153,7 +189,7 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 			}
 		}
 	}
-	r, err := report.New("dataplane", "Requests through a pair of proxies: HTTP/1.1, 1 KB answers, keep-alive")
+	r, err := report.New("dataplane", "Requests and bytes through a pair of proxies: 1 KB answers, keep-alive")
 	if err != nil {
 		return err
 	}
@@ -186,7 +222,11 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	}
 	caller, callee := &pod.Pod{Namespace: namespace, Name: "caller", ContainerID: "caller"}, &pod.Pod{Namespace: namespace, Name: "callee", ContainerID: "callee"}
 	peerCaller, peerCallee := &pod.Pod{Namespace: "peers", Name: "caller", ContainerID: "peer-caller"}, &pod.Pod{Namespace: "peers", Name: "callee", ContainerID: "peer-callee"}
-	if err := d.node.Write("dataplane.yaml", pod.CapturedNamespace(namespace), caller.Manifest(), callee.Manifest(), backService.Manifest()); err != nil {
+	objects := []any{pod.CapturedNamespace(namespace), caller.Manifest(), callee.Manifest()}
+	for _, s := range backServices {
+		objects = append(objects, s.Manifest())
+	}
+	if err := d.node.Write("dataplane.yaml", objects...); err != nil {
 		return err
 	}
 	if _, err := d.node.StartAgent(ctx, binaries, io.Discard); err != nil {
@@ -212,15 +252,25 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 			return err
 		}
 	}
-	if err := d.node.Write("slices.yaml", backService.Slices(appPort, callee)...); err != nil {
+	objects = nil
+	for _, s := range backServices {
+		objects = append(objects, s.Slices(s.port, callee)...)
+	}
+	if err := d.node.Write("slices.yaml", objects...); err != nil {
 		return err
 	}
 	for _, p := range []*pod.Pod{callee, peerCallee} {
 		if _, err := d.startNginx(ctx, p, "app", appConfig()); err != nil {
 			return err
 		}
+		if err := inNetns(p, exec.CommandContext(ctx, "/proc/self/exe", "dataplane", bulkCommand)); err != nil {
+			return err
+		}
 	}
-	d.lanes = []lane{{name: laneWeir, client: caller.Netns, target: netip.AddrPortFrom(backService.ClusterIPs[0], backService.Port), pids: func() ([]int, error) {
+	called := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(backServices[i].ClusterIPs[0], backServices[i].Port)
+	}
+	d.lanes = []lane{{name: laneWeir, client: caller.Netns, target: called(0), streams: called(1), source: called(2), sink: called(3), pids: func() ([]int, error) {
 		ours, err := d.node.CgroupPIDs(caller.ContainerID)
 		if err != nil {
 			return nil, err
@@ -228,24 +278,33 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 		theirs, err := d.node.CgroupPIDs(callee.ContainerID)
 		return append(ours, theirs...), err
 	}}}
+	local := func(port uint16) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
+	}
 	for _, peer := range []struct {
 		name  string
 		port  uint16
-		start func(context.Context, *pod.Pod, uint16, netip.AddrPort) (int, error)
+		start func(context.Context, *pod.Pod, uint16, nexts) (int, error)
+		all   bool // also HTTP/2 and TCP
 	}{
-		{laneNginx, 8001, d.nginxProxy}, {laneHAProxy, 8002, d.haproxy}, {laneReverse, 8003, d.reverse},
+		{laneNginx, 7000, d.nginxProxy, false}, {laneHAProxy, 7010, d.haproxy, true}, {laneReverse, 7020, d.reverse, false},
 	} {
-		app := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), appPort)
-		near, err := peer.start(ctx, peerCaller, peer.port, netip.AddrPortFrom(peerCallee.Address(false), peer.port))
+		far := peerCallee.Address(false)
+		near, err := peer.start(ctx, peerCaller, peer.port, nexts{
+			netip.AddrPortFrom(far, peer.port), netip.AddrPortFrom(far, peer.port+1), netip.AddrPortFrom(far, peer.port+2), netip.AddrPortFrom(far, peer.port+3),
+		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", peer.name, err)
 		}
-		far, err := peer.start(ctx, peerCallee, peer.port, app)
+		behind, err := peer.start(ctx, peerCallee, peer.port, nexts{local(appPort), local(streamsPort), local(sourcePort), local(sinkPort)})
 		if err != nil {
 			return fmt.Errorf("%s: %w", peer.name, err)
 		}
-		d.lanes = append(d.lanes, lane{name: peer.name, client: peerCaller.Netns, pids: func() ([]int, error) { return []int{near, far}, nil },
-			target: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), peer.port)})
+		l := lane{name: peer.name, client: peerCaller.Netns, target: local(peer.port), pids: func() ([]int, error) { return []int{near, behind}, nil }}
+		if peer.all {
+			l.streams, l.source, l.sink = local(peer.port+1), local(peer.port+2), local(peer.port+3)
+		}
+		d.lanes = append(d.lanes, l)
 	}
 	d.lanes = append(d.lanes, lane{name: laneDirect, client: peerCaller.Netns, pids: func() ([]int, error) { return nil, nil },
 		target: netip.AddrPortFrom(peerCallee.Address(false), appPort)})

@@ -241,6 +241,17 @@ func (r results) series() []report.Series {
 			add(nameCPU(l, atConnections(c)), "µs")
 		}
 	}
+	for _, c := range streams {
+		for _, l := range lanes {
+			add(nameStreams(l, c), "/s")
+			add(nameCPU(l, atStreams(c)), "µs")
+		}
+	}
+	for _, w := range ways {
+		for _, l := range lanes {
+			add(nameBulk(l, w), "Gbit/s")
+		}
+	}
 	for _, rate := range rates {
 		for _, l := range lanes {
 			add(nameLatency(l, rate, "p50"), "µs")
@@ -267,6 +278,14 @@ func (r results) judge(out *report.Report) {
 		out.AtMost(fmt.Sprintf("CPU a request, %d connections, relative to HAProxy", c), cpu(laneWeir)/cpu(laneHAProxy), 1.05, "×")
 		best := max(r.median(nameThroughput(laneNginx, c)), r.median(nameThroughput(laneHAProxy, c)))
 		out.AtLeast(fmt.Sprintf("throughput, %d connections, relative to the better of both", c), r.median(nameThroughput(laneWeir, c))/best, 1, "×")
+	}
+	for _, c := range streams {
+		out.AtMost("CPU a request, "+atStreams(c)+", relative to HAProxy",
+			r.median(nameCPU(laneWeir, atStreams(c)))/r.median(nameCPU(laneHAProxy, atStreams(c))), 1.1, "×")
+	}
+	for _, w := range ways {
+		out.AtLeast("TCP "+w+", Gbit per CPU second, relative to HAProxy with splicing",
+			r.median(nameBulk(laneWeir, w))/r.median(nameBulk(laneHAProxy, w)), 0.85, "×")
 	}
 	for _, rate := range rates {
 		// What a pair adds: without what there is without any.

@@ -26,10 +26,20 @@ const (
 	nginx   = "/usr/sbin/nginx"
 	haproxy = "/usr/sbin/haproxy"
 	wrk     = "/usr/bin/wrk"
+	h2load  = "/usr/bin/h2load"
 )
 
-// appPort is where the applications listen.
-const appPort = 8080
+// Where the applications listen: for HTTP/1, for HTTP/2, for who wants bytes, and for
+// who has some.
+const (
+	appPort = 8080 + iota
+	streamsPort
+	sourcePort
+	sinkPort
+)
+
+// nexts are where a proxy leads to, from four ports in a row.
+type nexts struct{ requests, streams, source, sink netip.AddrPort }
 
 // reverseCommand starts the ReverseProxy.
 const reverseCommand = "reverse-proxy"
@@ -51,7 +61,8 @@ http {
 
 // appConfig answers everything with 1 KB.
 func appConfig() string {
-	return fmt.Sprintf("  server { listen %d reuseport; location / { return 200 %q; } }\n", appPort, strings.Repeat("x", 1024))
+	return fmt.Sprintf("  server { listen %d reuseport; listen %d http2 reuseport; http2_max_concurrent_streams 256; location / { return 200 %q; } }\n",
+		appPort, streamsPort, strings.Repeat("x", 1024))
 }
 
 // startNginx starts nginx in p's namespace and returns its worker.
@@ -80,27 +91,43 @@ func (d *dataplane) startNginx(ctx context.Context, p *pod.Pod, name, servers st
 	return 0, fmt.Errorf("nginx has no worker: %s", said.String())
 }
 
-func (d *dataplane) nginxProxy(ctx context.Context, p *pod.Pod, port uint16, to netip.AddrPort) (int, error) {
+func (d *dataplane) nginxProxy(ctx context.Context, p *pod.Pod, port uint16, to nexts) (int, error) {
 	return d.startNginx(ctx, p, "proxy", fmt.Sprintf(`  upstream next { server %s; keepalive 256; keepalive_requests 1000000000; keepalive_timeout 1h; }
   server { listen %d reuseport; location / { proxy_pass http://next; proxy_http_version 1.1; proxy_set_header Connection ""; } }
-`, to, port))
+`, to.requests, port))
 }
 
-func (d *dataplane) haproxy(ctx context.Context, p *pod.Pod, port uint16, to netip.AddrPort) (int, error) {
+func (d *dataplane) haproxy(ctx context.Context, p *pod.Pod, port uint16, to nexts) (int, error) {
 	file := filepath.Join(d.dir, p.ContainerID+"-haproxy.conf")
 	config := fmt.Sprintf(`global
   nbthread 1
   maxconn 4096
+  tune.pipesize 1048576
 defaults
   mode http
   timeout connect 5s
   timeout client 1h
   timeout server 1h
   http-reuse always
-listen proxy
+listen requests
   bind :%d
   server next %s
-`, port, to)
+listen streams
+  bind :%d proto h2
+  server next %s proto h2
+listen source
+  mode tcp
+  option splice-request
+  option splice-response
+  bind :%d
+  server next %s
+listen sink
+  mode tcp
+  option splice-request
+  option splice-response
+  bind :%d
+  server next %s
+`, port, to.requests, port+1, to.streams, port+2, to.source, port+3, to.sink)
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		return 0, err
 	}
@@ -112,8 +139,8 @@ listen proxy
 	return cmd.Process.Pid, nil
 }
 
-func (d *dataplane) reverse(ctx context.Context, p *pod.Pod, port uint16, to netip.AddrPort) (int, error) {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "dataplane", reverseCommand, fmt.Sprint(":", port), "http://"+to.String())
+func (d *dataplane) reverse(ctx context.Context, p *pod.Pod, port uint16, to nexts) (int, error) {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "dataplane", reverseCommand, fmt.Sprint(":", port), "http://"+to.requests.String())
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=2")
 	if err := inNetns(p, cmd); err != nil {
 		return 0, err

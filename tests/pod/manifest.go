@@ -13,6 +13,7 @@ type Service struct {
 	Namespace, Name string
 	ClusterIPs      []netip.Addr // at most one of each family
 	Port            uint16
+	AppProtocol     string // what it carries, if that is declared
 }
 
 // object is a Kubernetes object, as JSON has it.
@@ -77,10 +78,14 @@ func (p *Pod) Running(annotations map[string]string) any {
 
 // Manifest is the Service.
 func (s Service) Manifest() any {
+	port := object{"port": s.Port}
+	if s.AppProtocol != "" {
+		port["appProtocol"] = s.AppProtocol
+	}
 	return object{
 		"apiVersion": "v1", "kind": "Service",
 		"metadata": object{"namespace": s.Namespace, "name": s.Name},
-		"spec":     object{"clusterIPs": s.ClusterIPs, "ports": []object{{"port": s.Port}}},
+		"spec":     object{"clusterIPs": s.ClusterIPs, "ports": []object{port}},
 	}
 }
 
