@@ -13,6 +13,9 @@ import (
 const (
 	glitchBurst = 1000
 	glitchRate  = 33
+	// glitchCredit bounds what body frames are worth that came before the frames that
+	// they are set against: a peer may answer many of them at once.
+	glitchCredit = 4 * glitchBurst
 )
 
 // meter counts them. Bodies and streams that end in good order are set against
@@ -30,7 +33,10 @@ func (m *meter) count(c *conn, n float64) error {
 	earned := c.earned
 	c.earned = 0
 	c.mu.Unlock()
-	m.level = max(0, m.level-now.Sub(m.last).Seconds()*glitchRate-float64(earned)) + n
+	if m.level > 0 {
+		m.level = max(0, m.level-now.Sub(m.last).Seconds()*glitchRate)
+	}
+	m.level = max(-glitchCredit, m.level-float64(earned)) + n
 	m.last = now
 	if m.level > glitchBurst {
 		return &connError{http2.ErrCodeEnhanceYourCalm, fmt.Errorf("%w: frames without purpose", ErrAbuse)}

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/proxy/sock"
 )
 
 // buffer is pooled by its pointer.
@@ -115,7 +117,7 @@ func (in *input) fill() error {
 func (in *input) readNow(fd uintptr) bool {
 	buf := getBuffer()
 	for {
-		n, err := unix.Read(int(fd), buf.b[:cap(buf.b)])
+		n, err := sock.Read(fd, buf.b[:cap(buf.b)])
 		switch {
 		case n > 0:
 			buf.b = buf.b[:n]

@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/proxy/sock"
 )
 
 // output is the frames of a connection that its socket has not taken. Of conn.mu.
@@ -212,7 +214,7 @@ type nowWriter struct {
 
 func (w *nowWriter) write(fd uintptr) bool {
 	for {
-		n, err := unix.Write(int(fd), w.p)
+		n, err := sock.Write(fd, w.p)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue

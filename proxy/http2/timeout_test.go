@@ -133,7 +133,8 @@ func TestIdleUpstream(t *testing.T) {
 					up := newRaw(t, nc)
 					_ = nc.SetDeadline(time.Time{})
 					_, _ = io.ReadFull(nc, make([]byte, len(xhttp2.ClientPreface)))
-					go func() { _ = xhttp2.NewFramer(nc, nil).WriteSettings() }()
+					// Before anything else, an answer to the client's SETTINGS among it.
+					_ = xhttp2.NewFramer(nc, nil).WriteSettings()
 					up.fields(next[*xhttp2.MetaHeadersFrame](up).StreamID, true, ":status", "200")
 					start := time.Now()
 					for {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/http1"
+	"github.com/weirmesh/weir/proxy/sock"
 )
 
 const (
@@ -39,6 +40,10 @@ type conn struct {
 	err      error
 	fd       func(uintptr) bool // fill's, once and not an allocation per call
 	deadline time.Time          // of reading
+
+	rest    []byte             // what Write has yet to write
+	failed  error              // of writing
+	writing func(uintptr) bool // Write's, as fd
 }
 
 func newConn(tcp *net.TCPConn) (*conn, error) {
@@ -47,8 +52,40 @@ func newConn(tcp *net.TCPConn) (*conn, error) {
 		return nil, err
 	}
 	c := &conn{TCPConn: tcp, raw: raw}
-	c.fd = c.readable
+	c.fd, c.writing = c.readable, c.writable
 	return c, nil
+}
+
+// Write writes all of p. One goroutine at a time.
+func (c *conn) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	c.rest, c.failed = p, nil
+	err := c.raw.Write(c.writing)
+	n := len(p) - len(c.rest)
+	c.rest = nil
+	if err == nil {
+		err = c.failed
+	}
+	return n, err
+}
+
+// writable writes, and reports false while there is no room for all.
+func (c *conn) writable(fd uintptr) bool {
+	for len(c.rest) > 0 {
+		n, err := sock.Write(fd, c.rest)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			return false
+		case err != nil:
+			c.failed = os.NewSyscallError("write", err)
+			return true
+		}
+		c.rest = c.rest[n:]
+	}
+	return true
 }
 
 // bytes are those that were read and are not passed on.
@@ -141,7 +178,7 @@ func (c *conn) readable(fd uintptr) bool {
 		c.buf = c.lent[:]
 	}
 	for {
-		n, err := unix.Read(int(fd), c.buf[c.w:])
+		n, err := sock.Read(fd, c.buf[c.w:])
 		switch {
 		case n > 0:
 			c.w += n
@@ -170,7 +207,7 @@ func (c *conn) awaitReadable() error {
 	var failed error
 	err := c.raw.Read(func(fd uintptr) bool {
 		var nothing bool
-		nothing, failed = silent(int(fd))
+		nothing, failed = silent(fd)
 		return !nothing
 	})
 	return errors.Join(err, failed)
@@ -183,15 +220,15 @@ func (c *conn) quiet() bool {
 		return false
 	}
 	out := false
-	err := c.raw.Control(func(fd uintptr) { out, _ = silent(int(fd)) })
+	err := c.raw.Control(func(fd uintptr) { out, _ = silent(fd) })
 	return out && err == nil
 }
 
 // silent looks without taking, but for a failure.
-func silent(fd int) (bool, error) {
+func silent(fd uintptr) (bool, error) {
 	var one [1]byte
 	for {
-		_, _, err := unix.Recvfrom(fd, one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		_, err := sock.Peek(fd, one[:])
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue

@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/proxy/sock"
 )
 
 // pump moves the bytes of one direction, inside the kernel where it can.
@@ -82,10 +84,10 @@ func (p *pump) fill(fd uintptr) bool {
 		return p.fillBytes(int(fd), make([]byte, 16<<10))
 	}
 	for {
-		n, err := unix.Splice(int(fd), nil, p.pipe.w, nil, pipeSize, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		n, err := sock.Splice(fd, uintptr(p.pipe.w), pipeSize)
 		switch {
 		case n > 0:
-			p.spliced = int(n)
+			p.spliced = n
 			return true
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -135,10 +137,10 @@ func (p *pump) fillBytes(fd int, buf []byte) bool {
 // room.
 func (p *pump) drain(fd uintptr) bool {
 	for p.err == nil && p.spliced+len(p.bytes) > 0 {
-		var n int64
+		var n int
 		var err error
 		if p.spliced > 0 {
-			n, err = unix.Splice(p.pipe.r, nil, int(fd), nil, p.spliced, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+			n, err = sock.Splice(uintptr(p.pipe.r), fd, p.spliced)
 		} else {
 			n, err = p.send(int(fd))
 		}
@@ -151,7 +153,7 @@ func (p *pump) drain(fd uintptr) bool {
 		case n == 0:
 			p.err = fmt.Errorf("send: %w", io.ErrShortWrite)
 		case p.spliced > 0:
-			p.spliced -= int(n)
+			p.spliced -= n
 		default:
 			p.bytes = p.bytes[n:]
 		}
@@ -161,13 +163,12 @@ func (p *pump) drain(fd uintptr) bool {
 }
 
 // send passes an urgent byte on as what it is.
-func (p *pump) send(fd int) (int64, error) {
+func (p *pump) send(fd int) (int, error) {
 	flags := unix.MSG_NOSIGNAL | unix.MSG_DONTWAIT
 	if p.urgent {
 		flags |= unix.MSG_OOB
 	}
-	n, err := unix.SendmsgN(fd, p.bytes, nil, nil, flags)
-	return int64(n), err
+	return unix.SendmsgN(fd, p.bytes, nil, nil, flags)
 }
 
 // release gives the pipe back. One that is not empty would give its bytes to
