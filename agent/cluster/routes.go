@@ -134,8 +134,12 @@ func httpRule(namespace string, r gatewayv1.HTTPRouteRule) (model.RouteRule, err
 		out.Backends = append(out.Backends, backend)
 	}
 	if t := r.Timeouts; t != nil {
-		if out.Timeout, err = duration(t.Request); err != nil {
-			return out, fmt.Errorf("timeouts.request: %w", err)
+		if t.Request != nil {
+			request, err := duration(t.Request)
+			if err != nil {
+				return out, fmt.Errorf("timeouts.request: %w", err)
+			}
+			out.Timeout = &request
 		}
 		if out.BackendTimeout, err = duration(t.BackendRequest); err != nil {
 			return out, fmt.Errorf("timeouts.backendRequest: %w", err)

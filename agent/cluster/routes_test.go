@@ -257,7 +257,7 @@ func TestTheModelOfAnHTTPRoute(t *testing.T) {
 					{Target: model.Target{Namespace: "lab", Name: "back-v2", Port: 8080}, Weight: 1},
 					{Target: model.Target{Kind: "example.com/Bucket", Namespace: "shop", Name: "b"}, Filters: &model.RouteFilters{Rewrite: &route.Rewrite{Hostname: "b.example.com"}}},
 				},
-				Timeout: 10 * time.Second, BackendTimeout: 1500 * time.Millisecond,
+				Timeout: new(10 * time.Second), BackendTimeout: 1500 * time.Millisecond,
 				Retry: &route.Retry{Attempts: 1, Codes: []uint16{500, 502, 503, 504}, Backoff: 25 * time.Millisecond},
 			},
 		},

@@ -380,10 +380,10 @@ func TestFiltersThatExcludeEachOtherAreAnsweredWithAnError(t *testing.T) {
 func TestTimesAndRetriesArePassedOn(t *testing.T) {
 	retry := &route.Retry{Attempts: 2, Codes: []uint16{503}, Backoff: time.Second}
 	d := newMesh(aRoute(route.HTTPRoute, "shop", "a", rule(func(r *model.RouteRule) {
-		r.Name, r.Timeout, r.BackendTimeout, r.Retry = "slow", 3*time.Second, time.Second, retry
+		r.Name, r.Timeout, r.BackendTimeout, r.Retry = "slow", new(3*time.Second), time.Second, retry
 	}))).dial(t, "shop", 80)
 	got := d.Routes.Rules[0]
-	if got.Name != "slow" || got.Timeout != 3*time.Second || got.BackendTimeout != time.Second || got.Retry != retry {
+	if got.Name != "slow" || *got.Timeout != 3*time.Second || got.BackendTimeout != time.Second || got.Retry != retry {
 		t.Errorf("got %+v", got)
 	}
 }

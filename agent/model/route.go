@@ -49,8 +49,9 @@ type RouteRule struct {
 	Filters  *RouteFilters // nil: none
 	Backends []BackendRef  // none: the parent itself
 
-	Timeout, BackendTimeout time.Duration // 0: none
-	Retry                   *route.Retry  // nil: not said
+	Timeout        *time.Duration // 0: none; nil: not said
+	BackendTimeout time.Duration  // 0: none
+	Retry          *route.Retry   // nil: not said
 }
 
 // RouteMatch is one set of conditions. Its regular expressions may be none.

@@ -63,7 +63,7 @@ func fromRule(r route.Rule) *Rule {
 		Backends: each(r.Backends, func(b route.WeightedBackend) *WeightedBackend {
 			return &WeightedBackend{Weight: b.Weight, Backend: fromBackend(b.Backend), Filters: fromFilters(b.Filters)}
 		}),
-		Timeout: int64(r.Timeout), BackendTimeout: int64(r.BackendTimeout), Retry: fromRetry(r.Retry),
+		Timeout: (*int64)(r.Timeout), BackendTimeout: int64(r.BackendTimeout), Retry: fromRetry(r.Retry),
 	}
 }
 

@@ -1451,7 +1451,7 @@ type Rule struct {
 	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Filters        *Filters               `protobuf:"bytes,3,opt,name=filters,proto3" json:"filters,omitempty"`
 	Backends       []*WeightedBackend     `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
-	Timeout        int64                  `protobuf:"varint,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Timeout        *int64                 `protobuf:"varint,5,opt,name=timeout,proto3,oneof" json:"timeout,omitempty"` // 0: none; absent: the policy's
 	BackendTimeout int64                  `protobuf:"varint,6,opt,name=backend_timeout,json=backendTimeout,proto3" json:"backend_timeout,omitempty"`
 	Retry          *Retry                 `protobuf:"bytes,7,opt,name=retry,proto3" json:"retry,omitempty"`
 	unknownFields  protoimpl.UnknownFields
@@ -1517,8 +1517,8 @@ func (x *Rule) GetBackends() []*WeightedBackend {
 }
 
 func (x *Rule) GetTimeout() int64 {
-	if x != nil {
-		return x.Timeout
+	if x != nil && x.Timeout != nil {
+		return *x.Timeout
 	}
 	return 0
 }
@@ -3845,15 +3845,17 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05Value\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x16\n" +
-	"\x06regexp\x18\x03 \x01(\bR\x06regexp\"\x8d\x02\n" +
+	"\x06regexp\x18\x03 \x01(\bR\x06regexp\"\x9e\x02\n" +
 	"\x04Rule\x12\x14\n" +
 	"\x05route\x18\x01 \x01(\tR\x05route\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x120\n" +
 	"\afilters\x18\x03 \x01(\v2\x16.weir.proxy.v1.FiltersR\afilters\x12:\n" +
-	"\bbackends\x18\x04 \x03(\v2\x1e.weir.proxy.v1.WeightedBackendR\bbackends\x12\x18\n" +
-	"\atimeout\x18\x05 \x01(\x03R\atimeout\x12'\n" +
+	"\bbackends\x18\x04 \x03(\v2\x1e.weir.proxy.v1.WeightedBackendR\bbackends\x12\x1d\n" +
+	"\atimeout\x18\x05 \x01(\x03H\x00R\atimeout\x88\x01\x01\x12'\n" +
 	"\x0fbackend_timeout\x18\x06 \x01(\x03R\x0ebackendTimeout\x12*\n" +
-	"\x05retry\x18\a \x01(\v2\x14.weir.proxy.v1.RetryR\x05retry\"\x8d\x01\n" +
+	"\x05retry\x18\a \x01(\v2\x14.weir.proxy.v1.RetryR\x05retryB\n" +
+	"\n" +
+	"\b_timeout\"\x8d\x01\n" +
 	"\x0fWeightedBackend\x12\x16\n" +
 	"\x06weight\x18\x01 \x01(\rR\x06weight\x120\n" +
 	"\abackend\x18\x02 \x01(\v2\x16.weir.proxy.v1.BackendR\abackend\x120\n" +
@@ -4228,6 +4230,7 @@ func file_agent_proxypb_proxy_proto_init() {
 		(*Resource_Proxy)(nil),
 		(*Resource_Destination)(nil),
 	}
+	file_agent_proxypb_proxy_proto_msgTypes[15].OneofWrappers = []any{}
 	file_agent_proxypb_proxy_proto_msgTypes[29].OneofWrappers = []any{
 		(*FromProxy_Subscribe)(nil),
 		(*FromProxy_Unsubscribe)(nil),

@@ -55,7 +55,8 @@ func TestADestinationIsReadAsItWasWritten(t *testing.T) {
 				{GRPC: &route.Method{MethodRegexp: whole(t, "m+")}},
 			},
 			Rules: []route.Rule{
-				{Route: "HTTPRoute/shop/back", Name: "first", Filters: filters, Timeout: 2, BackendTimeout: 1, Retry: policy.Retry},
+				{Route: "HTTPRoute/shop/back", Name: "first", Filters: filters, Timeout: new(2 * time.Nanosecond), BackendTimeout: 1, Retry: policy.Retry},
+				{Route: "HTTPRoute/shop/back", Name: "without a timeout", Timeout: new(time.Duration(0))},
 				{Backends: []route.WeightedBackend{
 					{Weight: 9, Backend: route.Backend{Service: "shop/v1", Endpoints: endpoints, Protocol: route.HTTP, Policy: policy}},
 					{Weight: 1, Backend: route.Backend{Service: "shop/v2", Invalid: true}, Filters: filters},

@@ -120,13 +120,17 @@ func (r *reader) regexp(expression string) *route.Regexp {
 }
 
 func (r *reader) rule(x *Rule) route.Rule {
-	return route.Rule{
+	out := route.Rule{
 		Route: x.GetRoute(), Name: x.GetName(), Filters: r.filters(x.GetFilters()),
 		Backends: each(x.GetBackends(), func(b *WeightedBackend) route.WeightedBackend {
 			return route.WeightedBackend{Weight: b.GetWeight(), Backend: r.backend(b.GetBackend()), Filters: r.filters(b.GetFilters())}
 		}),
-		Timeout: r.duration(x.GetTimeout()), BackendTimeout: r.duration(x.GetBackendTimeout()), Retry: r.retry(x.GetRetry()),
+		BackendTimeout: r.duration(x.GetBackendTimeout()), Retry: r.retry(x.GetRetry()),
 	}
+	if x.Timeout != nil {
+		out.Timeout = new(r.duration(x.GetTimeout()))
+	}
+	return out
 }
 
 func (r *reader) backend(x *Backend) route.Backend {

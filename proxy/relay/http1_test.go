@@ -510,6 +510,48 @@ func TestFailuresAreAnsweredWithTheirReason(t *testing.T) {
 	}
 }
 
+// TestWhoseTimeoutCounts: a policy's is for the requests of a rule that says nothing,
+// and for those that no route governs.
+func TestWhoseTimeoutCounts(t *testing.T) {
+	const short, answered = 50 * time.Millisecond, 200 * time.Millisecond
+	late := scripted(t, func(c *net.TCPConn, r *bufio.Reader) {
+		if _, err := http.ReadRequest(r); err == nil {
+			time.Sleep(answered)
+			_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\n\r\n")
+		}
+	})
+	governed := func(timeout *time.Duration) func(*route.Destination) {
+		return func(d *route.Destination) {
+			d.Routes = &route.Routes{Kind: route.HTTPRoute, Matches: []route.Match{{}}, Rules: []route.Rule{
+				{Timeout: timeout, Backends: []route.WeightedBackend{{Weight: 1, Backend: d.Backend()}}},
+			}}
+		}
+	}
+	for _, c := range []struct {
+		promise string
+		policy  time.Duration
+		edit    func(*route.Destination)
+		status  int
+	}{
+		{"the policy's, without a route", short, func(*route.Destination) {}, 504},
+		{"the policy's, where the rule says nothing", short, governed(nil), 504},
+		{"none, where the rule wants none", short, governed(new(time.Duration(0))), 204},
+		{"the rule's longer one", short, governed(new(time.Minute)), 204},
+		{"the rule's shorter one", time.Minute, governed(new(short)), 504},
+	} {
+		t.Run(c.promise, func(t *testing.T) {
+			t.Parallel()
+			config := behind(late)
+			config.destination.Policy = &route.Policy{Timeout: c.policy}
+			c.edit(&config.destination)
+			client := newBench(t, config).conn(t, listen.Outbound, vip)
+			if resp, _ := say(t, client, bufio.NewReader(client), hello, "GET"); resp.StatusCode != c.status {
+				t.Errorf("answered %d, want %d", resp.StatusCode, c.status)
+			}
+		})
+	}
+}
+
 // TestAnAnswerThatBreaksIsNeverWhole: nor must the client.
 func TestAnAnswerThatBreaksIsNeverWhole(t *testing.T) {
 	for _, text := range []string{

@@ -40,6 +40,7 @@ type plan struct {
 
 	filters [2]*route.Filters // the rule's, the backend's; nil: none
 	origin  []byte            // the request's Origin, for an answer to CORS
+	timed   bool              // the rule says when, or that it is never
 	ends    time.Time         // when all attempts together must be done; zero: never
 	attempt time.Duration     // the same for each; 0: none
 
@@ -108,7 +109,7 @@ func (p *plan) obey(policy *route.Policy, m message, now time.Time) {
 	if p.retry == nil {
 		p.retry = policy.Retry
 	}
-	if p.ends.IsZero() && policy.Timeout > 0 {
+	if !p.timed && policy.Timeout > 0 {
 		p.ends = now.Add(policy.Timeout)
 	}
 	if policy.Balance != route.ConsistentHash {
@@ -165,8 +166,11 @@ func (p *plan) route(routes *route.Routes, c listen.Conn, m message, r *record) 
 		return &reason.Error{Reason: reason.RouteNotFound}
 	}
 	r.routed(rule.Route)
-	if rule.Timeout > 0 {
-		p.ends = time.Now().Add(rule.Timeout)
+	if rule.Timeout != nil {
+		p.timed = true
+		if *rule.Timeout > 0 {
+			p.ends = time.Now().Add(*rule.Timeout)
+		}
 	}
 	p.attempt, p.retry = rule.BackendTimeout, rule.Retry
 	if err := p.filter(&rule.Filters, 0, c, m, match); err != nil || p.answer != nil {

@@ -112,9 +112,9 @@ type Rule struct {
 	Filters  Filters
 	Backends []WeightedBackend // none, or weights of zero alone: 500, but for a redirect
 
-	Timeout        time.Duration // of the whole request, all attempts; 0: none
-	BackendTimeout time.Duration // of one attempt; 0: none
-	Retry          *Retry        // nil: the policy's, or none but for what was never sent
+	Timeout        *time.Duration // of the whole request, all attempts; 0: none; nil: the policy's
+	BackendTimeout time.Duration  // of one attempt; 0: none
+	Retry          *Retry         // nil: the policy's, or none but for what was never sent
 }
 
 // WeightedBackend gets its share of a rule's requests: Weight of the sum.
@@ -209,7 +209,7 @@ type Policy struct {
 	Limits    Limits
 	Retry     *Retry
 	Budget    uint32        // retries, in percent of the requests that are under way; 0: 20
-	Timeout   time.Duration // as a Rule's, where that has none
+	Timeout   time.Duration // of a whole request whose Rule does not say; 0: none
 	RateLimit *RateLimit
 }
 
