@@ -51,7 +51,7 @@ image: build ## the image, in out/weir-image.tar (for: ctr -n k8s.io images impo
 	echo "out/weir-image.tar: $(IMAGE), $$(cat "$$work/id")"
 
 .PHONY: generate generate-check
-generate: ## Go from .proto files
+generate: ## Go from .proto files, CRDs and deep copies from the types in agent/api
 	.ci/generate
 generate-check: ## fail if `make generate` would change something
 	.ci/generate --check
