@@ -19,6 +19,7 @@ import (
 	gatewayv1alpha2 "sigs.k8s.io/gateway-api/apis/v1alpha2"
 	gateway "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
+	policyclient "github.com/weirmesh/weir/agent/api/client"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -26,14 +27,15 @@ import (
 // API is a cluster's API server as seen from one node. Use NewAPI.
 //
 // It needs, cluster-wide: list and watch on pods, namespaces, services, nodes,
-// endpointslices.discovery.k8s.io and httproutes, grpcroutes and
-// tcproutes.gateway.networking.k8s.io; get on pods and namespaces; create and patch
-// on events.
+// endpointslices.discovery.k8s.io, httproutes, grpcroutes and
+// tcproutes.gateway.networking.k8s.io and trafficpolicies.policy.weirmesh.io; get on
+// pods and namespaces; create and patch on events.
 type API struct {
-	client  kubernetes.Interface
-	gateway gateway.Interface
-	node    string
-	log     *slog.Logger
+	client   kubernetes.Interface
+	gateway  gateway.Interface
+	policies policyclient.Interface
+	node     string
+	log      *slog.Logger
 }
 
 // Client-side limits, in requests a second. The server has its own fairness; these
@@ -56,7 +58,11 @@ func NewAPI(kubeconfig, node string, log *slog.Logger) (*API, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &API{client: client, gateway: routes, node: node, log: log}, nil
+	policies, err := NewPolicyClient(kubeconfig, "weir-agent")
+	if err != nil {
+		return nil, err
+	}
+	return &API{client: client, gateway: routes, policies: policies, node: node, log: log}, nil
 }
 
 // NewClient makes a client of the API server that the kubeconfig file names, or
@@ -89,6 +95,19 @@ func NewGatewayClient(kubeconfig, userAgent string) (gateway.Interface, error) {
 	return client, nil
 }
 
+// NewPolicyClient is NewClient for Weir's own kinds.
+func NewPolicyClient(kubeconfig, userAgent string) (policyclient.Interface, error) {
+	config, err := clientConfig(kubeconfig, userAgent)
+	if err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	client, err := policyclient.New(config)
+	if err != nil {
+		return nil, fmt.Errorf("api server: %w", err)
+	}
+	return client, nil
+}
+
 func clientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 	var config *rest.Config
 	var err error
@@ -109,8 +128,8 @@ func clientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 // to 30 s) and says so; the Store keeps what it had, or at the start gets what
 // lastGood holds. An empty lastGood: nothing is kept.
 //
-// Routes are there where the server has their CRDs. It is looked for those that it
-// has not, ever up to 30 s, so that no restart is needed.
+// Routes and policies are there where the server has their CRDs. It is looked for
+// those that it has not, ever up to 30 s, so that no restart is needed.
 func RunAPI(ctx context.Context, s *Store, api *API, lastGood LastGood) error {
 	s.mu.Lock()
 	s.lookup, s.node = api.lookup, api.node
@@ -140,6 +159,7 @@ func RunAPI(ctx context.Context, s *Store, api *API, lastGood LastGood) error {
 				routeVersion(api, s, route.TCPRoute, &gatewayv1alpha2.TCPRoute{}, alpha.TCPRoutes(everywhere), TCPRouteV1Alpha2, synced),
 			}
 		}),
+		watchPolicies(api, s),
 	}
 	var pending atomic.Int32
 	pending.Store(int32(len(watches)))
@@ -168,6 +188,17 @@ func watchRoutes(api *API, s *Store, kind route.Kind, versions func(synced func(
 			synced()
 		}
 		FollowServed(ctx, api.log, routeKinds[kind], absent, versions(synced)...)
+	}
+}
+
+// watchPolicies makes the watch of TrafficPolicies for the Store.
+func watchPolicies(api *API, s *Store) func(ctx context.Context, synced func()) {
+	return func(ctx context.Context, synced func()) {
+		absent := func() {
+			s.replacePolicies(map[key]model.TrafficPolicy{})
+			synced()
+		}
+		FollowServed(ctx, api.log, kindPolicies, absent, policyVersion(api, s, synced))
 	}
 }
 

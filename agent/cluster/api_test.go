@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
+	policyfake "github.com/weirmesh/weir/agent/api/client/fake"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -63,11 +64,16 @@ func runAPI(t *testing.T, client *fake.Clientset) (*Store, *logBuffer) {
 
 func runGatewayAPI(t *testing.T, client *fake.Clientset, routes *gatewayServer) (*Store, *logBuffer) {
 	t.Helper()
+	return runPolicyAPI(t, client, routes, policyfake.New())
+}
+
+func runPolicyAPI(t *testing.T, client *fake.Clientset, routes *gatewayServer, policies *policyfake.Client) (*Store, *logBuffer) {
+	t.Helper()
 	s, log := NewStore(), &logBuffer{}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- RunAPI(ctx, s, &API{client: client, gateway: routes, node: "n1", log: log.logger()}, LastGood{})
+		done <- RunAPI(ctx, s, &API{client: client, gateway: routes, policies: policies, node: "n1", log: log.logger()}, LastGood{})
 	}()
 	t.Cleanup(func() {
 		cancel()

@@ -56,6 +56,7 @@ type kept struct {
 	Service   *model.Service       `json:",omitempty"`
 	Slice     *model.EndpointSlice `json:",omitempty"`
 	Route     *model.Route         `json:",omitempty"`
+	Policy    *model.TrafficPolicy `json:",omitempty"`
 	Zone      string               `json:",omitempty"`
 }
 
@@ -137,6 +138,10 @@ func (s *Store) fallBack(v view) bool {
 		}
 	}
 	s.reindexRoutes()
+	if !s.listed[kindPolicies] {
+		s.view.policies = v.policies
+		s.reindexPolicies()
+	}
 	s.wake()
 	s.markUsable()
 	return true
@@ -147,7 +152,8 @@ func (s *Store) fallBack(v view) bool {
 func (s *Store) copy() []kept {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	out := make([]kept, 0, len(s.view.pods)+len(s.view.namespaces)+len(s.view.services)+len(s.view.slices)+len(s.view.routes)+1)
+	n := len(s.view.pods) + len(s.view.namespaces) + len(s.view.services) + len(s.view.slices) + len(s.view.routes) + len(s.view.policies) + 1
+	out := make([]kept, 0, n)
 	for _, p := range s.view.pods {
 		pod := p.expand()
 		out = append(out, kept{Pod: &pod})
@@ -163,6 +169,9 @@ func (s *Store) copy() []kept {
 	}
 	for _, r := range s.view.routes {
 		out = append(out, kept{Route: &r})
+	}
+	for _, p := range s.view.policies {
+		out = append(out, kept{Policy: &p})
 	}
 	if s.view.zone != "" {
 		out = append(out, kept{Zone: s.view.zone})
@@ -263,5 +272,7 @@ func (v view) add(r kept) {
 		v.slices[sliceKey(*r.Slice)] = *r.Slice
 	case r.Route != nil:
 		v.routes[keyOfRoute(*r.Route)] = *r.Route
+	case r.Policy != nil:
+		v.policies[policyKey(*r.Policy)] = *r.Policy
 	}
 }

@@ -19,24 +19,27 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
+	policyfake "github.com/weirmesh/weir/agent/api/client/fake"
 	"github.com/weirmesh/weir/agent/model"
 )
 
 // server is a fake API server that can go away.
 type server struct {
 	*fake.Clientset
-	routes *gatewayServer
-	away   atomic.Bool
+	routes   *gatewayServer
+	policies *policyfake.Client
+	away     atomic.Bool
 }
 
 func newServer(objects ...runtime.Object) *server {
-	s := &server{Clientset: fake.NewClientset(objects...), routes: newGateway()}
+	s := &server{Clientset: fake.NewClientset(objects...), routes: newGateway(), policies: policyfake.New()}
 	fail := func(k8stesting.Action) (bool, runtime.Object, error) {
 		return s.away.Load(), nil, errors.New("connection refused")
 	}
 	for _, verb := range []string{"list", "get"} {
 		s.PrependReactor(verb, "*", fail)
 		s.routes.PrependReactor(verb, "*", fail)
+		s.policies.PrependReactor(verb, "*", fail)
 	}
 	return s
 }
@@ -48,7 +51,7 @@ func (s *server) agent(t *testing.T, lastGood LastGood) (*Store, *logBuffer, fun
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
-		done <- RunAPI(ctx, store, &API{client: s, gateway: s.routes, node: "n1", log: log.logger()}, lastGood)
+		done <- RunAPI(ctx, store, &API{client: s, gateway: s.routes, policies: s.policies, node: "n1", log: log.logger()}, lastGood)
 	}()
 	return store, log, func() {
 		cancel()

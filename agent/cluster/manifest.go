@@ -22,12 +22,13 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1alpha2 "sigs.k8s.io/gateway-api/apis/v1alpha2"
 
+	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/model"
 )
 
 // manifestKinds is what a manifest may hold, in words.
 const manifestKinds = "Pod, Namespace and Service (v1), EndpointSlice (discovery.k8s.io/v1), " +
-	"HTTPRoute, GRPCRoute and TCPRoute (gateway.networking.k8s.io/v1)"
+	"HTTPRoute, GRPCRoute and TCPRoute (gateway.networking.k8s.io/v1), TrafficPolicy (policy.weirmesh.io/v1alpha1)"
 
 // manifests collects the documents of a directory into a view.
 type manifests struct {
@@ -67,8 +68,12 @@ func readDir(dir string) (view, error) {
 
 func newManifests() (*manifests, error) {
 	scheme := runtime.NewScheme()
-	if err := errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme), gatewayv1.Install(scheme), gatewayv1alpha2.Install(scheme)); err != nil {
-		return nil, err
+	for _, install := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, discoveryv1.AddToScheme, gatewayv1.Install, gatewayv1alpha2.Install, v1alpha1.Install,
+	} {
+		if err := install(scheme); err != nil {
+			return nil, err
+		}
 	}
 	return &manifests{
 		decoder: json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: true, Strict: true}),
@@ -138,6 +143,8 @@ func (m *manifests) document(where string, doc []byte) error {
 		return addRoute(m, where, gvk.Kind, o, validateTCPRoute, TCPRoute)
 	case *gatewayv1alpha2.TCPRoute:
 		return addRoute(m, where, gvk.Kind, o, validateTCPRouteV1Alpha2, TCPRouteV1Alpha2)
+	case *v1alpha1.TrafficPolicy:
+		return add(m, where, gvk.Kind, o, TrafficPolicy, m.view.policies, policyKey)
 	}
 	return fmt.Errorf("%s: not a kind for a manifest, which holds %s", gvk.Kind, manifestKinds)
 }

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 
+	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -18,8 +19,9 @@ const (
 	kindHTTPRoutes = "httproutes"
 	kindGRPCRoutes = "grpcroutes"
 	kindTCPRoutes  = "tcproutes"
+	kindPolicies   = v1alpha1.TrafficPolicyResource
 
-	kinds = 8
+	kinds = 9
 )
 
 // routeKinds are the kinds of routes, each a list of its own.
@@ -303,6 +305,63 @@ func (s *Store) unindexRoute(k routeKey) {
 	}
 }
 
+func (s *Store) setPolicy(p model.TrafficPolicy) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := policyKey(p)
+	if same(s.view.policies[k], p) {
+		return
+	}
+	s.unindexPolicy(k) // it may be about another Service now
+	s.view.policies[k] = p
+	s.indexPolicy(k)
+	s.signal()
+}
+
+func (s *Store) dropPolicy(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unindexPolicy(k)
+	if drop(s.view.policies, k) {
+		s.signal()
+	}
+}
+
+func (s *Store) replacePolicies(policies map[key]model.TrafficPolicy) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listed[kindPolicies] = true
+	if same(s.view.policies, policies) {
+		return
+	}
+	s.view.policies = policies
+	s.reindexPolicies()
+	s.signal()
+}
+
+func (s *Store) reindexPolicies() {
+	s.byTarget = map[key]map[key]struct{}{}
+	for k := range s.view.policies {
+		s.indexPolicy(k)
+	}
+}
+
+func (s *Store) indexPolicy(k key) {
+	svc := key{k.namespace, s.view.policies[k].Service}
+	if s.byTarget[svc] == nil {
+		s.byTarget[svc] = map[key]struct{}{}
+	}
+	s.byTarget[svc][k] = struct{}{}
+}
+
+func (s *Store) unindexPolicy(k key) {
+	svc := key{k.namespace, s.view.policies[k].Service}
+	delete(s.byTarget[svc], k)
+	if len(s.byTarget[svc]) == 0 {
+		delete(s.byTarget, svc)
+	}
+}
+
 // replace swaps the whole view at once.
 func (s *Store) replace(v view) {
 	s.mu.Lock()
@@ -314,6 +373,7 @@ func (s *Store) replace(v view) {
 	s.reindexServices()
 	s.reindexSlices()
 	s.reindexRoutes()
+	s.reindexPolicies()
 	s.wake()
 	s.signal()
 }

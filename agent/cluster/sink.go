@@ -5,6 +5,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -72,11 +73,16 @@ func routeSink[O Object](s *Store, kind route.Kind, convert func(O) (model.Route
 		func(all map[routeKey]model.Route) { s.replaceRoutes(kind, all) })
 }
 
+func policySink(s *Store) sink[*v1alpha1.TrafficPolicy] {
+	return newSink(TrafficPolicy, policyKey, s.setPolicy, s.dropPolicy, s.replacePolicies)
+}
+
 func podKey(p compactPod) key               { return key{p.pod.Namespace, p.pod.Name} }
 func namespaceKey(n model.Namespace) string { return n.Name }
 func serviceKey(s model.Service) key        { return key{s.Namespace, s.Name} }
 func sliceKey(s model.EndpointSlice) key    { return key{s.Namespace, s.Name} }
 func keyOfRoute(r model.Route) routeKey     { return routeKey{r.Kind, key{r.Namespace, r.Name}} }
+func policyKey(p model.TrafficPolicy) key   { return key{p.Namespace, p.Name} }
 
 // The strip functions drop from an object what its conversion does not read.
 

@@ -45,6 +45,7 @@ type view struct {
 	services   map[key]model.Service
 	slices     map[key]model.EndpointSlice
 	routes     map[routeKey]model.Route
+	policies   map[key]model.TrafficPolicy
 	zone       string // of this node
 }
 
@@ -55,6 +56,7 @@ func newView() view {
 		services:   map[key]model.Service{},
 		slices:     map[key]model.EndpointSlice{},
 		routes:     map[routeKey]model.Route{},
+		policies:   map[key]model.TrafficPolicy{},
 	}
 }
 
@@ -81,6 +83,7 @@ type Store struct {
 	byClusterIP map[netip.Addr]key            // → service
 	byService   map[key]map[key]struct{}      // service → its slices
 	byParent    map[key]map[routeKey]struct{} // service → routes that name it
+	byTarget    map[key]map[key]struct{}      // service → policies about it
 	waiters     chan struct{}                 // closed when pods or namespaces change; nil if nobody waits
 
 	lookup lookupFunc // nil if there is no API server to ask
@@ -100,6 +103,7 @@ func NewStore() *Store {
 		byClusterIP: map[netip.Addr]key{},
 		byService:   map[key]map[key]struct{}{},
 		byParent:    map[key]map[routeKey]struct{}{},
+		byTarget:    map[key]map[key]struct{}{},
 	}
 }
 
@@ -181,8 +185,9 @@ func (s *Store) Namespace(name string) model.Namespace {
 }
 
 // Destination says what a connection to addr stands for, from a pod of this node
-// in a namespace: the ready endpoints of a Service, and the routes that govern it,
-// if addr is a TCP port at one of its ClusterIPs, else the zero Destination.
+// in a namespace: the ready endpoints of a Service, the routes that govern it and the
+// policy about it, if addr is a TCP port at one of its ClusterIPs, else the zero
+// Destination.
 func (s *Store) Destination(addr netip.AddrPort, clientNamespace string) route.Destination {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -200,7 +205,7 @@ func (s *Store) destination(addr netip.AddrPort, clientNamespace string) route.D
 		routes = append(routes, s.view.routes[k])
 	}
 	client := decide.Client{Namespace: clientNamespace, Node: s.node, Zone: s.view.zone}
-	d := decide.Destination(s.view.services[svc], routes, s.service, client, addr)
+	d := decide.Destination(s.view.services[svc], routes, s.service, s.policies, client, addr)
 	s.nameWorkloads(d.Endpoints)
 	if d.Routes != nil {
 		for i := range d.Routes.Rules {
@@ -224,6 +229,15 @@ func (s *Store) service(namespace, name string) (model.Service, []model.Endpoint
 		endpoints = append(endpoints, s.view.slices[slice])
 	}
 	return svc, endpoints, true
+}
+
+// policies is a decide.Policies; the caller holds mu.
+func (s *Store) policies(namespace, name string) []model.TrafficPolicy {
+	var out []model.TrafficPolicy
+	for k := range s.byTarget[key{namespace, name}] {
+		out = append(out, s.view.policies[k])
+	}
+	return out
 }
 
 // apiServer is the Service that every cluster has.

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
+	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -84,6 +85,12 @@ func routeVersion[O Object, L runtime.Object](
 	name := routeKinds[kind]
 	feed := newFeed(api, name, func(o O) { dropManagedFields(o) }, routeSink(s, kind, convert), synced)
 	return VersionOf(api.gateway, api.log, name, example, resource, feed)
+}
+
+// policyVersion is the version of TrafficPolicy for the Store.
+func policyVersion(api *API, s *Store, synced func()) Version {
+	feed := newFeed(api, kindPolicies, func(p *v1alpha1.TrafficPolicy) { dropManagedFields(p) }, policySink(s), synced)
+	return VersionOf(api.policies, api.log, kindPolicies, &v1alpha1.TrafficPolicy{}, api.policies.TrafficPolicies(metav1.NamespaceAll), feed)
 }
 
 // feed is the store a reflector writes to. It passes on to a sink.

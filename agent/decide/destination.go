@@ -25,7 +25,7 @@ type Lookup func(namespace, name string) (model.Service, []model.EndpointSlice, 
 // Service that has addr's IP as one of its ClusterIPs, and all routes that name
 // that Service as a parent, in any order. It is the zero Destination unless addr
 // is a TCP port of the Service at a ClusterIP.
-func Destination(svc model.Service, routes []model.Route, find Lookup, client Client, addr netip.AddrPort) route.Destination {
+func Destination(svc model.Service, routes []model.Route, find Lookup, policies Policies, client Client, addr netip.AddrPort) route.Destination {
 	ip := addr.Addr().Unmap() // a dual-stack socket sees IPv4 as ::ffff:a.b.c.d
 	if !slices.Contains(svc.ClusterIPs, ip) {
 		return route.Destination{}
@@ -39,10 +39,10 @@ func Destination(svc model.Service, routes []model.Route, find Lookup, client Cl
 		Service:   svc.ID(),
 		Endpoints: endpoints(svc, port, endpointSlices, ip.Is4(), client),
 		Protocol:  ProtocolOf(port),
-		Policy:    policy(svc),
+		Policy:    policy(svc, policies),
 	}
 	if governing := govern(svc, port, routes, client.Namespace); len(governing) > 0 {
-		d.Routes = resolver{find: find, client: client, ip4: ip.Is4(), parent: d.Backend(), parentPort: port}.flatten(governing)
+		d.Routes = resolver{find: find, policies: policies, client: client, ip4: ip.Is4(), parent: d.Backend(), parentPort: port}.flatten(governing)
 		if d.Protocol == route.Opaque && d.Routes.Kind != route.TCPRoute {
 			d.Protocol = route.Undeclared // such a route is of no use on bytes that are not looked at
 		}
@@ -58,14 +58,6 @@ func tcpPort(svc model.Service, number uint16) (model.ServicePort, bool) {
 		}
 	}
 	return model.ServicePort{}, false
-}
-
-// policy is what the Service itself says of its clients' connections.
-func policy(svc model.Service) *route.Policy {
-	if svc.Affinity == 0 {
-		return nil
-	}
-	return &route.Policy{Affinity: svc.Affinity}
 }
 
 // endpoints are those behind a Service's port, chosen as kube-proxy does: those of

@@ -14,6 +14,9 @@ import (
 
 var addrPorts = cmpopts.EquateComparable(netip.AddrPort{})
 
+// noPolicies is a Policies.
+func noPolicies(string, string) []model.TrafficPolicy { return nil }
+
 func TestWhatADestinationIs(t *testing.T) {
 	addr, addrPort := netip.MustParseAddr, netip.MustParseAddrPort
 	back := model.Service{
@@ -87,7 +90,7 @@ func TestWhatADestinationIs(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.promise, func(t *testing.T) {
 			find := func(string, string) (model.Service, []model.EndpointSlice, bool) { return back, test.slices, true }
-			got := Destination(back, nil, find, Client{}, addrPort(test.dial))
+			got := Destination(back, nil, find, noPolicies, Client{}, addrPort(test.dial))
 			if diff := cmp.Diff(test.want, got, addrPorts, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
@@ -136,7 +139,7 @@ func TestWhichEndpointsAreNear(t *testing.T) {
 				return svc, []model.EndpointSlice{slice}, true
 			}
 			var got []byte
-			for _, e := range Destination(svc, nil, find, tt.client, netip.MustParseAddrPort("10.96.0.7:80")).Endpoints {
+			for _, e := range Destination(svc, nil, find, noPolicies, tt.client, netip.MustParseAddrPort("10.96.0.7:80")).Endpoints {
 				got = append(got, e.Addr.Addr().As4()[3])
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {

@@ -10,6 +10,7 @@ import (
 // resolver resolves references for one destination.
 type resolver struct {
 	find       Lookup
+	policies   Policies
 	client     Client
 	ip4        bool // endpoints are of the family that was dialled
 	parent     route.Backend
@@ -119,6 +120,6 @@ func (x resolver) resolve(k route.Kind, t model.Target) (route.Backend, string, 
 	}
 	protocol, _ := carried(k, port)
 	return route.Backend{
-		Service: svc.ID(), Endpoints: endpoints(svc, port, endpointSlices, x.ip4, x.client), Protocol: protocol, Policy: policy(svc),
+		Service: svc.ID(), Endpoints: endpoints(svc, port, endpointSlices, x.ip4, x.client), Protocol: protocol, Policy: policy(svc, x.policies),
 	}, "", ""
 }

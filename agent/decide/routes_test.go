@@ -21,6 +21,18 @@ type mesh struct {
 	services map[string]model.Service
 	slices   map[string][]model.EndpointSlice
 	routes   []model.Route
+	policies []model.TrafficPolicy
+}
+
+// about is a Policies.
+func (m mesh) about(namespace, name string) []model.TrafficPolicy {
+	var out []model.TrafficPolicy
+	for _, p := range m.policies {
+		if p.Namespace == namespace && p.Service == name {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func (m mesh) find(namespace, name string) (model.Service, []model.EndpointSlice, bool) {
@@ -31,7 +43,7 @@ func (m mesh) find(namespace, name string) (model.Service, []model.EndpointSlice
 // dial asks for shop/back from a namespace.
 func (m mesh) dial(t *testing.T, namespace string, port uint16) route.Destination {
 	t.Helper()
-	return Destination(m.services["shop/back"], m.routes, m.find, Client{Namespace: namespace}, netip.AddrPortFrom(netip.MustParseAddr("10.96.0.7"), port))
+	return Destination(m.services["shop/back"], m.routes, m.find, m.about, Client{Namespace: namespace}, netip.AddrPortFrom(netip.MustParseAddr("10.96.0.7"), port))
 }
 
 func newMesh(routes ...model.Route) mesh {
@@ -327,7 +339,7 @@ func TestBackendsAreOfTheFamilyThatWasDialled(t *testing.T) {
 	m := newMesh(aRoute(route.HTTPRoute, "shop", "a", backendRefs(ref("lab", "v2", 80, 1))))
 	svc := m.services["shop/back"]
 	svc.ClusterIPs = append(svc.ClusterIPs, netip.MustParseAddr("fd96::7"))
-	d := Destination(svc, m.routes, m.find, Client{}, netip.MustParseAddrPort("[fd96::7]:80"))
+	d := Destination(svc, m.routes, m.find, m.about, Client{}, netip.MustParseAddrPort("[fd96::7]:80"))
 	if got := d.Routes.Rules[0].Backends[0].Backend.Endpoints; len(got) != 1 || got[0].Addr.String() != "[fd00::9]:8000" {
 		t.Errorf("got %v", got)
 	}

@@ -1,6 +1,6 @@
 // Package model holds the nouns the agent decides on: pods, namespaces, Services,
-// their endpoints and their routes, each cut down to the fields that a decision
-// looks at.
+// their endpoints, their routes and their policies, each cut down to the fields that a
+// decision looks at.
 //
 // cluster fills these structs, from an API server or from a directory; decide
 // reads them. They are plain values with no reference to where they came from,

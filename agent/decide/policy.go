@@ -1,0 +1,61 @@
+package decide
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// Reasons of a policy's condition Accepted, beside Accepted and Conflicted, as the
+// Gateway API has them (v1.6, PolicyConditionReason). Invalid is what could not be
+// read, and so is no model.TrafficPolicy.
+const (
+	TargetNotFound = "TargetNotFound"
+	Invalid        = "Invalid"
+)
+
+// Policies finds the TrafficPolicies about a Service, in any order.
+type Policies func(namespace, name string) []model.TrafficPolicy
+
+// policy is how a Service's clients are to treat it: as the policy in force says, and
+// the Service itself by its sessionAffinity. Nil: by default.
+func policy(svc model.Service, find Policies) *route.Policy {
+	oldest, ok := inForce(find(svc.Namespace, svc.Name))
+	if !ok && svc.Affinity == 0 {
+		return nil
+	}
+	out := oldest.Policy
+	out.Affinity = svc.Affinity
+	return &out
+}
+
+// inForce is the oldest of the policies about one Service; of one age, that whose
+// name comes first (GEP-713, conflict resolution). It is false if there is none.
+func inForce(policies []model.TrafficPolicy) (model.TrafficPolicy, bool) {
+	if len(policies) == 0 {
+		return model.TrafficPolicy{}, false
+	}
+	return slices.MinFunc(policies, func(a, b model.TrafficPolicy) int {
+		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.Name, b.Name))
+	}), true
+}
+
+// PolicyAccepted judges a policy: the condition Accepted, with regard to its Service.
+// The policy is among those that rivals finds.
+func PolicyAccepted(p model.TrafficPolicy, rivals Policies, find Lookup) Condition {
+	id := p.Namespace + "/" + p.Service
+	svc, _, ok := find(p.Namespace, p.Service)
+	switch {
+	case !ok:
+		return no(TargetNotFound, "there is no Service %s", id)
+	case svc.External:
+		return no(TargetNotFound, "Service %s is of type ExternalName", id)
+	}
+	if oldest, _ := inForce(rivals(p.Namespace, p.Service)); oldest.ID() != p.ID() {
+		return no(Conflicted, "TrafficPolicy %s is about Service %s too, and older", oldest.Name, id)
+	}
+	return Condition{True: true, Reason: Accepted}
+}
