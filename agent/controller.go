@@ -33,7 +33,8 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
 		fmt.Fprint(stderr, "weir-agent controller takes the taint "+controller.NotReadyTaint+" off nodes whose agent is ready,\n"+
-			"and writes the status of routes of the Gateway API whose parent is a Service.\n"+
+			"and writes the status of routes of the Gateway API whose parent is a Service, and\n"+
+			"of TrafficPolicies.\n"+
 			"Of any number of replicas the one that holds the Lease acts.\n\n")
 		fs.PrintDefaults()
 	}

@@ -1,15 +1,15 @@
 // Package controller is what of Weir is done once for a cluster, not once a node:
 // it takes the taint off nodes whose agent is ready, and says of each route of a
-// Service, in its status, what comes of it.
+// Service and of each policy about one, in its status, what comes of it.
 //
 // Data flows: the API server → watches of nodes and of agents' pods → decide, a
-// pure function → a patch of the node; and watches of Services and routes →
-// package decide's verdicts → a patch of a route's status. Every replica watches;
+// pure function → a patch of the node; and watches of Services, routes and policies →
+// package decide's verdicts → a patch of an object's status. Every replica watches;
 // the one that holds the Lease acts. Nothing is kept anywhere else, so a leader that
 // begins knows what the last one knew.
 //
 // It is not on any pod's way: while no replica runs, only nodes that are new wait,
-// and routes that are new govern without saying so.
+// and routes and policies that are new are in force without saying so.
 package controller
 
 import (
@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/leaderelection"
 	gateway "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
+	policyclient "github.com/weirmesh/weir/agent/api/client"
 	"github.com/weirmesh/weir/agent/cluster"
 )
 
@@ -50,19 +51,30 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	policies, err := cluster.NewPolicyClient(o.Kubeconfig, "weir-controller")
+	if err != nil {
+		return err
+	}
 	var listener net.Listener
 	if o.Health != "" {
 		if listener, err = net.Listen("tcp", o.Health); err != nil {
 			return fmt.Errorf("--health-address: %w", err)
 		}
 	}
-	return run(ctx, o, client, routes, listener)
+	return run(ctx, o, clients{client, routes, policies}, listener)
 }
 
-func run(ctx context.Context, o Options, client kubernetes.Interface, gatewayClient gateway.Interface, listener net.Listener) error {
+// clients are of one API server.
+type clients struct {
+	kubernetes.Interface
+	gateway  gateway.Interface
+	policies policyclient.Interface
+}
+
+func run(ctx context.Context, o Options, c clients, listener net.Listener) error {
 	w, routes := newWatches(), newRouteWatches()
-	t := &tainter{client: client, watches: w, log: o.Log}
-	s := &statusWriter{client: gatewayClient, watches: routes, log: o.Log}
+	t := &tainter{client: c, watches: w, log: o.Log}
+	s := &statusWriter{clients: c, watches: routes, log: o.Log}
 	watchdog := leaderelection.NewLeaderHealthzAdaptor(watchdogGrace)
 
 	// What runs beside the election ends with it.
@@ -71,12 +83,12 @@ func run(ctx context.Context, o Options, client kubernetes.Interface, gatewayCli
 	defer group.Wait()
 	defer cancel()
 	group.Go(func() {
-		cluster.Follow(ctx, client, o.Log, "nodes", &corev1.Node{}, cluster.Selector{}, client.CoreV1().Nodes(), w.nodes)
+		cluster.Follow(ctx, c.Interface, o.Log, "nodes", &corev1.Node{}, cluster.Selector{}, c.CoreV1().Nodes(), w.nodes)
 	})
 	group.Go(func() {
-		cluster.Follow(ctx, client, o.Log, "pods", &corev1.Pod{}, cluster.Selector{Labels: o.Agents}, client.CoreV1().Pods(o.Namespace), w.agents)
+		cluster.Follow(ctx, c.Interface, o.Log, "pods", &corev1.Pod{}, cluster.Selector{Labels: o.Agents}, c.CoreV1().Pods(o.Namespace), w.agents)
 	})
-	routes.follow(ctx, &group, client, gatewayClient, o.Log)
+	routes.follow(ctx, &group, c, o.Log)
 	served := make(chan error, 1)
 	if listener != nil {
 		group.Go(func() {
@@ -84,7 +96,7 @@ func run(ctx context.Context, o Options, client kubernetes.Interface, gatewayCli
 			cancel()
 		})
 	}
-	err := lead(ctx, o, client, watchdog, func(ctx context.Context) {
+	err := lead(ctx, o, c, watchdog, func(ctx context.Context) {
 		var both sync.WaitGroup
 		both.Go(func() { t.run(ctx) })
 		both.Go(func() { s.run(ctx) })

@@ -20,6 +20,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 	gatewayfake "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned/fake"
+
+	policyfake "github.com/weirmesh/weir/agent/api/client/fake"
 )
 
 // These tests run against client-go's fake clientset, in a bubble of its own time:
@@ -39,6 +41,11 @@ func startReplica(t *testing.T, client *fake.Clientset, name string) replica {
 
 func startReplicaWith(t *testing.T, client *fake.Clientset, routes *gatewayfake.Clientset, name string) replica {
 	t.Helper()
+	return startReplicaOf(t, clients{client, routes, policyfake.New()}, name)
+}
+
+func startReplicaOf(t *testing.T, c clients, name string) replica {
+	t.Helper()
 	var mu sync.Mutex
 	log := &strings.Builder{}
 	o := Options{
@@ -47,7 +54,7 @@ func startReplicaWith(t *testing.T, client *fake.Clientset, routes *gatewayfake.
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, o, client, routes, nil) }()
+	go func() { done <- run(ctx, o, c, nil) }()
 	stop := sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -245,7 +252,7 @@ func TestHealth(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	o := Options{Namespace: "weir-system", Lease: "weir-controller", Identity: "a", Log: slog.New(slog.DiscardHandler)}
-	go func() { done <- run(ctx, o, client, gatewayfake.NewClientset(), listener) }()
+	go func() { done <- run(ctx, o, clients{client, gatewayfake.NewClientset(), policyfake.New()}, listener) }()
 	transport := &http.Transport{DisableKeepAlives: true}
 	get := func(path string) int {
 		response, err := (&http.Client{Transport: transport}).Get("http://" + listener.Addr().String() + path)

@@ -6,20 +6,21 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1alpha2 "sigs.k8s.io/gateway-api/apis/v1alpha2"
-	gateway "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
+	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/cluster"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
-// routeWatches are the controller's view of Services and of what routes to them.
+// routeWatches are the controller's view of Services, of what routes to them and of
+// the policies about them.
 type routeWatches struct {
 	services *kept[*corev1.Service, model.Service]
 	routes   map[route.Kind]*kept[cluster.Object, routeObject]
+	policies *kept[*v1alpha1.TrafficPolicy, policyObject]
 	changed  chan struct{} // one waiting change stands for all
 }
 
@@ -45,7 +46,7 @@ func newRouteWatches() *routeWatches {
 		default:
 		}
 	}
-	w.services = newKept(toService, change)
+	w.services, w.policies = newKept(toService, change), newKept(toPolicy, change)
 	w.routes = map[route.Kind]*kept[cluster.Object, routeObject]{}
 	for _, k := range []route.Kind{route.HTTPRoute, route.GRPCRoute, route.TCPRoute} {
 		w.routes[k] = newKept(toRoute, change)
@@ -93,10 +94,17 @@ func (r routeObject) fullName() string {
 }
 
 // follow starts the watches, in the group.
-func (w *routeWatches) follow(ctx context.Context, group *sync.WaitGroup, client kubernetes.Interface, routes gateway.Interface, log *slog.Logger) {
+func (w *routeWatches) follow(ctx context.Context, group *sync.WaitGroup, c clients, log *slog.Logger) {
+	routes := c.gateway
 	v1, alpha := routes.GatewayV1(), routes.GatewayV1alpha2()
 	group.Go(func() {
-		cluster.Follow(ctx, client, log, "services", &corev1.Service{}, cluster.Selector{}, client.CoreV1().Services(""), w.services)
+		cluster.Follow(ctx, c.Interface, log, "services", &corev1.Service{}, cluster.Selector{}, c.CoreV1().Services(""), w.services)
+	})
+	group.Go(func() {
+		const name = v1alpha1.TrafficPolicyResource
+		absent := func() { _ = w.policies.Replace(nil, "") } // as below
+		cluster.FollowServed(ctx, log, name, absent,
+			cluster.VersionOf(c.policies, log, name, &v1alpha1.TrafficPolicy{}, c.policies.TrafficPolicies(""), w.policies))
 	})
 	served := func(name string, k route.Kind, versions ...cluster.Version) {
 		absent := func() { _ = w.routes[k].Replace(nil, "") } // of nothing, nothing is of the wrong type
@@ -118,12 +126,12 @@ func (w *routeWatches) synced() bool {
 			return false
 		}
 	}
-	return w.services.done()
+	return w.services.done() && w.policies.done()
 }
 
 // waitSynced returns when synced is true, or an error with ctx.
 func (w *routeWatches) waitSynced(ctx context.Context) error {
-	first := []chan struct{}{w.services.synced}
+	first := []chan struct{}{w.services.synced, w.policies.synced}
 	for _, k := range w.routes {
 		first = append(first, k.synced)
 	}
@@ -132,7 +140,9 @@ func (w *routeWatches) waitSynced(ctx context.Context) error {
 
 // view is all of it at one time.
 func (w *routeWatches) view() routeView {
-	v := routeView{services: map[string]model.Service{}, byParent: map[string][]model.Route{}}
+	v := routeView{
+		services: map[string]model.Service{}, byParent: map[string][]model.Route{}, byTarget: map[string][]model.TrafficPolicy{},
+	}
 	for s := range w.services.each {
 		v.services[s.ID()] = s
 	}
@@ -152,14 +162,28 @@ func (w *routeWatches) view() routeView {
 			}
 		}
 	}
+	for p := range w.policies.each {
+		v.policies = append(v.policies, p)
+		if p.unread == nil {
+			id := p.namespace + "/" + p.policy.Service
+			v.byTarget[id] = append(v.byTarget[id], p.policy)
+		}
+	}
 	return v
 }
 
-// routeView is what routes are judged by.
+// routeView is what routes and policies are judged by.
 type routeView struct {
 	services map[string]model.Service
 	routes   []routeObject
-	byParent map[string][]model.Route // Service → routes that name it
+	policies []policyObject
+	byParent map[string][]model.Route         // Service → routes that name it
+	byTarget map[string][]model.TrafficPolicy // Service → policies about it
+}
+
+// about is a decide.Policies.
+func (v routeView) about(namespace, name string) []model.TrafficPolicy {
+	return v.byTarget[namespace+"/"+name]
 }
 
 // find is a decide.Lookup. A verdict does not depend on endpoints.

@@ -83,14 +83,7 @@ func sameParent(namespace string, a, b gatewayv1.ParentReference) bool {
 func judged(entry gatewayv1.RouteParentStatus, ref gatewayv1.ParentReference, v decide.Verdict, generation int64, now time.Time) gatewayv1.RouteParentStatus {
 	entry.ParentRef, entry.Conditions = ref, slices.Clone(entry.Conditions)
 	say := func(kind gatewayv1.RouteConditionType, c decide.Condition) {
-		status := metav1.ConditionFalse
-		if c.True {
-			status = metav1.ConditionTrue
-		}
-		meta.SetStatusCondition(&entry.Conditions, metav1.Condition{
-			Type: string(kind), Status: status, Reason: c.Reason, Message: c.Message[:min(len(c.Message), maxMessage)],
-			ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(now),
-		})
+		setCondition(&entry.Conditions, string(kind), c, generation, now)
 	}
 	say(gatewayv1.RouteConditionAccepted, v.Accepted)
 	say(gatewayv1.RouteConditionResolvedRefs, v.ResolvedRefs)
@@ -102,15 +95,27 @@ func judged(entry gatewayv1.RouteParentStatus, ref gatewayv1.ParentReference, v 
 	return entry
 }
 
-// statusPatch is the merge patch of a status that was seen at a version: of a route
-// that has changed since, the API server says that there is a conflict.
-func statusPatch(version string, parents []gatewayv1.RouteParentStatus) ([]byte, error) {
-	if parents == nil {
-		parents = []gatewayv1.RouteParentStatus{} // null would remove a field that must be there
+// setCondition says c as a condition of that type.
+func setCondition(conditions *[]metav1.Condition, kind string, c decide.Condition, generation int64, now time.Time) {
+	status := metav1.ConditionFalse
+	if c.True {
+		status = metav1.ConditionTrue
+	}
+	meta.SetStatusCondition(conditions, metav1.Condition{
+		Type: kind, Status: status, Reason: c.Reason, Message: c.Message[:min(len(c.Message), maxMessage)],
+		ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(now),
+	})
+}
+
+// statusPatch is the merge patch of a list in a status that was seen at a version: of
+// an object that has changed since, the API server says that there is a conflict.
+func statusPatch[E any](version, list string, entries []E) ([]byte, error) {
+	if entries == nil {
+		entries = []E{} // null would remove a field that must be there
 	}
 	type object = map[string]any
 	return json.Marshal(object{
 		"metadata": object{"resourceVersion": version},
-		"status":   object{"parents": parents},
+		"status":   object{list: entries},
 	})
 }

@@ -8,19 +8,18 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	gateway "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	"github.com/weirmesh/weir/proxy/route"
 )
 
-// statusWriter says in routes' status what comes of them.
+// statusWriter says in the status of routes and policies what comes of them.
 type statusWriter struct {
-	client  gateway.Interface
+	clients
 	watches *routeWatches
 	log     *slog.Logger
 }
 
-// run looks at all routes at every change, until ctx is done.
+// run looks at all of them at every change, until ctx is done.
 func (s *statusWriter) run(ctx context.Context) {
 	if s.watches.waitSynced(ctx) != nil {
 		return
@@ -33,42 +32,60 @@ func (s *statusWriter) once(ctx context.Context) bool {
 	view := s.watches.view()
 	done := true
 	for _, r := range view.routes {
-		parents, differs := parentStatus(r, view.verdicts(r), time.Now())
-		if !differs {
-			continue
+		if parents, differs := parentStatus(r, view.verdicts(r), time.Now()); differs {
+			patch, err := statusPatch(r.version, "parents", parents)
+			if err == nil {
+				err = s.patchRoute(ctx, r, patch)
+			}
+			done = s.written(ctx, r.fullName(), err) && done
 		}
-		patch, err := statusPatch(r.version, parents)
-		if err == nil {
-			err = s.patch(ctx, r, patch)
-		}
-		switch {
-		case err == nil:
-			s.log.DebugContext(ctx, "status written", "route", r.fullName())
-		case apierrors.IsConflict(err), apierrors.IsNotFound(err):
-			s.log.DebugContext(ctx, "route has changed meanwhile", "route", r.fullName()) // the watch tells how
-		case ctx.Err() != nil:
-			return true
-		default:
-			s.log.WarnContext(ctx, "status not written; trying again", "route", r.fullName(), "error", err)
-			done = false
+	}
+	for _, p := range view.policies {
+		if ancestors, differs := ancestorStatus(p, view.accepted(p), time.Now()); differs {
+			patch, err := statusPatch(p.version, "ancestors", ancestors)
+			if err == nil {
+				_, err = s.policies.TrafficPolicies(p.namespace).Patch(ctx, p.name, patchKind, patch, patchOptions, statusPart)
+			}
+			done = s.written(ctx, p.fullName(), err) && done
 		}
 	}
 	return done
 }
 
-func (s *statusWriter) patch(ctx context.Context, r routeObject, patch []byte) error {
-	options := metav1.PatchOptions{FieldManager: "weir-controller"}
-	const kind, part = types.MergePatchType, "status"
-	var err error
-	switch v1 := s.client.GatewayV1(); {
-	case r.kind == route.HTTPRoute:
-		_, err = v1.HTTPRoutes(r.namespace).Patch(ctx, r.name, kind, patch, options, part)
-	case r.kind == route.GRPCRoute:
-		_, err = v1.GRPCRoutes(r.namespace).Patch(ctx, r.name, kind, patch, options, part)
-	case r.old:
-		_, err = s.client.GatewayV1alpha2().TCPRoutes(r.namespace).Patch(ctx, r.name, kind, patch, options, part)
+// written says how a patch went. It returns false if it is to be tried again.
+func (s *statusWriter) written(ctx context.Context, object string, err error) bool {
+	switch {
+	case err == nil:
+		s.log.DebugContext(ctx, "status written", "object", object)
+	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
+		s.log.DebugContext(ctx, "object has changed meanwhile", "object", object) // the watch tells how
+	case ctx.Err() != nil:
 	default:
-		_, err = v1.TCPRoutes(r.namespace).Patch(ctx, r.name, kind, patch, options, part)
+		s.log.WarnContext(ctx, "status not written; trying again", "object", object, "error", err)
+		return false
+	}
+	return true
+}
+
+// How a status is patched.
+const (
+	patchKind  = types.MergePatchType
+	statusPart = "status"
+)
+
+var patchOptions = metav1.PatchOptions{FieldManager: "weir-controller"}
+
+func (s *statusWriter) patchRoute(ctx context.Context, r routeObject, patch []byte) error {
+	var err error
+	switch v1 := s.gateway.GatewayV1(); {
+	case r.kind == route.HTTPRoute:
+		_, err = v1.HTTPRoutes(r.namespace).Patch(ctx, r.name, patchKind, patch, patchOptions, statusPart)
+	case r.kind == route.GRPCRoute:
+		_, err = v1.GRPCRoutes(r.namespace).Patch(ctx, r.name, patchKind, patch, patchOptions, statusPart)
+	case r.old:
+		_, err = s.gateway.GatewayV1alpha2().TCPRoutes(r.namespace).Patch(ctx, r.name, patchKind, patch, patchOptions, statusPart)
+	default:
+		_, err = v1.TCPRoutes(r.namespace).Patch(ctx, r.name, patchKind, patch, patchOptions, statusPart)
 	}
 	return err
 }
