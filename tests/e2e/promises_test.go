@@ -32,6 +32,7 @@ var undisturbed = []promise{
 	{"running pods are captured in place and released in place, and nothing is cut", capturedInPlace},
 	{"rules that somebody broke are repaired", driftRepaired},
 	{"an annotation that changes takes effect without a restart", annotationChanged},
+	{"a TrafficPolicy that means nothing is refused, and another says what comes of it", policyStatus},
 	{"an agent writes about its own node only, the controller takes off one taint only", ownNodeOnly},
 }
 
