@@ -77,6 +77,7 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 			t.Fatal(err)
 		}
 		want := first.Destination(dial, "shop")
+		synctest.Wait() // it has seen that it is synced
 		stop()
 
 		api.away.Store(true)
@@ -93,6 +94,7 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 		if diff := cmp.Diff(want, second.Destination(dial, "shop"), netipValues); diff != "" || len(want.Endpoints) != 2 {
 			t.Errorf("the destination (-before +after):\n%s", diff)
 		}
+		synctest.Wait() // it is usable before that is said
 		if !strings.Contains(log.String(), "last good view") {
 			t.Errorf("it says nothing: %s", log)
 		}

@@ -3,6 +3,7 @@ package cluster
 import (
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,15 +73,15 @@ func TestPoliciesAreFollowed(t *testing.T) {
 func TestTheCRDOfPoliciesMayComeAndGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		policies := policyfake.New(apiPolicy("b", 30))
-		gone := true
+		var served atomic.Bool
 		policies.PrependReactor("list", "*", func(a k8stesting.Action) (bool, runtime.Object, error) {
-			return gone, nil, apierrors.NewNotFound(a.GetResource().GroupResource(), "")
+			return !served.Load(), nil, apierrors.NewNotFound(a.GetResource().GroupResource(), "")
 		})
 		s, log := runPolicyAPI(t, fake.NewClientset(apiService()), newGateway(), policies)
 		if got := budget(s); got != 0 {
 			t.Errorf("without the CRD: %d", got)
 		}
-		gone = false
+		served.Store(true)
 		time.Sleep(2 * lastLook)
 		synctest.Wait()
 		if got := budget(s); got != 30 {
