@@ -22,7 +22,7 @@ func TestSpecification(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("go", "tool", "h2spec", "--strict", "-h", host, "-p", port)
+	cmd := exec.Command("go", "tool", "h2spec", "--strict", "-o", "10", "-h", host, "-p", port)
 	cmd.Dir = "../../.ci/h2spec"
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "146 passed") {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -230,7 +229,7 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	if err := d.node.Write("dataplane.yaml", objects...); err != nil {
 		return err
 	}
-	if _, err := d.node.StartAgent(ctx, binaries, io.Discard, strings.Fields(os.Getenv("XAGENT"))...); err != nil {
+	if _, err := d.node.StartAgent(ctx, binaries, io.Discard); err != nil {
 		return err
 	}
 	chain, err := d.node.NewChain(binaries.Folders(), nil)
