@@ -91,7 +91,7 @@ func (p *pump) fill(fd uintptr) bool {
 			return true
 		case errors.Is(err, unix.EINTR):
 			continue
-		case err != nil && err != unix.EAGAIN:
+		case err != nil && !errors.Is(err, unix.EAGAIN):
 			p.err = os.NewSyscallError("splice", err)
 			return true
 		}
