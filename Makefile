@@ -22,7 +22,7 @@ BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags=$(TAGS) -ld
 PROGRAMS = out/bin/weir-cni out/bin/weir-agent out/bin/weir-proxy out/bin/weir-install
 
 # Packages whose tests are stages of their own.
-SUITES     = tests/netns tests/demo tests/chain tests/environments tests/cluster tests/e2e tests/bench
+SUITES     = tests/netns tests/demo tests/chain tests/environments tests/interop tests/cluster tests/e2e tests/bench
 UNIT       = $(GO) list ./... | grep -vE '/($(shell echo $(SUITES) | tr ' ' '|'))(/|$$)'
 TEST       = $(GO) test -count=1 -v
 
@@ -99,7 +99,7 @@ unit: ## unit tests with the race detector; some need root and say so
 fuzz: ## each fuzz target for FUZZTIME
 	.ci/fuzz
 
-.PHONY: netns demo-test verbs old-runtime cycles first-packets environments cluster-test e2e conformance bench-smoke
+.PHONY: netns demo-test verbs old-runtime cycles first-packets environments interop cluster-test e2e conformance bench-smoke
 netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 5m ./tests/netns
 	$(TEST) -timeout 2m -run ClientAddressMany ./proxy
@@ -115,6 +115,8 @@ first-packets: ## of PODS pods (100), flooding as ADD returns: none gets away un
 	$(TEST) -timeout 30m -run FirstPackets ./tests/chain $(if $(PODS),-pods $(PODS))
 environments: ## nodes that are not like others; needs root
 	$(TEST) -timeout 5m ./tests/environments
+interop: ## clients and servers that others wrote, through both proxies; needs root
+	$(TEST) -timeout 5m ./tests/interop
 cluster-test: ## the test cluster itself; needs root
 	$(TEST) -timeout 5m -run TestCluster ./tests/cluster
 bench-smoke: ## the benchmarks run, for seconds; nothing is judged; needs root

@@ -97,6 +97,18 @@ func BuildMore(ctx context.Context, b Binaries) error {
 	)
 }
 
+// BuildTools makes programs that a module of its own pins, static, in a folder of
+// that name in out/bin, and returns the folder. module is a folder in the
+// repository: "tests/interop/grpc".
+func BuildTools(ctx context.Context, module, name string, packages ...string) (string, error) {
+	root, err := repository()
+	if err != nil {
+		return "", fmt.Errorf("build: %w", err)
+	}
+	dir := filepath.Join(root, "out", "bin", name)
+	return dir, goBuild(ctx, filepath.Join(root, module), dir+string(filepath.Separator), packages...)
+}
+
 // Build makes the programs, static, in out/bin of the repository that the
 // working directory is in. What is up to date is not built again. Several may
 // build at once: the second waits for the first.

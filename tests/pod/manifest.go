@@ -13,7 +13,7 @@ type Service struct {
 	Namespace, Name string
 	ClusterIPs      []netip.Addr // at most one of each family
 	Port            uint16
-	AppProtocol     string // what it carries, if that is declared
+	AppProtocol     string // what the port is declared to carry; empty: nobody says
 }
 
 // object is a Kubernetes object, as JSON has it.

@@ -1,0 +1,218 @@
+package interop
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/weirmesh/weir/tests/pod"
+)
+
+// namespace is where the captured pods of these tests are.
+const namespace = "shop"
+
+// What the tests of one run share. node is nil where they cannot run, for want of
+// root.
+var (
+	node     *pod.Node
+	programs pod.Binaries
+	agent    *pod.Agent
+
+	// accessLog is of both proxies.
+	accessLog = &output{}
+
+	// caller has the clients, called the servers.
+	caller = &pod.Pod{Namespace: namespace, Name: "caller", ContainerID: "caller"}
+	called = &pod.Pod{Namespace: namespace, Name: "called", ContainerID: "called"}
+)
+
+// grpcTools is the folder of gRPC's client and server, in out/bin.
+const grpcTools = "interop"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(pod.Main("interop", build, ready, m.Run))
+}
+
+func build(ctx context.Context, _ pod.Binaries) error {
+	_, err := pod.BuildTools(ctx, "tests/interop/grpc", grpcTools,
+		"google.golang.org/grpc/interop/client", "google.golang.org/grpc/interop/server")
+	return err
+}
+
+// ready starts the agent and the two pods. They end with the node.
+func ready(ctx context.Context, entered *pod.Node, found pod.Binaries) error {
+	node, programs = entered, found
+	if err := node.Write("called.yaml", pod.CapturedNamespace(namespace), called.Manifest()); err != nil {
+		return err
+	}
+	chain, err := node.NewChain(programs.Folders(), nil)
+	if err != nil {
+		return err
+	}
+	if agent, err = node.StartAgent(ctx, programs, accessLog, "--host-cgroup-ns", "/proc/1/ns/cgroup"); err != nil {
+		return err
+	}
+	if err := add(ctx, chain, called); err != nil {
+		return err
+	}
+	// One file: an agent that knows the pod knows the Services.
+	manifests := []any{caller.Manifest()}
+	for _, s := range services {
+		manifests = append(append(manifests, s.Manifest()), s.Slices(s.port, called)...)
+	}
+	if err := node.Write("caller.yaml", manifests...); err != nil {
+		return err
+	}
+	return add(ctx, chain, caller)
+}
+
+func add(ctx context.Context, chain *pod.Chain, p *pod.Pod) error {
+	var err error
+	if p.Netns, err = node.NewNamespace(p.Name); err != nil {
+		return err
+	}
+	return chain.Add(ctx, p)
+}
+
+// throughBoth skips a test that has no node. At the test's end it looks whether
+// connections were turned aside in both pods.
+func throughBoth(t *testing.T) {
+	t.Helper()
+	if node == nil {
+		t.Skip("a node of one's own needs root")
+	}
+	out, in := turned(t)
+	t.Cleanup(func() {
+		if o, i := turned(t); o == out || i == in {
+			t.Errorf("no connection went through both proxies (out %d → %d, in %d → %d)", out, o, in, i)
+		}
+		if t.Failed() {
+			t.Logf("the end of the agent's log:\n%s", end(agent.Log()))
+			t.Logf("the end of the access log:\n%s", end(accessLog.String()))
+		}
+	})
+}
+
+// end is the last of a log.
+func end(log string) string { return log[max(0, len(log)-4000):] }
+
+// turned is how many connections the rules have turned aside: out of caller, into
+// called.
+func turned(t *testing.T) (uint64, uint64) {
+	t.Helper()
+	out, err := caller.ShowRules(context.Background(), programs)
+	in, inErr := called.ShowRules(context.Background(), programs)
+	if err := errors.Join(err, inErr); err != nil {
+		t.Fatal(err)
+	}
+	return out.Counters["out_turned"].Packets, in.Counters["in_turned"].Packets
+}
+
+// services are of called's ports. All are known before caller is there, so that
+// its first connection finds them.
+var services []declaration
+
+// declaration is a Service and the port behind it.
+type declaration struct {
+	pod.Service
+	port uint16
+}
+
+// declare makes a Service of a port of called. It returns where that is dialled.
+func declare(name string, port uint16, appProtocol string) netip.AddrPort {
+	address := netip.AddrFrom4([4]byte{10, 96, 7, byte(len(services) + 1)})
+	services = append(services, declaration{pod.Service{
+		Namespace: namespace, Name: name, Port: 80, AppProtocol: appProtocol, ClusterIPs: []netip.Addr{address},
+	}, port})
+	return netip.AddrPortFrom(address, 80)
+}
+
+// on is a port of called, which nobody declares.
+func on(port uint16) netip.AddrPort { return netip.AddrPortFrom(called.Address(false), port) }
+
+// listen listens on a port of called until the test ends.
+func listen(t *testing.T, port uint16) net.Listener {
+	t.Helper()
+	var l net.Listener
+	err := pod.In(called.Netns, func() error {
+		var err error
+		l, err = net.Listen("tcp4", on(port).String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+// dial connects from caller.
+func dial(ctx context.Context, to string) (net.Conn, error) {
+	var conn net.Conn
+	err := pod.In(caller.Netns, func() error {
+		var err error
+		conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp4", to)
+		return err
+	})
+	return conn, err
+}
+
+// folder makes a folder for the files of a program that runs as nobody. It goes
+// with the node.
+func folder(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(pod.NodeDir, "interop", t.Name())
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// write writes a file that everybody may read.
+func write(t *testing.T, content string, path ...string) string {
+	t.Helper()
+	file := filepath.Join(path...)
+	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// eventually asks again and again until there is no error.
+func eventually(t *testing.T, limit time.Duration, what string, ask func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		err := ask()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+// listens waits until a pod's own program listens on an address of that pod.
+func listens(t *testing.T, p *pod.Pod, addr netip.AddrPort) {
+	t.Helper()
+	eventually(t, 20*time.Second, fmt.Sprintf("nothing listens on %s of %s", addr, p.ID()), func() error {
+		return pod.In(p.Netns, func() error {
+			conn, err := net.DialTimeout("tcp4", addr.String(), time.Second)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+	})
+}
