@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -20,6 +21,10 @@ type Client struct {
 	// Connections is how many there may be; 0: no limit.
 	Connections int
 	Timeouts    Timeouts
+
+	// takes is how many streams the upstream said last that it takes on a connection;
+	// 0: it has not said, or takes none for now.
+	takes atomic.Uint32
 
 	mu      sync.Mutex
 	conns   []*clientConn
@@ -122,7 +127,7 @@ func (c *Client) connect(ctx context.Context) {
 		nc.Close()
 		err = ErrClosed
 	default:
-		cc = &clientConn{next: 1, max: assumedStreams}
+		cc = &clientConn{owner: c, next: 1, max: c.assumed()}
 		cc.init(nc, nil, cc, c.Timeouts)
 		cc.greet(http2.ClientPreface, &t)
 		c.conns = append(c.conns, cc)
@@ -139,6 +144,15 @@ func (c *Client) connect(ctx context.Context) {
 	if cc != nil {
 		c.serve(cc)
 	}
+}
+
+// assumed is how many streams a new connection takes until the upstream says. One
+// that takes few would refuse the others, of which each has a few attempts only.
+func (c *Client) assumed() int {
+	if said := c.takes.Load(); said > 0 && said < assumedStreams {
+		return int(said)
+	}
+	return assumedStreams
 }
 
 func (c *Client) serve(cc *clientConn) {
@@ -170,6 +184,7 @@ func (c *Client) Close() {
 // clientConn is a connection to the endpoint.
 type clientConn struct {
 	conn
+	owner *Client
 
 	// Of conn.mu.
 	next uint32 // the next stream's number
@@ -227,6 +242,7 @@ func (c *clientConn) open(s *Stream, fields []Field, t *Turn) bool {
 
 // limit is the upstream's SETTINGS_MAX_CONCURRENT_STREAMS.
 func (c *clientConn) limit(n uint32) {
+	c.owner.takes.Store(n)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.max = int(n)

@@ -25,6 +25,10 @@ const (
 	upstreamIdle = 60 * time.Second
 	// keptBody is how much of a request is kept for another attempt, in bytes.
 	keptBody = 64 << 10
+	// ownConnections is how many connections to the application one of a client's may
+	// become. The client's may carry the streams of many (its pod's proxy gathers
+	// them), more than an application takes on a connection: 100 or 128, mostly.
+	ownConnections = 16
 )
 
 // http2Conn is a client's connection that carries HTTP/2. Each of its streams is
@@ -51,7 +55,7 @@ func (s *Server) serveHTTP2(ctx context.Context, c listen.Conn, client *conn, d 
 				c.Close() // no stream came
 			}
 		}()
-		h.own = &http2.Client{Dial: h.dialOwn(&first), Connections: 1, Timeouts: http2.Timeouts{Idle: keepAlive}}
+		h.own = &http2.Client{Dial: h.dialOwn(&first), Connections: ownConnections, Timeouts: http2.Timeouts{Idle: keepAlive}}
 		defer h.own.Close()
 	} else if early != nil {
 		// Its streams may go anywhere.

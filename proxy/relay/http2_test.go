@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -123,6 +124,43 @@ func TestAnInboundStreamReachesTheApplication(t *testing.T) {
 		records := b.ended(t)
 		if len(records) != 3 || records[0].GetGrpcStatus() != "0" || records[0].GetSentBytes() != 1_000_000 || records[0].GetReason() != "" {
 			t.Errorf("records %v", records)
+		}
+	}
+}
+
+// TestAClientMayHaveMoreStreamsThanTheApplicationTakesOnAConnection: it is not to
+// know how many those are, and its proxy gathers the streams of many connections.
+func TestAClientMayHaveMoreStreamsThanTheApplicationTakesOnAConnection(t *testing.T) {
+	const streams, limit = 60, 10
+	var arrived sync.WaitGroup
+	arrived.Add(streams)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		arrived.Done()
+		arrived.Wait() // all at a time
+	}))
+	server.Config.Protocols = new(http.Protocols)
+	server.Config.Protocols.SetUnencryptedHTTP2(true)
+	server.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: limit}
+	server.Start()
+	t.Cleanup(server.Close)
+	b := newBench(t, &fakeConfig{})
+	client := b.client2(t, listen.Inbound, server.Listener.Addr().(*net.TCPAddr).AddrPort())
+	answers := make(chan string, streams)
+	for range streams {
+		go func() {
+			resp, err := client.Get("http://back/")
+			if err != nil {
+				answers <- err.Error()
+				return
+			}
+			resp.Body.Close()
+			answers <- resp.Status
+		}()
+	}
+	for range streams {
+		if answer := <-answers; answer != "200 OK" {
+			t.Error(answer)
+			arrived.Done() // the others do not wait for it
 		}
 	}
 }
