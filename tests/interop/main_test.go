@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,13 +97,24 @@ func throughBoth(t *testing.T) {
 		}
 		if t.Failed() {
 			t.Logf("the end of the agent's log:\n%s", end(agent.Log()))
-			t.Logf("the end of the access log:\n%s", end(accessLog.String()))
+			t.Logf("the end of the access log, of what failed:\n%s", end(failures(accessLog.String())))
 		}
 	})
 }
 
 // end is the last of a log.
 func end(log string) string { return log[max(0, len(log)-4000):] }
+
+// failures are the records that have a reason, one a line.
+func failures(log string) string {
+	var failed strings.Builder
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, `"error.type"`) {
+			failed.WriteString(line)
+		}
+	}
+	return failed.String()
+}
 
 // turned is how many connections the rules have turned aside: out of caller, into
 // called.
