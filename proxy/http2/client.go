@@ -217,7 +217,9 @@ func (c *clientConn) open(s *Stream, fields []Field, t *Turn) bool {
 	if h.c != nil {
 		h = new(half)
 	}
-	end := s.req.ended && s.req.waiting.size == 0 && s.req.trailers == nil
+	// An empty body stays one, although it would mean the same without: there are
+	// upstreams (nginx 1.22, PUT) that tell them apart.
+	end := s.bare
 	c.mu.Lock()
 	if !c.roomLocked() {
 		c.mu.Unlock()

@@ -187,7 +187,7 @@ func (c *ServerConn) headers(id uint32, ended bool, malformed error) error {
 		return &streamError{id, http2.ErrCodeProtocol, malformed}
 	}
 	s := &Stream{}
-	s.req.length, s.req.ended = length, ended
+	s.req.length, s.req.ended, s.bare = length, ended, ended
 	c.mu.Lock()
 	c.openHalf(&s.down, s, id)
 	c.mu.Unlock()

@@ -59,6 +59,7 @@ type Stream struct {
 	req      flow
 	resp     flow
 	head     bool   // an answer has no body, whatever its length
+	bare     bool   // the request's header block ended it: it has no body, not even an empty one
 	answered bool   // the answer's final header block has gone down
 	unwanted bool   // nobody takes the rest of the request
 	endCode  Code   // of the reset that then follows the answer

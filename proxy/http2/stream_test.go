@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -359,5 +360,36 @@ func TestAnsweredByTheProxy(t *testing.T) {
 	}
 	if o := r.outcome(t); o.Status != 504 {
 		t.Errorf("outcome %+v", o)
+	}
+}
+
+// TestAnEmptyBodyStaysOne: a request that ends with an empty DATA frame is not made
+// one without a body, though both were there before the upstream was.
+func TestAnEmptyBodyStaysOne(t *testing.T) {
+	addr, accept := upstreams(t)
+	read := make(chan struct{})
+	r := newRelay(t, addr, func(r *relay) {
+		r.client.Dial = func(ctx context.Context) (net.Conn, error) {
+			<-read
+			return dialTCP(ctx, addr)
+		}
+	})
+	client := dialRaw(t, r.addr)
+	for _, bare := range []bool{true, false} {
+		id := map[bool]uint32{true: 1, false: 3}[bare]
+		client.fields(id, bare, ":method", "PUT", ":scheme", "http", ":authority", "shop.example", ":path", "/"+strconv.FormatBool(bare))
+		if !bare {
+			_ = client.WriteData(id, true, nil)
+		}
+	}
+	_ = client.WritePing(false, [8]byte{})
+	next[*xhttp2.PingFrame](client)
+	close(read)
+	up := accept()
+	for range 2 {
+		f := next[*xhttp2.MetaHeadersFrame](up)
+		if want := f.PseudoValue("path") == "/true"; f.StreamEnded() != want {
+			t.Errorf("%s: the header block ends the stream: %v", f.PseudoValue("path"), f.StreamEnded())
+		}
 	}
 }
