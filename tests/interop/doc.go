@@ -4,7 +4,6 @@
 //
 // All run in two captured pods of a node of package pod, with a real agent and
 // weir-cni: each connection from one pod to the other goes through both pods'
-// proxies, and each test sees by the rules' counters that it did. Debian's packages
-// are those of .ci/packages; gRPC's programs are pinned by a module of their own,
-// in grpc.
+// proxies, and each test sees that some did. Debian's packages are those of
+// .ci/packages; gRPC's programs are pinned by a module of their own, in grpc.
 package interop
