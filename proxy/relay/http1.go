@@ -72,6 +72,11 @@ func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, ea
 	defer h.end()
 	for requests := 0; ; requests++ {
 		if err := h.readRequest(); err != nil {
+			if requests > 0 && len(h.client.bytes()) == 0 {
+				// Between requests a reset is an end like any other: HAProxy ends so what it
+				// does not keep.
+				return requests, nil
+			}
 			refused, err := h.refuse(err)
 			if refused {
 				requests++

@@ -122,13 +122,16 @@ func TestEachRequestIsARecordAndConnectionsAreUsedAgain(t *testing.T) {
 	server.Start()
 	defer server.Close()
 	b := newBench(t, behind(server.Listener.Addr().(*net.TCPAddr).AddrPort()))
-	for range 2 {
+	for _, reset := range []bool{false, true} {
 		client := b.conn(t, listen.Outbound, vip)
 		r := bufio.NewReader(client)
 		for range 3 {
 			if resp, body := say(t, client, r, hello, "GET"); resp.StatusCode != 200 || body != "/hello" {
 				t.Fatalf("%v %q", resp, body)
 			}
+		}
+		if reset { // is no failure between requests
+			_ = client.SetLinger(0)
 		}
 		client.Close()
 		b.handlers.Wait()
