@@ -112,7 +112,8 @@ func TestOpenSSH(t *testing.T) {
 	t.Parallel()
 	const port = 2222
 	dir := folder(t)
-	if err := os.MkdirAll(filepath.Join(pod.NodeDir, "sshd"), 0o755); err != nil { // sshd's own user is there
+	// sshd confines the process that talks to a stranger in this folder.
+	if err := os.MkdirAll(filepath.Join(pod.NodeDir, "sshd"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	key := filepath.Join(dir, "key")

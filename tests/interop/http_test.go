@@ -95,7 +95,7 @@ backend nginx
 	return files
 }
 
-// serveClients starts nginx and HAProxy in caller, as clients of the site.
+// serveClients starts nginx and HAProxy in caller, as clients of those in called.
 func serveClients(t *testing.T, files string) {
 	t.Helper()
 	dir := filepath.Join(files, "clients")

@@ -39,7 +39,7 @@ var brokenLines = []string{
 	"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03 not for this port\r\n\r\n",
 }
 
-// brokenHeads and broken bodies are what two readers could take for two messages
+// brokenHeads, and bodies behind a head, are what two readers could take for two messages
 // (RFC 9112, sections 2.2, 5 and 6), or what is no message.
 var brokenHeads = []string{
 	// Ends of lines.
@@ -133,8 +133,7 @@ var brokenHeads = []string{
 	chunkedHead + "0\n\n" + smuggled,
 }
 
-// recorder is a server that keeps all it gets, and answers nothing but what it is
-// asked for at the end.
+// recorder is a server that keeps all it gets, and answers what ends like a request.
 type recorder struct {
 	mu   sync.Mutex
 	seen bytes.Buffer
@@ -181,11 +180,15 @@ func (r *recorder) take() string {
 	return r.seen.String()
 }
 
+// refusal is how long it may take until what is broken is refused, and the
+// connection closed.
+const refusal = 5 * time.Second
+
 // say sends text, then nothing more, and returns all that is answered until the
-// other side closes. Where no answer is due, it gives up.
+// other side closes, and an error if it does not.
 func say(conn net.Conn, text string) (string, error) {
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(refusal))
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
@@ -214,9 +217,9 @@ func TestNothingOfWhatIsBrokenGetsThrough(t *testing.T) {
 		requests []string
 		dial     func(t *testing.T) net.Conn
 	}{
-		"declared":            {append(brokenLines, brokenHeads...), func(t *testing.T) net.Conn { return fromCaller(t, toRecorder) }},
-		"undeclared":          {brokenHeads, func(t *testing.T) net.Conn { return fromCaller(t, on(recorderPort)) }},
-		"from an other place": {brokenHeads, func(t *testing.T) net.Conn { return fromNode(t, on(recorderPort)) }},
+		"declared":       {append(brokenLines, brokenHeads...), func(t *testing.T) net.Conn { return fromCaller(t, toRecorder) }},
+		"undeclared":     {brokenHeads, func(t *testing.T) net.Conn { return fromCaller(t, on(recorderPort)) }},
+		"from elsewhere": {brokenHeads, func(t *testing.T) net.Conn { return fromNode(t, on(recorderPort)) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			const whole = "GET /whole HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
