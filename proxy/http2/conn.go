@@ -341,7 +341,9 @@ func (c *conn) handleData(f *http2.DataFrame) error {
 		return &streamError{f.StreamID, http2.ErrCodeStreamClosed, ErrMalformed}
 	}
 	h.recv -= size
-	overrun := h.recv < 0
+	// Below zero a window may be by SETTINGS alone (RFC 9113, section 6.9.2), and an
+	// empty frame needs none.
+	overrun := size > 0 && h.recv < 0
 	if len(data) > 0 {
 		c.earned++
 	}

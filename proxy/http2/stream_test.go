@@ -393,3 +393,38 @@ func TestAnEmptyBodyStaysOne(t *testing.T) {
 		}
 	}
 }
+
+// TestAnEndNeedsNoWindow: what a client sent before it knew of our window may be
+// more than that; it may end the stream all the same (RFC 9113, section 6.9.2).
+func TestAnEndNeedsNoWindow(t *testing.T) {
+	addr, accept := upstreams(t)
+	r := newRelay(t, addr, nil)
+	client := dialRaw(t, r.addr)
+	client.request(1, false, "/")
+	up := accept(xhttp2.Setting{ID: xhttp2.SettingInitialWindowSize, Val: 0})
+	next[*xhttp2.MetaHeadersFrame](up)
+	next[*xhttp2.SettingsFrame](up) // the acknowledgement: nothing of the body goes on
+	const sent = 65535 // the window until SETTINGS
+	for left := sent; left > 0; left -= min(left, 16<<10) {
+		_ = client.WriteData(1, false, make([]byte, min(left, 16<<10)))
+	}
+	next[*xhttp2.SettingsFrame](client) // and is acknowledged
+	_ = client.WriteData(1, true, nil)
+	_ = client.WritePing(false, [8]byte{})
+	next[*xhttp2.PingFrame](client)
+	_ = up.WriteWindowUpdate(1, sent)
+	got := 0
+	for {
+		f := next[*xhttp2.DataFrame](up)
+		if got += len(f.Data()); f.StreamEnded() {
+			break
+		}
+	}
+	if got != sent {
+		t.Errorf("%d bytes, want %d", got, sent)
+	}
+	up.fields(1, true, ":status", "200")
+	if status := client.status(1); status != 200 {
+		t.Errorf("status %d", status)
+	}
+}
