@@ -76,7 +76,6 @@ func serveSite(t *testing.T) string {
 		}
 		file.Close()
 	}
-	t.Cleanup(func() { os.RemoveAll(files) }) // memory: the node's files are a tmpfs
 	server := fmt.Sprintf("server { listen %d; listen %d http2; root %s; dav_methods PUT; }", nginxPort, nginxH2Port, files)
 	serve(t, called, "nginx", "-c", write(t, fmt.Sprintf(nginxConf, files, server), files, "nginx.conf"))
 	serve(t, called, "haproxy", "-db", "-f", write(t, haproxyConf+fmt.Sprintf(`

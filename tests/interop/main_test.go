@@ -183,13 +183,14 @@ func dial(ctx context.Context, to string) (net.Conn, error) {
 }
 
 // folder makes a folder for the files of a program that runs as nobody. It goes
-// with the node.
+// with the test: it is in memory.
 func folder(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(pod.NodeDir, "interop", t.Name())
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	if err := os.Chown(dir, nobody, nobody); err != nil {
 		t.Fatal(err)
 	}

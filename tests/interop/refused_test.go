@@ -135,8 +135,9 @@ var brokenHeads = []string{
 
 // recorder is a server that keeps all it gets, and answers what ends like a request.
 type recorder struct {
-	mu   sync.Mutex
-	seen bytes.Buffer
+	mu    sync.Mutex
+	seen  bytes.Buffer
+	conns []net.Conn
 }
 
 // record starts a recorder on a port of called.
@@ -150,9 +151,13 @@ func record(t *testing.T, port uint16) *recorder {
 			if err != nil {
 				return
 			}
+			r.mu.Lock()
+			r.conns = append(r.conns, conn)
+			r.mu.Unlock()
 			go r.keep(conn)
 		}
 	}()
+	t.Cleanup(r.close)
 	return r
 }
 
@@ -170,6 +175,15 @@ func (r *recorder) keep(conn net.Conn) {
 		if err != nil {
 			return
 		}
+	}
+}
+
+// close ends the connections, which the proxies would keep.
+func (r *recorder) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, conn := range r.conns {
+		conn.Close()
 	}
 }
 
