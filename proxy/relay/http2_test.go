@@ -144,7 +144,7 @@ func TestAClientMayHaveMoreStreamsThanTheApplicationTakesOnAConnection(t *testin
 	server.Start()
 	t.Cleanup(server.Close)
 	b := newBench(t, &fakeConfig{})
-	client := b.client2(t, listen.Inbound, server.Listener.Addr().(*net.TCPAddr).AddrPort())
+	client := b.client2(t, listen.Inbound, server.Listener.Addr().(*net.TCPAddr).AddrPort(), 0)
 	answers := make(chan string, streams)
 	for range streams {
 		go func() {
