@@ -404,7 +404,7 @@ func TestAnEndNeedsNoWindow(t *testing.T) {
 	up := accept(xhttp2.Setting{ID: xhttp2.SettingInitialWindowSize, Val: 0})
 	next[*xhttp2.MetaHeadersFrame](up)
 	next[*xhttp2.SettingsFrame](up) // the acknowledgement: nothing of the body goes on
-	const sent = 65535 // the window until SETTINGS
+	const sent = 65535              // the window until SETTINGS
 	for left := sent; left > 0; left -= min(left, 16<<10) {
 		_ = client.WriteData(1, false, make([]byte, min(left, 16<<10)))
 	}
