@@ -134,7 +134,10 @@ func TestAClientMayHaveMoreStreamsThanTheApplicationTakesOnAConnection(t *testin
 	const streams, limit = 60, 10
 	var arrived sync.WaitGroup
 	arrived.Add(streams)
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/first" {
+			return
+		}
 		arrived.Done()
 		arrived.Wait() // all at a time
 	}))
@@ -145,6 +148,7 @@ func TestAClientMayHaveMoreStreamsThanTheApplicationTakesOnAConnection(t *testin
 	t.Cleanup(server.Close)
 	b := newBench(t, &fakeConfig{})
 	client := b.client2(t, listen.Inbound, server.Listener.Addr().(*net.TCPAddr).AddrPort(), 0)
+	call(t, client, "GET", "/first", "") // the connection is there
 	answers := make(chan string, streams)
 	for range streams {
 		go func() {
