@@ -74,6 +74,10 @@ cluster-down: ## end it and remove everything it made
 bench-add: ## what a pod's ADD costs, beside iptables by exec and by restore; needs root; OUT=folder keeps the samples
 	@$(GO) run ./tests/bench add $(BENCH_FLAGS)
 
+.PHONY: bench-dataplane
+bench-dataplane: ## requests and bytes through a pair of proxies, beside nginx, HAProxy and ReverseProxy; needs root
+	@$(GO) run ./tests/bench dataplane $(BENCH_FLAGS)
+
 # ---- testing: `make test` runs these as stages, see .ci/test
 
 .PHONY: test

@@ -11,26 +11,25 @@ import (
 	"github.com/weirmesh/weir/tests/bench/report"
 )
 
-func TestTheBenchmarkOfADDRuns(t *testing.T) {
+// smoke runs a benchmark for a moment and returns what it writes, and prints.
+func smoke(t *testing.T, name string) (report.Report, string) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("the benchmark needs root")
-	}
-	if err := checkIPTables(); err != nil {
-		t.Skip(err)
 	}
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "bench")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	cmd := exec.CommandContext(t.Context(), binary, "add", "-smoke")
+	cmd := exec.CommandContext(t.Context(), binary, name, "-smoke")
 	cmd.Env = append(os.Environ(), "OUT="+dir)
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)
 	if err != nil {
 		t.Fatal(err)
 	}
-	content, err := os.ReadFile(filepath.Join(dir, "add.json"))
+	content, err := os.ReadFile(filepath.Join(dir, name+".json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,13 +37,39 @@ func TestTheBenchmarkOfADDRuns(t *testing.T) {
 	if err := json.Unmarshal(content, &r); err != nil {
 		t.Fatal(err)
 	}
+	return r, string(out)
+}
+
+// TestTheBenchmarkOfTheDataPlaneRuns: every lane has a sample of everything.
+func TestTheBenchmarkOfTheDataPlaneRuns(t *testing.T) {
+	r, _ := smoke(t, "dataplane")
+	const (
+		requests = 5*2 + 4*2     // throughput of each lane, CPU of those with proxies
+		latency  = 2 * (5*2 + 4) // two quantiles, and CPU
+		two      = 2 * (2*2 + 2) // Weir and HAProxy: HTTP/2 with CPU, TCP both ways
+	)
+	if want := requests + latency + two; len(r.Series) != want {
+		t.Errorf("%d series, want %d", len(r.Series), want)
+	}
+	for _, s := range r.Series {
+		if len(s.Samples) != 1 {
+			t.Errorf("%s has %d samples", s.Name, len(s.Samples))
+		}
+	}
+}
+
+func TestTheBenchmarkOfADDRuns(t *testing.T) {
+	if err := checkIPTables(); err != nil {
+		t.Skip(err)
+	}
+	r, out := smoke(t, "add")
 	want := []string{nameADD, nameDEL, nameExempt, nameVersion, nameRules, nameEach("nft"), nameEach("legacy"), nameRestore("nft"), nameRestore("legacy"),
 		namePeer("iptables"), namePeer("nftables"), nameChain, nameLaunch, nameBurst, nameBurstDEL, nameOpen, nameIdle}
 	if len(r.Series) != len(want) {
 		t.Fatalf("%d series, want %d", len(r.Series), len(want))
 	}
 	for i, s := range r.Series {
-		if s.Name != want[i] || len(s.Samples) != smokeRuns || !strings.Contains(string(out), s.Name) {
+		if s.Name != want[i] || len(s.Samples) != smokeRuns || !strings.Contains(out, s.Name) {
 			t.Errorf("series %d is %q with %d samples", i, s.Name, len(s.Samples))
 		}
 	}
