@@ -23,8 +23,17 @@ type dataplaneFlags struct {
 	rounds int
 	length time.Duration
 	bin    string
+	only   string // what is measured; empty: everything
 	smoke  bool
 }
+
+// What the benchmark can be limited to.
+const (
+	onlyThroughput = "throughput"
+	onlyStreams    = "http2"
+	onlyBulk       = "tcp"
+	onlyLatency    = "latency"
+)
 
 func parseDataplane(args []string, stderr io.Writer) (dataplaneFlags, error) {
 	var f dataplaneFlags
@@ -39,6 +48,7 @@ func parseDataplane(args []string, stderr io.Writer) (dataplaneFlags, error) {
 	fs.IntVar(&f.rounds, "rounds", 5, "rounds, of which the median counts")
 	fs.DurationVar(&f.length, "length", 4*time.Second, "how long each measurement of a round takes")
 	fs.StringVar(&f.bin, "bin", "", "`folder` of built programs; empty: build them into out/bin")
+	fs.StringVar(&f.only, "only", "", "measure `one` thing only: throughput, http2, tcp or latency")
 	fs.BoolVar(&f.smoke, "smoke", false, "only show that it works, in seconds: no targets are judged")
 	err := fs.Parse(args)
 	switch {
@@ -46,7 +56,8 @@ func parseDataplane(args []string, stderr io.Writer) (dataplaneFlags, error) {
 		return dataplaneFlags{}, err
 	case err != nil:
 		return dataplaneFlags{}, errUsage
-	case fs.NArg() > 0 || f.rounds < 1 || f.length < 100*time.Millisecond:
+	case fs.NArg() > 0 || f.rounds < 1 || f.length < 100*time.Millisecond ||
+		!slices.Contains([]string{"", onlyThroughput, onlyStreams, onlyBulk, onlyLatency}, f.only):
 		fs.Usage()
 		return dataplaneFlags{}, errUsage
 	}
@@ -156,34 +167,16 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 	}
 	results := results{}
 	for round := range f.rounds {
-		for _, c := range connections {
-			for _, l := range rotate(d.lanes, round) {
-				fmt.Fprintf(stderr, "round %d of %d: %s, %d connections\n", round+1, f.rounds, l.name, c)
-				if err := d.throughput(ctx, l, c, f.length, results); err != nil {
-					return fmt.Errorf("%s: %w", l.name, err)
-				}
-			}
-		}
-		for _, l := range rotate(d.lanes, round) {
-			if !l.streams.IsValid() {
+		for _, m := range d.measurements() {
+			if f.only != "" && f.only != m.kind {
 				continue
 			}
-			fmt.Fprintf(stderr, "round %d of %d: %s, HTTP/2 and TCP\n", round+1, f.rounds, l.name)
-			for _, c := range streams {
-				if err := d.streams(ctx, l, c, f.length, results); err != nil {
-					return fmt.Errorf("%s: %w", l.name, err)
-				}
-			}
-			for _, w := range ways {
-				if err := d.bulk(ctx, l, w, f.length, results); err != nil {
-					return fmt.Errorf("%s: %w", l.name, err)
-				}
-			}
-		}
-		for _, rate := range rates {
 			for _, l := range rotate(d.lanes, round) {
-				fmt.Fprintf(stderr, "round %d of %d: %s, %d requests a second\n", round+1, f.rounds, l.name, rate)
-				if err := d.latency(ctx, l, rate, f.length, results); err != nil {
+				if m.kind != onlyThroughput && m.kind != onlyLatency && !l.streams.IsValid() {
+					continue
+				}
+				fmt.Fprintf(stderr, "round %d of %d: %s, %s\n", round+1, f.rounds, l.name, m.what)
+				if err := m.run(ctx, l, f.length, results); err != nil {
 					return fmt.Errorf("%s: %w", l.name, err)
 				}
 			}
@@ -194,12 +187,49 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 		return err
 	}
 	r.Series = results.series()
-	if f.smoke {
+	switch {
+	case f.smoke:
 		r.Notes = append(r.Notes, "A smoke run: targets are not judged.")
-	} else {
+	case f.only != "":
+		r.Notes = append(r.Notes, "Only "+f.only+": targets are not judged.")
+	default:
 		results.judge(r)
 	}
 	return r.Publish(stdout, os.Getenv("OUT"))
+}
+
+// measurement is what each lane is put to, one after the other.
+type measurement struct {
+	kind, what string
+	run        func(ctx context.Context, l lane, length time.Duration, out results) error
+}
+
+func (d *dataplane) measurements() []measurement {
+	var all []measurement
+	add := func(kind, what string, run func(context.Context, lane, time.Duration, results) error) {
+		all = append(all, measurement{kind, what, run})
+	}
+	for _, c := range connections {
+		add(onlyThroughput, atConnections(c), func(ctx context.Context, l lane, length time.Duration, out results) error {
+			return d.throughput(ctx, l, c, length, out)
+		})
+	}
+	for _, c := range streams {
+		add(onlyStreams, atStreams(c), func(ctx context.Context, l lane, length time.Duration, out results) error {
+			return d.streams(ctx, l, c, length, out)
+		})
+	}
+	for _, w := range ways {
+		add(onlyBulk, "TCP "+w, func(ctx context.Context, l lane, length time.Duration, out results) error {
+			return d.bulk(ctx, l, w, length, out)
+		})
+	}
+	for _, rate := range rates {
+		add(onlyLatency, atRate(rate), func(ctx context.Context, l lane, length time.Duration, out results) error {
+			return d.latency(ctx, l, rate, length, out)
+		})
+	}
+	return all
 }
 
 func findBinaries(bin string) (pod.Binaries, error) {
