@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/weirmesh/weir/proxy/control"
 	"github.com/weirmesh/weir/proxy/jail"
 	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/procs"
 	"github.com/weirmesh/weir/proxy/relay"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
@@ -126,6 +128,7 @@ func serve(args []string) error {
 			records.Put(r)
 		},
 	}
+	go procs.Govern(controlling, runtime.GOMAXPROCS(0))
 	relaying, cancel := context.WithCancel(ctx)
 	defer cancel()
 	relayed := make(chan error, 1)

@@ -1,0 +1,69 @@
+package procs
+
+import (
+	"context"
+	"runtime"
+	"testing"
+	"time"
+)
+
+func looks(g *governor, share float64, n int) int {
+	for range n {
+		g.look(share)
+	}
+	return g.now
+}
+
+func TestOneProcessorUntilItIsNotEnough(t *testing.T) {
+	g := &governor{most: 4, now: 1, every: shortest}
+	for _, step := range []struct {
+		share float64
+		looks int
+		want  int
+	}{
+		{0.01, 20, 1}, {0.6, 100, 1}, {0.79, 100, 1},
+		{0.85, 1, 4},
+		{1.9, 10, 4}, {0.6, 100, 4}, // less would do, but not by much
+		{0.3, calm - 1, 4}, {0.3, 1, 1},
+		{0.95, 1, 4}, {0.3, calm - 1, 4}, {0.7, 1, 4}, {0.3, calm - 1, 4},
+	} {
+		if got := looks(g, step.share, step.looks); got != step.want {
+			t.Fatalf("after %d looks at %.2f: %d processors, want %d", step.looks, step.share, got, step.want)
+		}
+	}
+}
+
+func TestAnIdleProxyHardlyWakes(t *testing.T) {
+	g := &governor{most: 2, now: 1, every: shortest}
+	if looks(g, 0, 10); g.every != longest {
+		t.Errorf("an idle proxy looks every %v, want %v", g.every, longest)
+	}
+	if g.look(0.2); g.every != shortest {
+		t.Errorf("a busy one looks every %v, want %v", g.every, shortest)
+	}
+}
+
+func TestABusyProcessGetsMore(t *testing.T) {
+	before := runtime.GOMAXPROCS(0)
+	defer runtime.GOMAXPROCS(before)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		Govern(ctx, 2)
+	}()
+	defer func() {
+		cancel()
+		<-done
+	}()
+	deadline := time.Now().Add(20 * time.Second)
+	for runtime.GOMAXPROCS(0) != 1 && time.Now().Before(deadline) {
+		runtime.Gosched()
+	}
+	for runtime.GOMAXPROCS(0) != 2 {
+		if time.Now().After(deadline) {
+			t.Fatal("a process that keeps a processor busy still has one")
+		}
+		runtime.Gosched()
+	}
+}
