@@ -35,6 +35,11 @@ type session struct {
 	stream stream
 	number uint64
 	newer  <-chan struct{}
+
+	// What report uses again and again, while there is something to report. gRPC has
+	// encoded a message when Send returns.
+	batch []telemetry.Record
+	wire  []*proxypb.AccessLog
 }
 
 // Session serves an agent until the stream breaks or another session begins.
@@ -190,15 +195,19 @@ func (s *session) gather(pause *time.Timer) (<-chan struct{}, error) {
 func (s *session) report() (bool, error) {
 	sent := false
 	for range telemetry.Limit / telemetry.Batch {
-		records := s.records.Take()
+		records := s.records.Take(s.batch)
 		if records == nil {
 			break
 		}
-		if err := s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: s.records.Message(records)}}); err != nil {
+		s.batch = records
+		if err := s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: s.records.Message(records, &s.wire)}}); err != nil {
 			s.records.Return(records)
 			return sent, err
 		}
 		sent = true
+	}
+	if !sent {
+		s.batch, s.wire = nil, nil
 	}
 	return sent, nil
 }

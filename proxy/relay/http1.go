@@ -50,7 +50,7 @@ type http1Conn struct {
 	method   []byte     // a copy: it outlives the buffer
 	view     http1Request
 	plan     plan
-	record   *record
+	record   record
 	out      []byte // for heads that are not passed on as they came
 	attempt  int
 	up       *httpUpstream // of the request; nil: none, or done with
@@ -205,7 +205,7 @@ func (h *http1Conn) refuse(err error) (bool, error) {
 	default:
 		return false, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
-	h.record = newRecord(h.accepted)
+	h.record.reset(h.accepted)
 	h.record.begin(time.Now(), 1, nil, nil)
 	failure := &reason.Error{Reason: reason.BadRequest, Err: err}
 	h.record.fail(failure)
@@ -245,7 +245,7 @@ func (h *http1Conn) begin() {
 	h.method = append(h.method[:0], h.request.Method...)
 	h.up, h.upload, h.answered, h.last = nil, nil, false, h.request.Close
 	path, _ := h.request.Path()
-	h.record = newRecord(h.accepted)
+	h.record.reset(h.accepted)
 	h.record.begin(time.Now(), h.request.Minor, h.method, path)
 }
 
@@ -273,7 +273,7 @@ func (h *http1Conn) decide(ctx context.Context) error {
 		}
 	}
 	h.view = http1Request{Head: &h.request}
-	return h.plan.make(h.Server, h.accepted, d, &h.view, h.record)
+	return h.plan.make(h.Server, h.accepted, d, &h.view, &h.record)
 }
 
 // gather waits for the rest of a body, as long as it fits into the buffer.
@@ -316,10 +316,11 @@ func (h *http1Conn) forward(ctx context.Context) error {
 				h.discard()
 			}
 		}
-		var failure *attemptError
-		switch {
-		case err == nil:
+		if err == nil {
 			return nil
+		}
+		var failure *attemptError // here, as it costs an allocation
+		switch {
 		case !errors.As(err, &failure):
 			return err
 		case !h.mayTry(failure):
@@ -340,8 +341,9 @@ func (h *http1Conn) mayTry(failure *attemptError) bool {
 
 // try sends the request to up and passes the answer on.
 func (h *http1Conn) try(up *httpUpstream) error {
-	h.record.use(up, !h.plan.direct && h.Config.Own(up.endpoint.Addr.Addr()))
-	up.begin(h.plan.limit(time.Now()))
+	now := time.Now()
+	h.record.use(now, up, !h.plan.direct && h.Config.Own(up.endpoint.Addr.Addr()))
+	up.begin(now, h.plan.limit(now))
 	h.awaited.Store(up)
 	defer h.awaited.Store(nil)
 	if h.aborted.Load() {

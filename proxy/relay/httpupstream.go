@@ -68,9 +68,9 @@ func (e *attemptError) Error() string { return e.cause.Error() }
 func (e *attemptError) Unwrap() error { return e.cause }
 
 // begin is before a request that must be answered by limit.
-func (u *httpUpstream) begin(limit time.Time) {
+func (u *httpUpstream) begin(now, limit time.Time) {
 	u.limit = limit
-	u.extend(time.Now())
+	u.extend(now)
 }
 
 // extend has reading look up again, in time for the limit. It is moved lazily: a
@@ -109,13 +109,14 @@ func (u *httpUpstream) answered() *attemptError {
 
 // outcome is what an attempt says of its endpoint.
 func outcome(status int, err error) balance.Outcome {
-	var failure *reason.Error
 	switch {
 	case err == nil && status >= 500:
 		return balance.ServerError
 	case err == nil:
 		return balance.Success
-	case errors.As(err, &failure):
+	}
+	var failure *reason.Error // here, as it costs an allocation
+	if errors.As(err, &failure) {
 		switch failure.Reason {
 		case reason.UpstreamClosed, reason.RequestTimeout, reason.BadResponse:
 			return balance.ServerError

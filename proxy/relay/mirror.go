@@ -49,7 +49,8 @@ func (h *http1Conn) copyTo(ctx context.Context, backend *route.Backend) {
 func (s *Server) sendMirror(ctx context.Context, c listen.Conn, backend *route.Backend, text, method []byte) {
 	defer s.handlers.Done()
 	defer s.mirrors.Add(-1)
-	m := &http1Conn{Server: s, accepted: c, record: newRecord(c), method: method}
+	m := &http1Conn{Server: s, accepted: c, method: method}
+	m.record.reset(c)
 	m.plan.backend, m.plan.key.Client = *backend, c.Peer.Addr()
 	up, err := m.obtain(ctx, nil, false)
 	if err != nil {

@@ -27,7 +27,14 @@ type record struct {
 }
 
 func newRecord(c listen.Conn) *record {
-	return &record{
+	r := &record{}
+	r.reset(c)
+	return r
+}
+
+// reset makes it a new one.
+func (r *record) reset(c listen.Conn) {
+	*r = record{
 		accepted: c.Accepted,
 		entry:    telemetry.Record{Start: c.Accepted, Direction: c.Direction, Client: c.Peer, Server: c.Original},
 	}
@@ -106,14 +113,14 @@ func (r *record) connected(took time.Duration, up *upstream.Conn) {
 	r.entry.UpstreamLocal = up.Local
 }
 
-// use notes the connection that a request is sent on; own: it leads to this very
+// use notes the connection that a request is sent on now; own: it leads to this very
 // pod.
-func (r *record) use(up *httpUpstream, own bool) {
+func (r *record) use(now time.Time, up *httpUpstream, own bool) {
 	r.attempt(up.endpoint, own)
 	r.entry.UpstreamLocal = up.dialled.Local
 	r.entry.Attempts++
 	r.entry.Connect += up.took
-	r.began, r.answer = time.Now(), time.Time{}
+	r.began, r.answer = now, time.Time{}
 	if r.entry.Attempts == 1 {
 		r.entry.Overhead = max(r.began.Sub(r.accepted)-r.entry.Connect, 0)
 	}

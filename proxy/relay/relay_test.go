@@ -74,7 +74,7 @@ func (b *bench) conn(t *testing.T, d listen.Direction, original netip.AddrPort) 
 	return client
 }
 
-func loopback(t *testing.T) (*net.TCPConn, *net.TCPConn) {
+func loopback(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

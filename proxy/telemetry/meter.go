@@ -161,7 +161,10 @@ func (m *Meter) End(r *Record) {
 // knownStatus is a status of gRPC; what is none counts as UNKNOWN, or else
 // applications could make as many labels as they like.
 func knownStatus(text string) string {
-	if n, err := strconv.Atoi(text); text == "" || err == nil && 0 <= n && n <= 16 && strconv.Itoa(n) == text {
+	if text == "" { // most of them: of no gRPC
+		return text
+	}
+	if n, err := strconv.Atoi(text); err == nil && 0 <= n && n <= 16 && strconv.Itoa(n) == text {
 		return text
 	}
 	return "2"

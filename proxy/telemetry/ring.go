@@ -6,6 +6,7 @@
 package telemetry
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -87,9 +88,9 @@ func (r *Ring) Wake() {
 	}
 }
 
-// Take returns the oldest records, up to Batch of them; none if there are none, and
-// then the ring holds no memory any more.
-func (r *Ring) Take() []Record {
+// Take returns the oldest records, up to Batch of them, in into if that has room for
+// so many; none if there are none, and then the ring holds no memory any more.
+func (r *Ring) Take(into []Record) []Record {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.n == 0 {
@@ -99,7 +100,8 @@ func (r *Ring) Take() []Record {
 		r.texting.Unlock()
 		return nil
 	}
-	out := make([]Record, min(r.n, Batch))
+	n := min(r.n, Batch)
+	out := slices.Grow(into[:0], n)[:n]
 	for i := range out {
 		at := &r.records[r.at(i)]
 		out[i] = *at
@@ -127,17 +129,23 @@ func (r *Ring) Return(records []Record) {
 	}
 }
 
-// Message is records on the wire. It refers to them.
-func (r *Ring) Message(records []Record) *proxypb.AccessLogs {
+// Message is records on the wire. It refers to them, and takes its memory from into,
+// which holds messages that were sent; into grows to Batch.
+func (r *Ring) Message(records []Record, into *[]*proxypb.AccessLog) *proxypb.AccessLogs {
+	if n := len(records) - len(*into); n > 0 {
+		more := make([]proxypb.AccessLog, n)
+		for i := range more {
+			*into = append(*into, &more[i])
+		}
+	}
 	r.texting.Lock()
 	defer r.texting.Unlock()
-	out := &proxypb.AccessLogs{Records: make([]*proxypb.AccessLog, len(records))}
-	entries := make([]proxypb.AccessLog, len(records))
+	out := (*into)[:len(records)]
 	for i := range records {
-		records[i].fill(&entries[i], &r.text)
-		out.Records[i] = &entries[i]
+		out[i].Reset()
+		records[i].fill(out[i], &r.text)
 	}
-	return out
+	return &proxypb.AccessLogs{Records: out}
 }
 
 // Len is how many records wait.

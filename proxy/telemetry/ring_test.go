@@ -30,13 +30,13 @@ func TestRingDropsTheOldest(t *testing.T) {
 	if r.Len() != Limit {
 		t.Fatalf("%d records kept, want %d", r.Len(), Limit)
 	}
-	first := r.Take()
+	first := r.Take(nil)
 	if len(first) != Batch || number(first[0]) != lost || first[0].lost != lost {
 		t.Errorf("%d records, the first is %v, want number %d after %d dropped", len(first), first[0], lost, lost)
 	}
 	r.Return(first) // the stream broke
 	next := lost
-	for batch := r.Take(); batch != nil; batch = r.Take() {
+	for batch := r.Take(nil); batch != nil; batch = r.Take(nil) {
 		for _, got := range batch {
 			if number(got) != next || next > lost && got.lost != 0 {
 				t.Fatalf("number %d is %v", next, got)
@@ -64,7 +64,7 @@ func TestRingCountsEveryRecord(t *testing.T) {
 			put++
 		}
 		for range round % 7 {
-			batch := r.Take()
+			batch := r.Take(nil)
 			if batch == nil {
 				break
 			}
@@ -82,7 +82,7 @@ func TestRingCountsEveryRecord(t *testing.T) {
 			t.Fatalf("room for %d records", len(r.records))
 		}
 	}
-	for batch := r.Take(); batch != nil; batch = r.Take() {
+	for batch := r.Take(nil); batch != nil; batch = r.Take(nil) {
 		count(batch)
 	}
 	if got != uint64(put) {
@@ -93,10 +93,10 @@ func TestRingCountsEveryRecord(t *testing.T) {
 func TestAnIdleRingHoldsNoMemory(t *testing.T) {
 	r := NewRing()
 	r.Put(full())
-	if len(r.Message(r.Take()).GetRecords()) != 1 || r.records == nil {
+	if len(r.Message(r.Take(nil), new([]*proxypb.AccessLog)).GetRecords()) != 1 || r.records == nil {
 		t.Fatal("it is not known yet that it is idle")
 	}
-	if r.Take() != nil || r.records != nil || r.text.texts != nil {
+	if r.Take(nil) != nil || r.records != nil || r.text.texts != nil {
 		t.Errorf("room for %d records and %d texts", len(r.records), len(r.text.texts))
 	}
 }
@@ -121,12 +121,15 @@ func BenchmarkRecord(b *testing.B) {
 	r := full()
 	b.ReportAllocs()
 	bytes, n := 0, 0
+	var batch []Record
+	var wire []*proxypb.AccessLog
 	for b.Loop() {
 		meter.Begin(r)
 		meter.End(r)
 		ring.Put(r)
 		if n++; n%Batch == 0 {
-			out, err := proto.Marshal(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: ring.Message(ring.Take())}})
+			batch = ring.Take(batch)
+			out, err := proto.Marshal(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: ring.Message(batch, &wire)}})
 			if err != nil {
 				b.Fatal(err)
 			}
