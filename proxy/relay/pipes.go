@@ -7,22 +7,37 @@ import (
 )
 
 const (
-	// pipeSize bounds what one direction of a connection holds in the proxy.
-	// Larger pipes are hardly faster, and an unprivileged user may have 64 MiB
-	// in all (fs.pipe-user-pages-soft, pipe(7)).
-	pipeSize = 256 << 10
-	// maxIdlePipes are kept for the next bytes that come.
+	// pipeSize bounds what one direction of a connection holds in the proxy, and
+	// largePipe what one does that has much to move: growAfter fills of half a pipe in
+	// a row. In a large one a byte costs a third less CPU; 1 MiB is what an
+	// unprivileged user may have at most (fs.pipe-max-size). Not all are large, as a
+	// user's pipes are to be within 64 MiB (fs.pipe-user-pages-soft, pipe(7)), and
+	// those beyond that hold next to nothing.
+	pipeSize  = 256 << 10
+	largePipe = 1 << 20
+	growAfter = 8
+	// maxIdlePipes are kept for the next bytes that come, maxIdleLarge of them large.
 	maxIdlePipes = 32
+	maxIdleLarge = 4
 )
 
 // pipe is what splice(2) needs between two sockets.
-type pipe struct{ r, w int }
+type pipe struct{ r, w, size int }
+
+// resize makes it larger or smaller. Refused past the user's limit; then its size is
+// what it was.
+func (x *pipe) resize(size int) {
+	if got, err := unix.FcntlInt(uintptr(x.r), unix.F_SETPIPE_SZ, size); err == nil {
+		x.size = got
+	}
+}
 
 // pipes lends out pipes, so that a connection holds one only while bytes move: an
 // idle connection costs two descriptors, not six.
 type pipes struct {
 	mu     sync.Mutex
 	idle   []pipe
+	large  int // of idle
 	closed bool
 }
 
@@ -32,6 +47,9 @@ func (p *pipes) get() (pipe, bool) {
 	if n := len(p.idle); n > 0 {
 		out := p.idle[n-1]
 		p.idle = p.idle[:n-1]
+		if out.size > pipeSize {
+			p.large--
+		}
 		p.mu.Unlock()
 		return out, true
 	}
@@ -40,21 +58,26 @@ func (p *pipes) get() (pipe, bool) {
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return pipe{}, false
 	}
-	// Refused past the user's limit; then the size is what the kernel gives.
-	_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
-	return pipe{fds[0], fds[1]}, true
+	out := pipe{r: fds[0], w: fds[1], size: pipeSize}
+	out.resize(pipeSize)
+	return out, true
 }
 
 // put takes an empty pipe back.
 func (p *pipes) put(x pipe) {
 	p.mu.Lock()
-	if !p.closed && len(p.idle) < maxIdlePipes {
-		p.idle = append(p.idle, x)
-		p.mu.Unlock()
+	defer p.mu.Unlock()
+	if p.closed || len(p.idle) == maxIdlePipes {
+		x.close()
 		return
 	}
-	p.mu.Unlock()
-	x.close()
+	if x.size > pipeSize && p.large == maxIdleLarge {
+		x.resize(pipeSize)
+	}
+	if x.size > pipeSize {
+		p.large++
+	}
+	p.idle = append(p.idle, x)
 }
 
 // close lets go of the idle ones; those on loan are closed when they come back.
@@ -65,7 +88,7 @@ func (p *pipes) close() {
 	for _, x := range p.idle {
 		x.close()
 	}
-	p.idle = nil
+	p.idle, p.large = nil, 0
 }
 
 func (x pipe) close() {

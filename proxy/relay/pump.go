@@ -25,6 +25,7 @@ type pump struct {
 
 	pipe    pipe
 	held    bool   // pipe is on loan
+	large   int    // fills in a row that were half of a pipe
 	spliced int    // bytes in the pipe
 	bytes   []byte // bytes outside it: an urgent one, or all when there is no pipe
 	urgent  bool
@@ -84,10 +85,11 @@ func (p *pump) fill(fd uintptr) bool {
 		return p.fillBytes(int(fd), make([]byte, 16<<10))
 	}
 	for {
-		n, err := sock.Splice(fd, uintptr(p.pipe.w), pipeSize)
+		n, err := sock.Splice(fd, uintptr(p.pipe.w), p.pipe.size)
 		switch {
 		case n > 0:
 			p.spliced = n
+			p.grow()
 			return true
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -107,6 +109,17 @@ func (p *pump) fill(fd uintptr) bool {
 		}
 		p.release()
 		return false
+	}
+}
+
+// grow makes the pipe a large one, once it is known that there is much to move.
+func (p *pump) grow() {
+	if p.large++; p.spliced < pipeSize/2 {
+		p.large = 0
+	}
+	if p.large >= growAfter && p.pipe.size < largePipe {
+		p.pipe.resize(largePipe)
+		p.large = 0 // if that is refused, not at once again
 	}
 }
 
