@@ -35,7 +35,8 @@ const rawPriority = -300
 
 // client are the chains by which the proxy's connections to the application may
 // carry the caller's address. What the proxy sends with an address that is not
-// the pod's is marked. The application's socket takes the mark over
+// the pod's is marked; it goes by lo, and for what does not the two other questions,
+// of each packet, are too dear. The application's socket takes the mark over
 // (net.ipv4.tcp_fwmark_accept), so its answers are marked too, and a routing rule
 // keeps what is marked in the namespace. raw_pre is for packets that conntrack took
 // for nobody's on their way out: on lo it looks again. No chain of type route is
@@ -47,7 +48,7 @@ func client(s Spec) []Chain {
 	}
 	return []Chain{
 		{Name: "raw_out", Type: "filter", Hook: "output", Priority: rawPriority, Rules: []Rule{
-			{Matches: []Match{OwnSocket{s.Bypass}, LocalSource{Not: true}}, Verdict: Verdict{Kind: MarkClient}},
+			{Matches: []Match{Loopback{Out: true}, OwnSocket{s.Bypass}, LocalSource{Not: true}}, Verdict: Verdict{Kind: MarkClient}},
 			zone(),
 		}},
 		{Name: "raw_pre", Type: "filter", Hook: "prerouting", Priority: rawPriority, Rules: []Rule{

@@ -18,7 +18,7 @@ func Released(s Spec) Ruleset {
 		case c.Type == "nat":
 			c.Rules = hold
 		case c.Name == "guard":
-			c.Rules = c.Rules[:1] // the proxy's ports
+			c.Rules = slices.DeleteFunc(c.Rules, func(r Rule) bool { return r.Counter != GuardPort })
 		}
 	}
 	return out

@@ -200,13 +200,13 @@ func outbound(s Spec) Chain {
 // And connections that inbound let by because nobody listened, in case somebody
 // listens by now: without this line 94 of 59,000 reached an application past
 // its proxy while its listener came and went. It must name exactly the ports
-// and interfaces that inbound captures, or it would reset the others.
+// and interfaces that inbound captures, or it would reset the others. This chain sees
+// every packet, so the first line is for those that are not a connection's first.
 func guard(s Spec) Chain {
-	rules := []Rule{{
-		Matches: []Match{DestPort{proxyPorts(s)}, Untranslated{}},
-		Counter: GuardPort,
-		Verdict: Verdict{Kind: Reject},
-	}}
+	rules := []Rule{
+		{Matches: []Match{FirstPacket{Not: true}}, Verdict: Verdict{Kind: Return}},
+		{Matches: []Match{DestPort{proxyPorts(s)}, Untranslated{}}, Counter: GuardPort, Verdict: Verdict{Kind: Reject}},
+	}
 	rules = append(rules, leaveInterfaces(s, false)...)
 	rules = append(rules, leavePorts(s.ExcludeInboundPorts)...)
 	last := append([]Match{Loopback{Not: true}, LocalDest{}, FirstPacket{}}, onlyPorts(s.IncludeInboundPorts)...)

@@ -53,6 +53,7 @@ func TestRender(t *testing.T) {
 -t nat -A WEIR_OUT -o lo -j RETURN
 -t nat -A WEIR_OUT -m cgroup --path weir -m comment --comment weir:out_own -j RETURN
 -t nat -A WEIR_OUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m comment --comment weir:out_turned -j REDIRECT --to-ports 15001
+-t filter -A WEIR_GUARD -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN
 -t filter -A WEIR_GUARD -p tcp -m multiport --dports 15001,15006 -m conntrack ! --ctstate DNAT -m comment --comment weir:guard_port -j REJECT --reject-with tcp-reset
 -t filter -A WEIR_GUARD -p tcp ! -i lo -m addrtype --dst-type LOCAL -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack ! --ctstate DNAT -m comment --comment weir:guard_missed -j REJECT --reject-with tcp-reset
 `, "\n")
