@@ -16,10 +16,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/proxy/adapt"
 	"github.com/weirmesh/weir/proxy/control"
 	"github.com/weirmesh/weir/proxy/jail"
 	"github.com/weirmesh/weir/proxy/listen"
-	"github.com/weirmesh/weir/proxy/procs"
 	"github.com/weirmesh/weir/proxy/relay"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
@@ -128,7 +128,7 @@ func serve(args []string) error {
 			records.Put(r)
 		},
 	}
-	go procs.Govern(controlling, runtime.GOMAXPROCS(0))
+	go adapt.Run(controlling, runtime.GOMAXPROCS(0))
 	relaying, cancel := context.WithCancel(ctx)
 	defer cancel()
 	relayed := make(chan error, 1)

@@ -166,8 +166,9 @@ func (s *session) subscribe(m *proxypb.Subscribe) error {
 
 const (
 	// gatherFor is how long records wait for each other, after those that were sent
-	// last.
-	gatherFor = 20 * time.Millisecond
+	// last. Each message costs more than it seems: the Go runtime's monitor wakes with
+	// the system call, and looks around every 20 µs for a millisecond.
+	gatherFor = 100 * time.Millisecond
 	// measureEvery is how long counts wait for each other.
 	measureEvery = 5 * time.Second
 )

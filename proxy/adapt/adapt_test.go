@@ -1,8 +1,9 @@
-package procs
+package adapt
 
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 	"testing"
 	"time"
 )
@@ -43,14 +44,40 @@ func TestAnIdleProxyHardlyWakes(t *testing.T) {
 	}
 }
 
+func TestMemoryIsGivenBackOnceAfterEachBusyTime(t *testing.T) {
+	g := &governor{most: 1, now: 1, every: shortest}
+	given := func(share float64, looks int) int {
+		n := 0
+		for range looks {
+			if g.look(share) {
+				n++
+			}
+		}
+		return n
+	}
+	for i, step := range []struct {
+		share float64
+		looks int
+		want  int
+	}{
+		{0, 100, 0}, // it has not been busy
+		{0.3, 100, 0}, {0, calm - 1, 0}, {0.3, 1, 0}, {0, calm - 1, 0}, {0, 1, 1}, {0, 100, 0},
+		{0.1, 1, 0}, {0, calm, 1},
+	} {
+		if got := given(step.share, step.looks); got != step.want {
+			t.Fatalf("step %d, %d looks at %.2f: given back %d times, want %d", i, step.looks, step.share, got, step.want)
+		}
+	}
+}
+
 func TestABusyProcessGetsMore(t *testing.T) {
-	before := runtime.GOMAXPROCS(0)
-	defer runtime.GOMAXPROCS(before)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		Govern(ctx, 2)
+		Run(ctx, 2)
 	}()
 	defer func() {
 		cancel()
