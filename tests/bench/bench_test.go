@@ -44,8 +44,8 @@ func smoke(t *testing.T, name string) (report.Report, string) {
 func TestTheBenchmarkOfTheDataPlaneRuns(t *testing.T) {
 	r, _ := smoke(t, "dataplane")
 	const (
-		requests = 5*2 + 4*2     // throughput of each lane, CPU of those with proxies
-		latency  = 2 * (5*2 + 4) // two quantiles, and CPU
+		requests = 7*2 + 6*2     // throughput of each lane, CPU of those with proxies
+		latency  = 2 * (7*2 + 6) // two quantiles, and CPU
 		two      = 2 * (2*2 + 2) // Weir and HAProxy: HTTP/2 with CPU, TCP both ways
 	)
 	if want := requests + latency + two; len(r.Series) != want {

@@ -10,10 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/tests/bench/report"
 	"github.com/weirmesh/weir/tests/pod"
 )
@@ -126,8 +128,12 @@ const (
 	laneWeir    = "Weir"
 	laneNginx   = "nginx"
 	laneHAProxy = "HAProxy"
-	laneReverse = "net/http ReverseProxy"
-	laneDirect  = "no proxy"
+	// The same, where what goes to the application is turned aside to them by the rules
+	// of a captured pod, as it is to Weir.
+	laneNginxTurned   = "nginx, captured"
+	laneHAProxyTurned = "HAProxy, captured"
+	laneReverse       = "net/http ReverseProxy"
+	laneDirect        = "no proxy"
 )
 
 // backServices are what the captured caller calls: back by HTTP/1, by HTTP/2, and for
@@ -290,7 +296,7 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 		return err
 	}
 	for _, p := range []*pod.Pod{callee, peerCallee} {
-		if _, err := d.startNginx(ctx, p, "app", appConfig()); err != nil {
+		if _, err := d.startNginx(ctx, p, "app", appConfig(), inNetns); err != nil {
 			return err
 		}
 		if err := inNetns(p, exec.CommandContext(ctx, "/proc/self/exe", "dataplane", bulkCommand)); err != nil {
@@ -336,6 +342,16 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 		}
 		d.lanes = append(d.lanes, l)
 	}
+	for _, peer := range []struct {
+		name  string
+		start func(context.Context, *pod.Pod, uint16, nexts) (int, error)
+	}{{laneNginxTurned, d.nginxProxy}, {laneHAProxyTurned, d.haproxy}} {
+		l, err := d.turned(ctx, bare, peer.name, peer.start)
+		if err != nil {
+			return fmt.Errorf("%s: %w", peer.name, err)
+		}
+		d.lanes = append(d.lanes, l)
+	}
 	d.lanes = append(d.lanes, lane{name: laneDirect, client: peerCaller.Netns, pids: func() ([]int, error) { return nil, nil },
 		target: netip.AddrPortFrom(peerCallee.Address(false), appPort)})
 	for _, l := range d.lanes {
@@ -344,6 +360,53 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 		}
 	}
 	return nil
+}
+
+// turned makes a lane of two pods of its own, with rules that turn HTTP/1 aside to a
+// peer's ports.
+func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, start func(context.Context, *pod.Pod, uint16, nexts) (int, error)) (lane, error) {
+	const port = 7000
+	bypass, err := d.node.Bypass()
+	if err != nil {
+		return lane{}, err
+	}
+	id := strings.ToLower(strings.ReplaceAll(name, ", ", "-"))
+	caller := &pod.Pod{Namespace: "peers", Name: id + "-caller", ContainerID: id + "-caller"}
+	callee := &pod.Pod{Namespace: "peers", Name: id + "-callee", ContainerID: id + "-callee"}
+	for _, p := range []*pod.Pod{caller, callee} {
+		if p.Netns, err = d.node.NewNamespace(p.ContainerID); err != nil {
+			return lane{}, err
+		}
+		if err := errors.Join(chain.Add(ctx, p), pod.In(p.Netns, loopbackUp)); err != nil {
+			return lane{}, err
+		}
+	}
+	if _, err := d.startNginx(ctx, callee, "app", appConfig(), inNetns); err != nil {
+		return lane{}, err
+	}
+	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), appPort)
+	called := netip.AddrPortFrom(callee.Address(false), appPort)
+	pids := make([]int, 2)
+	for i, side := range []struct {
+		pod *pod.Pod
+		to  netip.AddrPort
+		capture.Spec
+	}{
+		{caller, called, capture.Spec{OutboundPort: port, InboundPort: port + 9}},
+		{callee, local, capture.Spec{OutboundPort: port + 9, InboundPort: port}},
+	} {
+		if pids[i], err = start(ctx, side.pod, port, nexts{side.to, side.to, side.to, side.to}); err != nil {
+			return lane{}, err
+		}
+		side.Bypass = bypass
+		if err := pod.In(side.pod.Netns, func() error {
+			_, err := applyRules(capture.Rules(side.Spec))
+			return err
+		}); err != nil {
+			return lane{}, err
+		}
+	}
+	return lane{name: name, client: caller.Netns, target: called, pids: func() ([]int, error) { return pids, nil }}, nil
 }
 
 // loopbackUp is what a container runtime does before the chain.
@@ -357,3 +420,14 @@ func loopbackUp() error {
 
 // inNetns starts a command in a pod's network namespace.
 func inNetns(p *pod.Pod, cmd *exec.Cmd) error { return pod.In(p.Netns, cmd.Start) }
+
+// startProxy starts a peer in a pod's network namespace, in a cgroup whose connections
+// the rules let by, if there are any.
+func (d *dataplane) startProxy(p *pod.Pod, cmd *exec.Cmd) error {
+	started, err := d.node.LikeProxy(cmd, p.ContainerID)
+	if err != nil {
+		return err
+	}
+	defer started()
+	return pod.In(p.Netns, cmd.Start)
+}

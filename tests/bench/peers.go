@@ -65,8 +65,8 @@ func appConfig() string {
 		appPort, streamsPort, strings.Repeat("x", 1024))
 }
 
-// startNginx starts nginx in p's namespace and returns its worker.
-func (d *dataplane) startNginx(ctx context.Context, p *pod.Pod, name, servers string) (int, error) {
+// startNginx has nginx started in p's namespace and returns its worker.
+func (d *dataplane) startNginx(ctx context.Context, p *pod.Pod, name, servers string, start func(*pod.Pod, *exec.Cmd) error) (int, error) {
 	base := filepath.Join(d.dir, p.ContainerID+"-"+name)
 	if err := os.WriteFile(base+".conf", fmt.Appendf(nil, nginxConfig, base, servers), 0o644); err != nil {
 		return 0, err
@@ -74,7 +74,7 @@ func (d *dataplane) startNginx(ctx context.Context, p *pod.Pod, name, servers st
 	cmd := exec.CommandContext(ctx, nginx, "-e", "stderr", "-c", base+".conf", "-p", d.dir)
 	var said bytes.Buffer
 	cmd.Stderr = &said
-	if err := inNetns(p, cmd); err != nil {
+	if err := start(p, cmd); err != nil {
 		return 0, err
 	}
 	go func() { _ = cmd.Wait() }()
@@ -94,7 +94,7 @@ func (d *dataplane) startNginx(ctx context.Context, p *pod.Pod, name, servers st
 func (d *dataplane) nginxProxy(ctx context.Context, p *pod.Pod, port uint16, to nexts) (int, error) {
 	return d.startNginx(ctx, p, "proxy", fmt.Sprintf(`  upstream next { server %s; keepalive 256; keepalive_requests 1000000000; keepalive_timeout 1h; }
   server { listen %d reuseport; location / { proxy_pass http://next; proxy_http_version 1.1; proxy_set_header Connection ""; } }
-`, to.requests, port))
+`, to.requests, port), d.startProxy)
 }
 
 func (d *dataplane) haproxy(ctx context.Context, p *pod.Pod, port uint16, to nexts) (int, error) {
@@ -132,7 +132,7 @@ listen sink
 		return 0, err
 	}
 	cmd := exec.CommandContext(ctx, haproxy, "-db", "-q", "-f", file)
-	if err := inNetns(p, cmd); err != nil {
+	if err := d.startProxy(p, cmd); err != nil {
 		return 0, err
 	}
 	go func() { _ = cmd.Wait() }()
@@ -142,7 +142,7 @@ listen sink
 func (d *dataplane) reverse(ctx context.Context, p *pod.Pod, port uint16, to nexts) (int, error) {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "dataplane", reverseCommand, fmt.Sprint(":", port), "http://"+to.requests.String())
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=2")
-	if err := inNetns(p, cmd); err != nil {
+	if err := d.startProxy(p, cmd); err != nil {
 		return 0, err
 	}
 	go func() { _ = cmd.Wait() }()

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -77,6 +79,33 @@ func (n *Node) Bypass() (capture.Bypass, error) {
 		return capture.Bypass{Path: n.Name, ID: st.Ino, Level: 1}, nil
 	}
 	return capture.Bypass{}, errors.New("bypass: there is no cgroup v2 hierarchy")
+}
+
+// LikeProxy has a command start in a cgroup of that name below that of the node's
+// proxies: the rules let its connections by, as they do the proxies'. It returns what
+// to call when it has been started.
+func (n *Node) LikeProxy(cmd *exec.Cmd, name string) (func(), error) {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, mount := range mounts {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(mount, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+			continue
+		}
+		path := filepath.Join(mount, n.Name, name)
+		if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, err
+		}
+		dir, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		return func() { dir.Close() }, nil
+	}
+	return nil, errors.New("there is no cgroup v2 hierarchy")
 }
 
 // CgroupPIDs lists the processes in one proxy's cgroup, by its container ID.
