@@ -1,11 +1,10 @@
 package relay
 
 import (
-	"context"
-	"fmt"
+	"bufio"
+	"bytes"
+	"io"
 	"net"
-	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
@@ -14,77 +13,50 @@ import (
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
 
-// BenchmarkHTTP1 is requests one after the other on one connection, with what is
-// counted and recorded of them. The client and the server share the time; what they
-// allocate is nothing.
+// BenchmarkHTTP1 is a request of HTTP/1.1 after the other, on one connection of the
+// client's, with what is counted and recorded of it. Client and application allocate
+// nothing: what is counted is the proxy's.
 func BenchmarkHTTP1(b *testing.B) {
-	answer := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1024\r\n\r\n%s", strings.Repeat("x", 1024))
-	endpoint := answering(b, answer)
-	service := netip.MustParseAddrPort("10.96.0.1:80")
-	meter, records := telemetry.NewMeter(func() []route.Destination { return nil }), telemetry.NewRing()
-	server := &Server{
-		Config: &fakeConfig{service: service, destination: route.Destination{
-			Service: "shop/back", Protocol: route.HTTP, Endpoints: []route.Endpoint{{Addr: endpoint, Pod: "shop/back-1", Workload: "shop/back"}},
-		}},
-		Begun: meter.Begin,
-		Log: func(r *telemetry.Record) {
-			meter.End(r)
-			records.Put(r)
-		},
-	}
-	client, accepted := loopback(b)
-	defer server.pool.Close()
-	defer client.Close()
-	_ = client.SetDeadline(time.Time{})
-	server.handlers.Add(1)
-	go server.handle(context.Background(), listen.Conn{
-		TCPConn: accepted, Direction: listen.Outbound, Original: service, Accepted: time.Now(),
-		Peer: client.LocalAddr().(*net.TCPAddr).AddrPort(),
-	})
-	request := []byte("GET /some/path?with=query HTTP/1.1\r\nHost: back.shop\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n")
-	buf := make([]byte, 16<<10)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := client.Write(request); err != nil {
-			b.Fatal(err)
-		}
-		for got := 0; got < len(answer); {
-			n, err := client.Read(buf)
-			if err != nil {
-				b.Fatal(err)
-			}
-			got += n
-		}
-	}
-}
-
-// answering is a server whose every read is a request.
-func answering(b *testing.B, answer []byte) netip.AddrPort {
-	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				buf := make([]byte, 16<<10)
+	for name, policy := range map[string]*route.Policy{"default": nil, "limits": {Limits: route.Limits{Requests: 10, Retries: 10}}} {
+		b.Run(name, func(b *testing.B) {
+			answer := append([]byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 1024\r\n\r\n"), bytes.Repeat([]byte{'x'}, 1024)...)
+			app := scripted(b, func(c *net.TCPConn, r *bufio.Reader) {
+				_ = c.SetDeadline(time.Time{})
 				for {
-					if _, err := c.Read(buf); err != nil {
-						return
+					for line := []byte{0}; line[0] != '\r'; { // an empty line ends a head
+						var err error
+						if line, err = r.ReadSlice('\n'); err != nil {
+							return
+						}
 					}
 					if _, err := c.Write(answer); err != nil {
 						return
 					}
 				}
-			}()
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).AddrPort()
+			})
+			config := behind(app)
+			config.destination.Policy = policy
+			bench := newBench(b, config)
+			meter, records := telemetry.NewMeter(nil), telemetry.NewRing()
+			bench.Begun = meter.Begin
+			bench.Log = func(r *telemetry.Record) {
+				meter.End(r)
+				records.Put(r)
+			}
+			client := bench.conn(b, listen.Outbound, vip)
+			_ = client.SetDeadline(time.Time{})
+			request, got := []byte("GET /hello HTTP/1.1\r\nHost: back\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"), make([]byte, len(answer))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := client.Write(request); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.ReadFull(client, got); err != nil {
+					b.Fatal(err)
+				}
+			}
+			client.Close()
+			bench.ended(b)
+		})
+	}
 }

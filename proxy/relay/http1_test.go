@@ -35,7 +35,7 @@ func serving(t *testing.T, handler http.HandlerFunc) netip.AddrPort {
 }
 
 // scripted is an application that does with each connection what play says.
-func scripted(t *testing.T, play func(*net.TCPConn, *bufio.Reader)) netip.AddrPort {
+func scripted(t testing.TB, play func(*net.TCPConn, *bufio.Reader)) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -98,7 +98,7 @@ func answered(t *testing.T, r *bufio.Reader, method string) (*http.Response, str
 const hello = "GET /hello HTTP/1.1\r\nHost: back\r\n\r\n"
 
 // records waits until everything has ended, and returns what was logged.
-func (b *bench) ended(t *testing.T) []*proxypb.AccessLog {
+func (b *bench) ended(t testing.TB) []*proxypb.AccessLog {
 	t.Helper()
 	for _, c := range b.clients {
 		c.Close()

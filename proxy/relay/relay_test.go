@@ -50,7 +50,7 @@ type bench struct {
 	clients []net.Conn // to be closed when all is done
 }
 
-func newBench(t *testing.T, config *fakeConfig) *bench {
+func newBench(t testing.TB, config *fakeConfig) *bench {
 	b := &bench{}
 	b.Config = config
 	b.Log = func(r *telemetry.Record) {
@@ -63,7 +63,7 @@ func newBench(t *testing.T, config *fakeConfig) *bench {
 }
 
 // conn is a client's connection, and the handling of its other end.
-func (b *bench) conn(t *testing.T, d listen.Direction, original netip.AddrPort) *net.TCPConn {
+func (b *bench) conn(t testing.TB, d listen.Direction, original netip.AddrPort) *net.TCPConn {
 	t.Helper()
 	client, accepted := loopback(t)
 	b.handlers.Add(1)
