@@ -11,7 +11,8 @@ import (
 )
 
 // Observer is told of a stream's life. Its methods are called one at a time, on
-// goroutines that read connections: they must not block.
+// goroutines that read connections: they must not block. Done comes when the others,
+// and what a [Stream.Hold] holds, have returned.
 type Observer interface {
 	// Response is called with each header block of an answer, those of 1xx too, and
 	// returns what is sent to the client; it may change the fields in place, and
@@ -67,6 +68,7 @@ type Stream struct {
 	kept     []byte // what has gone up of it
 	lost     bool   // more has gone up
 	done     bool
+	busy     int // calls of the observer that have not returned, and Holds
 	reported bool
 	outcome  Outcome
 }
@@ -127,6 +129,25 @@ func (s *Stream) Keep(n int) {
 	s.keep = n
 }
 
+// Hold has Observer.Done wait for Release, so that what is begun between the two
+// ends with Done. It reports false if the stream is over by now.
+func (s *Stream) Hold() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done {
+		return false
+	}
+	s.busy++
+	return true
+}
+
+// Release is after a Hold that was true.
+func (s *Stream) Release() {
+	s.mu.Lock()
+	s.busy--
+	s.unlock()
+}
+
 // Respond answers in place of an upstream, and cancels the attempt under way. It
 // reports false if an answer has begun or the stream is over. Without a body the
 // header block ends the stream, as gRPC's trailers-only answers do.
@@ -166,7 +187,7 @@ func (s *Stream) Reset(t *Turn, code Code, err error) bool {
 
 // unlock also reports what has come to its end.
 func (s *Stream) unlock() {
-	report := s.done && !s.reported
+	report := s.done && !s.reported && s.busy == 0
 	if report {
 		s.reported = true
 		s.outcome.Received, s.outcome.Sent = s.req.received, s.resp.received
@@ -359,9 +380,6 @@ func (s *Stream) response(h *half, fields []Field, ended bool, t *Turn) error {
 		defer s.unlock()
 		return s.takeTrailers(h, fields, ended, t)
 	}
-	observer := s.Observer
-	s.mu.Unlock()
-
 	status, length, err := checkResponse(fields)
 	if err == nil && status < 200 && ended {
 		err = fmt.Errorf("%w: status %d ends the stream", ErrMalformed, status)
@@ -373,18 +391,21 @@ func (s *Stream) response(h *half, fields []Field, ended bool, t *Turn) error {
 		err = fmt.Errorf("%w: no body, content-length %d", ErrMalformed, length)
 	}
 	if err != nil {
+		s.mu.Unlock()
 		return &streamError{h.id, http2.ErrCodeProtocol, err}
 	}
-	if observer != nil {
+	if observer := s.Observer; observer != nil {
+		s.busy++
+		s.mu.Unlock()
 		var wanted bool
-		if fields, wanted = observer.Response(t, s, status, fields); !wanted {
-			s.mu.Lock()
+		fields, wanted = observer.Response(t, s, status, fields)
+		s.mu.Lock()
+		s.busy--
+		if !wanted {
 			s.attemptFailed(h, Failure{Err: ErrDeclined}, true, http2.ErrCodeCancel, t)
 			return nil
 		}
 	}
-
-	s.mu.Lock()
 	defer s.unlock()
 	if s.up != h || s.done {
 		return nil
@@ -542,18 +563,20 @@ func (s *Stream) rewind() {
 // failed asks the observer what to do. It unlocks s.mu.
 func (s *Stream) failed(f Failure, t *Turn) {
 	f.Replayable = !s.lost
-	observer := s.Observer
-	s.mu.Unlock()
-	if observer != nil && observer.Failed(t, s, f) {
-		return
+	handled := false
+	if s.Observer != nil {
+		s.busy++
+		s.mu.Unlock()
+		handled = s.Observer.Failed(t, s, f)
+		s.mu.Lock()
+		s.busy--
 	}
 	code := http2.ErrCodeInternal
 	var byPeer *ResetError
 	if errors.As(f.Err, &byPeer) {
 		code = byPeer.Code
 	}
-	s.mu.Lock()
-	if !s.done && !s.answered && s.up == nil {
+	if !handled && !s.done && !s.answered && s.up == nil {
 		s.abort(true, code, false, 0, f.Err, t)
 	}
 	s.unlock()

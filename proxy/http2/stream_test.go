@@ -258,6 +258,56 @@ func TestTriedAgain(t *testing.T) {
 	}
 }
 
+// TestDoneIsTheLast: a stream may be over while its observer looks at an answer, or
+// while somebody holds it. Done waits for them, so that nothing is begun that nobody
+// ends.
+func TestDoneIsTheLast(t *testing.T) {
+	addr, accept := upstreams(t)
+	looking, goOn := make(chan struct{}), make(chan struct{})
+	held := make(chan *http2.Stream, 1)
+	r := newRelay(t, addr, func(r *relay) {
+		r.server.Handler = func(turn *http2.Turn, s *http2.Stream) {
+			w := &watcher{relay: r}
+			w.response = func(_ *http2.Turn, _ *http2.Stream, _ int, fields []http2.Field) ([]http2.Field, bool) {
+				close(looking)
+				<-goOn
+				return fields, true
+			}
+			s.Observer = w
+			if !s.Hold() {
+				t.Error("a stream that has just begun cannot be held")
+			}
+			held <- s
+			r.client.Open(turn, s, s.Request)
+		}
+	})
+	c := dialRaw(t, r.addr)
+	c.request(1, true, "/")
+	up := accept()
+	up.fields(next[*xhttp2.MetaHeadersFrame](up).StreamID, true, ":status", "200")
+	<-looking
+	_ = c.WriteRSTStream(1, xhttp2.ErrCodeCancel)
+	_ = c.WritePing(false, [8]byte{})
+	next[*xhttp2.PingFrame](c) // the reset has been read
+	over := func() bool { return len(r.outcomes) > 0 }
+	if over() {
+		t.Error("it is done while its answer is looked at")
+	}
+	close(goOn)
+	s := <-held
+	time.Sleep(10 * time.Millisecond)
+	if over() {
+		t.Error("it is done while it is held")
+	}
+	if s.Hold() {
+		t.Error("a stream that is over can be held")
+	}
+	s.Release()
+	if o := r.outcome(t); o.Err == nil || o.Status != 0 {
+		t.Errorf("outcome %+v", o)
+	}
+}
+
 // An upstream that hangs up in the middle of its answer: the client sees a reset,
 // not an end.
 func TestUpstreamHangsUp(t *testing.T) {
