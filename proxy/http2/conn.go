@@ -38,7 +38,7 @@ type conn struct {
 	mu         sync.Mutex
 	out        output
 	drains     int       // goroutines in drain: one that writes, others about to end
-	stopped    sync.Cond // one of them has ended
+	stopped    sync.Cond // one of them has ended, or a turn has written
 	encoder    *hpack.Encoder
 	streams    map[uint32]*half
 	blocked    []*half // bytes wait for this connection's window, or for room in out
@@ -177,8 +177,10 @@ func (c *conn) sayGoodbye(code Code) {
 	_ = c.nc.SetDeadline(deadline)
 	c.mu.Lock()
 	c.out.goAway(c.role.lastStream(), code)
-	c.turn.add(c)
 	c.mu.Unlock()
+	// Not by the turn alone: the last answer may be in the output of another
+	// goroutine's turn, which has not come to write it.
+	c.flush(&c.turn)
 	c.turn.Flush()
 	c.waitDrained()
 	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {

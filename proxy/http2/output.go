@@ -169,6 +169,7 @@ func (c *conn) flush(t *Turn) {
 		c.mu.Lock()
 		if err != nil {
 			c.out.inFlight, c.out.writing = 0, false
+			c.stopped.Broadcast()
 			c.mu.Unlock()
 			c.kill(err)
 			return
@@ -182,6 +183,7 @@ func (c *conn) flush(t *Turn) {
 		}
 		out.put()
 		c.out.inFlight, c.out.writing = 0, false
+		c.stopped.Broadcast()
 	}
 	waiting := len(c.blocked) > 0 && c.out.pending() < outputLimit
 	c.mu.Unlock()
@@ -259,12 +261,12 @@ func (c *conn) drain(out *buffer, from int) {
 	}
 }
 
-// waitDrained returns when no goroutine drains. On a connection that is dead none
+// waitDrained returns when no goroutine writes. On a connection that is dead none
 // begins any more.
 func (c *conn) waitDrained() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.drains > 0 {
+	for c.drains > 0 || c.out.writing {
 		c.stopped.Wait()
 	}
 }

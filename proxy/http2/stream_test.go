@@ -308,6 +308,34 @@ func TestDoneIsTheLast(t *testing.T) {
 	}
 }
 
+// TestAGoodbyeComesAfterTheLastAnswer: also if that is still in the turn of another
+// goroutine when the connection has nothing left to wait for.
+func TestAGoodbyeComesAfterTheLastAnswer(t *testing.T) {
+	streams := make(chan *http2.Stream, 1)
+	r := newRelay(t, "", func(r *relay) {
+		r.server.Handler = func(_ *http2.Turn, s *http2.Stream) {
+			s.Observer = &watcher{relay: r}
+			streams <- s
+		}
+	})
+	c := dialRaw(t, r.addr)
+	c.request(1, true, "/")
+	s := <-streams
+	r.drain()
+	_ = c.WritePing(true, next[*xhttp2.PingFrame](c).Data) // has the server say the last number
+	for last := uint32(0); last != 1; {
+		last = next[*xhttp2.GoAwayFrame](c).LastStreamID
+	}
+	var turn http2.Turn
+	s.Respond(&turn, 200, nil, []byte("the last answer"))
+	_ = r.outcome(t)
+	time.Sleep(50 * time.Millisecond) // the connection's own goroutine ends it
+	turn.Flush()
+	if got := c.status(1); got != 200 {
+		t.Errorf("status %d", got)
+	}
+}
+
 // An upstream that hangs up in the middle of its answer: the client sees a reset,
 // not an end.
 func TestUpstreamHangsUp(t *testing.T) {
