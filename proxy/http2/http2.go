@@ -128,6 +128,8 @@ var (
 	ErrAbuse = errors.New("peer floods")
 	// ErrTimeout is one of the Timeouts.
 	ErrTimeout = errors.New("timeout")
+	// ErrClientLost is a stream whose client's connection has ended.
+	ErrClientLost = errors.New("client's connection")
 	// ErrGoAway is a stream that the upstream's GOAWAY excludes.
 	ErrGoAway = errors.New("upstream goes away")
 	// ErrBusy is an upstream that takes no more streams on as many connections as

@@ -507,7 +507,7 @@ func (s *Stream) connLost(h *half, err error, unsent bool, t *Turn) {
 	switch {
 	case s.done:
 	case h == &s.down:
-		s.abort(false, 0, true, http2.ErrCodeCancel, fmt.Errorf("client's connection: %w", err), t)
+		s.abort(false, 0, true, http2.ErrCodeCancel, fmt.Errorf("%w: %w", ErrClientLost, err), t)
 	case h == s.up:
 		s.attemptFailed(h, Failure{Err: fmt.Errorf("upstream's connection: %w", err), Unsent: unsent}, false, http2.ErrCodeInternal, t)
 		return

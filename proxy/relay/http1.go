@@ -26,6 +26,9 @@ const (
 	// lingering is how long a client that is still sending may take to read an
 	// answer that ends the connection.
 	lingering = time.Second
+	// glanceEvery is how often it is looked whether a client is still there whose
+	// request is nowhere.
+	glanceEvery = 100 * time.Millisecond
 )
 
 // http1Conn is a client's connection that carries HTTP/1. Requests are served one
@@ -35,6 +38,8 @@ type http1Conn struct {
 	*Server
 	accepted listen.Conn
 	client   *conn
+	ctx      context.Context // ends with abort
+	cancel   context.CancelFunc
 
 	// held is an upstream connection of this client's own: to the application,
 	// whose connections are its callers', and to what is no Service. Others are the
@@ -67,6 +72,8 @@ type http1Conn struct {
 // request there is a record; it reports how many there were.
 func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, early *httpUpstream) (int, error) {
 	h := &http1Conn{Server: s, accepted: c, client: client, held: early}
+	h.ctx, h.cancel = context.WithCancel(ctx)
+	defer h.cancel()
 	s.watch(h)
 	defer s.unwatch(h)
 	defer h.end()
@@ -105,6 +112,7 @@ func (h *http1Conn) end() {
 // reset.
 func (h *http1Conn) abort(reason.Reason, error) {
 	h.aborted.Store(true)
+	h.cancel()
 	past := time.Unix(1, 0)
 	_ = h.accepted.SetLinger(0)
 	_ = h.accepted.SetDeadline(past)
@@ -224,11 +232,11 @@ func (h *http1Conn) serveRequest(ctx context.Context) {
 	h.plan = plan{}
 	err := h.take()
 	if err == nil {
-		err = h.decide(ctx)
+		err = h.decide()
 	}
 	if err == nil && h.plan.answer == nil {
 		h.mirror(ctx)
-		err = h.forward(ctx)
+		err = h.forward()
 	}
 	switch {
 	case err != nil:
@@ -262,8 +270,8 @@ func (h *http1Conn) take() error {
 }
 
 // decide makes the plan.
-func (h *http1Conn) decide(ctx context.Context) error {
-	d, err := h.destination(ctx, h.accepted)
+func (h *http1Conn) decide() error {
+	d, err := h.destination(h.ctx, h.accepted)
 	if err != nil {
 		return err
 	}
@@ -300,12 +308,12 @@ func (h *http1Conn) gather() error {
 
 // forward has the request answered by an endpoint, by another one where that did
 // not work and may be tried again.
-func (h *http1Conn) forward(ctx context.Context) error {
+func (h *http1Conn) forward() error {
 	var tried []netip.AddrPort
 	var before error // of the attempt before
 	fresh := false
 	for h.attempt = 1; ; h.attempt++ {
-		up, err := h.obtain(ctx, tried, fresh)
+		up, err := h.obtain(h.ctx, tried, fresh)
 		if up == nil && before != nil && errors.Is(err, errNobodyLeft) {
 			return before
 		}
@@ -326,10 +334,46 @@ func (h *http1Conn) forward(ctx context.Context) error {
 		case !h.mayTry(failure):
 			return failure.cause
 		}
-		h.plan.retried(h.attempt)
+		if err := h.pause(h.plan.retried()); err != nil {
+			return err
+		}
 		before = failure.cause
 		if fresh = failure.stale; !fresh {
 			tried = append(tried, failure.endpoint)
+		}
+	}
+}
+
+// pause lets time pass before another attempt, unless there will be none: the client
+// has left, or the connection is to end.
+func (h *http1Conn) pause(d time.Duration) error {
+	if d == 0 {
+		return nil
+	}
+	_, err := h.waitFor(nil, time.Now().Add(d))
+	return err
+}
+
+// waitFor waits until something is there or time is over, and reports whether it is
+// there. It looks after the client meanwhile.
+func (h *http1Conn) waitFor(something <-chan struct{}, until time.Time) (bool, error) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		left := time.Until(until)
+		if left <= 0 {
+			return false, nil
+		}
+		timer.Reset(min(left, glanceEvery))
+		select {
+		case <-something:
+			return true, nil
+		case <-h.ctx.Done():
+			return false, &reason.Error{Reason: reason.Shutdown}
+		case <-timer.C:
+		}
+		if h.client.reset() {
+			return false, &reason.Error{Reason: reason.ClientGone}
 		}
 	}
 }

@@ -119,8 +119,9 @@ func (h *http2Conn) handle(t *http2.Turn, s *http2.Stream) {
 	e.record.begin(time.Now(), 2, e.request.Method(), e.request.RawPath())
 	e.grpc = strings.HasPrefix(e.request.pseudo("content-type"), "application/grpc")
 	d, err := h.destination(done, h.accepted)
-	if err == nil {
+	if err == nil && s.Hold() {
 		e.start(t, d)
+		s.Release()
 		return
 	}
 	// It is not known (any more): somebody has to wait.
@@ -145,18 +146,32 @@ type http2Exchange struct {
 
 	mu     sync.Mutex
 	failed *reason.Error // what the client was told
+	over   bool
+	ended  chan struct{} // closed when it is over; nil: nobody waits for that
 }
 
 func (e *http2Exchange) startLater() {
 	defer e.conn.handlers.Done()
 	d, err := e.conn.destination(e.conn.ctx, e.conn.accepted)
-	var t http2.Turn
-	defer t.Flush()
-	if err != nil {
-		e.fail(&t, err)
+	e.later(func(t *http2.Turn) {
+		if err != nil {
+			e.fail(t, err)
+			return
+		}
+		e.start(t, d)
+	})
+}
+
+// later does something on another goroutine than a connection's, unless the stream
+// is over.
+func (e *http2Exchange) later(f func(*http2.Turn)) {
+	if !e.stream.Hold() {
 		return
 	}
-	e.start(&t, d)
+	defer e.stream.Release()
+	var t http2.Turn
+	defer t.Flush()
+	f(&t)
 }
 
 // start decides, and sends the request on its way.
@@ -257,19 +272,35 @@ func (e *http2Exchange) Failed(t *http2.Turn, _ *http2.Stream, f http2.Failure) 
 	if e.tried = append(e.tried, failure.endpoint); e.plan.asked {
 		// The pause is no reason to hold up other streams.
 		e.conn.handlers.Add(1)
-		go e.sendLater()
+		go e.sendLater(e.plan.retried())
 		return true
 	}
 	e.send(t)
 	return true
 }
 
-func (e *http2Exchange) sendLater() {
+func (e *http2Exchange) sendLater(pause time.Duration) {
 	defer e.conn.handlers.Done()
-	e.plan.retried(e.attempt)
-	var t http2.Turn
-	defer t.Flush()
-	e.send(&t)
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		e.later(e.send)
+	case <-e.end():
+	}
+}
+
+// end is closed when the stream is over.
+func (e *http2Exchange) end() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ended == nil {
+		e.ended = make(chan struct{})
+		if e.over {
+			close(e.ended)
+		}
+	}
+	return e.ended
 }
 
 // http2Failure is the reason of an attempt's failure.
@@ -299,15 +330,18 @@ func (e *http2Exchange) Done(_ *http2.Stream, o http2.Outcome) {
 	}
 	e.mu.Lock()
 	failure := e.failed
+	if e.over = true; e.ended != nil {
+		close(e.ended)
+	}
 	e.mu.Unlock()
 	var reset *http2.ResetError
 	switch {
 	case failure != nil:
 		e.record.fail(failure)
-	case errors.As(o.Err, &reset) && !reset.Upstream:
-		e.record.fail(&reason.Error{Reason: reason.ClientGone, Err: o.Err})
 	case errors.Is(o.Err, http2.ErrClosed):
 		e.record.fail(&reason.Error{Reason: reason.Shutdown, Err: o.Err})
+	case errors.Is(o.Err, http2.ErrClientLost), errors.As(o.Err, &reset) && !reset.Upstream:
+		e.record.fail(&reason.Error{Reason: reason.ClientGone, Err: o.Err})
 	case o.Err != nil:
 		e.record.fail(http2Failure(o.Err))
 	}

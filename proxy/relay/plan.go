@@ -49,6 +49,7 @@ type plan struct {
 	admitted bool          // it counts against the backend's limits, until leave
 	retries  int           // that count against its budget, the same
 	asked    bool          // for a retry that is allowed and has not begun
+	pause    time.Duration // before that one
 }
 
 // destination is what c was going to; of an inbound connection nothing is asked.
@@ -280,9 +281,11 @@ func (p *plan) counts(status int) bool {
 
 // again reports whether a request whose attempt failed, the first being 1, is
 // tried again. What never arrived is, at up to maxAttempts endpoints; what may have
-// is only if doing it twice does no harm (RFC 9110, section 9.2.2).
+// is only if doing it twice does no harm (RFC 9110, section 9.2.2), and if there is
+// time for the pause before it.
 func (p *plan) again(s *Server, failure *attemptError, method []byte, attempt int) bool {
-	if !p.ends.IsZero() && !time.Now().Before(p.ends) {
+	now := time.Now()
+	if p.over(now) {
 		return false
 	}
 	switch {
@@ -297,22 +300,25 @@ func (p *plan) again(s *Server, failure *attemptError, method []byte, attempt in
 		return false
 	}
 	if !p.asked {
-		p.asked = s.balancer.RetryBegin(&p.backend)
+		pause := p.retry.Backoff << min(attempt-1, 6)
+		p.pause = pause/2 + rand.N(pause/2+1)
+		p.asked = !p.over(now.Add(p.pause)) && s.balancer.RetryBegin(&p.backend)
 	}
 	return p.asked
 }
 
-// retried is when an attempt that again allowed begins. Before one that is by
-// policy there is a pause, from the second on longer ones.
-func (p *plan) retried(attempt int) {
+// over reports whether the time of all attempts is over by then.
+func (p *plan) over(then time.Time) bool { return !p.ends.IsZero() && !then.Before(p.ends) }
+
+// retried is when an attempt that again allowed begins: after a pause, if it is by
+// policy.
+func (p *plan) retried() time.Duration {
 	if !p.asked {
-		return
+		return 0
 	}
 	p.asked = false
 	p.retries++
-	if pause := p.retry.Backoff << min(attempt-1, 6); pause > 0 {
-		time.Sleep(pause/2 + rand.N(pause/2+1))
-	}
+	return p.pause
 }
 
 func idempotent(method []byte) bool {
