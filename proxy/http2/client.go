@@ -231,7 +231,7 @@ func (c *clientConn) open(s *Stream, fields []Field, t *Turn) bool {
 	c.encode(h.id, fields, end)
 	t.add(&c.conn)
 	c.mu.Unlock()
-	s.up = h
+	s.begun(h)
 	if end {
 		s.req.finished = true
 		return true

@@ -130,6 +130,8 @@ var (
 	ErrTimeout = errors.New("timeout")
 	// ErrClientLost is a stream whose client's connection has ended.
 	ErrClientLost = errors.New("client's connection")
+	// ErrAttemptTimeout is an attempt that took longer than Stream.Attempt.
+	ErrAttemptTimeout = errors.New("the attempt's time is over")
 	// ErrGoAway is a stream that the upstream's GOAWAY excludes.
 	ErrGoAway = errors.New("upstream goes away")
 	// ErrBusy is an upstream that takes no more streams on as many connections as

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -52,11 +53,16 @@ type Stream struct {
 	Request []Field
 	// Observer is set by the handler; nil: nobody looks.
 	Observer Observer
+	// Attempt is how long an attempt may take, from when it has a connection until its
+	// answer is complete; 0: no limit. What takes longer has failed, with
+	// ErrAttemptTimeout. Set by the handler.
+	Attempt time.Duration
 
 	mu       sync.Mutex
 	down     half
-	up       *half // the attempt that counts, nil: none
-	first    half  // room for the first attempt
+	up       *half       // the attempt that counts, nil: none
+	first    half        // room for the first attempt
+	limit    *time.Timer // Attempt's; nil: there is none
 	req      flow
 	resp     flow
 	head     bool   // an answer has no body, whatever its length
@@ -442,6 +448,33 @@ func (s *Stream) dropUp(reset bool, code Code, t *Turn) {
 		s.up.c.closeHalf(s.up, reset, code, t)
 		s.up = nil
 	}
+	if s.limit != nil {
+		s.limit.Stop()
+	}
+}
+
+// begun has the attempt h under way.
+func (s *Stream) begun(h *half) {
+	s.up = h
+	if s.Attempt > 0 {
+		s.limit = time.AfterFunc(s.Attempt, func() { s.late(h) })
+	}
+}
+
+// late ends an attempt whose time is over. It takes s.mu.
+func (s *Stream) late(h *half) {
+	var t Turn
+	defer t.Flush()
+	s.mu.Lock()
+	switch {
+	case s.done || s.up != h:
+		s.mu.Unlock()
+	case s.busy > 0: // with an answer that is just there: what comes of it, is seen then
+		s.limit.Reset(time.Millisecond)
+		s.mu.Unlock()
+	default:
+		s.attemptFailed(h, Failure{Err: ErrAttemptTimeout}, true, http2.ErrCodeCancel, &t)
+	}
 }
 
 // settle ends what has come to its end.
@@ -531,7 +564,7 @@ func (s *Stream) attemptFailed(h *half, f Failure, reset bool, code Code, t *Tur
 			// It has all been said: the client gets it, and then the same code.
 			s.stopRequest(code)
 			s.settle(t)
-		case errors.As(f.Err, &byPeer):
+		case errors.As(f.Err, &byPeer), errors.Is(f.Err, ErrAttemptTimeout):
 			s.abort(true, code, false, 0, f.Err, t)
 		default:
 			s.abort(true, http2.ErrCodeInternal, false, 0, f.Err, t)

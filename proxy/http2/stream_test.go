@@ -258,6 +258,45 @@ func TestTriedAgain(t *testing.T) {
 	}
 }
 
+// TestAnAttemptThatTakesTooLong fails as any other while there is no answer, later it
+// breaks off the answer. The time of another attempt begins anew.
+func TestAnAttemptThatTakesTooLong(t *testing.T) {
+	addr, accept := upstreams(t)
+	failures := make(chan http2.Failure, 4)
+	r := newRelay(t, addr, func(r *relay) {
+		r.server.Handler = func(turn *http2.Turn, s *http2.Stream) {
+			s.Observer = &watcher{relay: r, failed: func(turn *http2.Turn, s *http2.Stream, f http2.Failure) bool {
+				failures <- f
+				r.client.Open(turn, s, s.Request)
+				return true
+			}}
+			s.Attempt = 300 * time.Millisecond
+			r.client.Open(turn, s, s.Request)
+		}
+	})
+	c := dialRaw(t, r.addr)
+	c.request(1, true, "/")
+	up := accept()
+	first := next[*xhttp2.MetaHeadersFrame](up).StreamID
+	if reset := next[*xhttp2.RSTStreamFrame](up); reset.StreamID != first || reset.ErrCode != xhttp2.ErrCodeCancel {
+		t.Errorf("the upstream gets %v", reset)
+	}
+	if f := <-failures; !errors.Is(f.Err, http2.ErrAttemptTimeout) || f.Unsent || !f.Replayable {
+		t.Errorf("failure %+v", f)
+	}
+	second := next[*xhttp2.MetaHeadersFrame](up).StreamID
+	up.fields(second, false, ":status", "200")
+	if got := c.status(1); got != 200 {
+		t.Fatalf("status %d", got)
+	}
+	if f := next[*xhttp2.RSTStreamFrame](c); f.StreamID != 1 || f.ErrCode != xhttp2.ErrCodeCancel {
+		t.Errorf("the client gets %v", f)
+	}
+	if o := r.outcome(t); !errors.Is(o.Err, http2.ErrAttemptTimeout) || o.Status != 200 || len(failures) > 0 {
+		t.Errorf("outcome %+v, %d failures more", o, len(failures))
+	}
+}
+
 // TestDoneIsTheLast: a stream may be over while its observer looks at an answer, or
 // while somebody holds it. Done waits for them, so that nothing is begun that nobody
 // ends.

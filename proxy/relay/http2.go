@@ -187,8 +187,9 @@ func (e *http2Exchange) start(t *http2.Turn, d route.Destination) {
 		e.answer(t, a)
 		return
 	}
-	if limit := e.plan.limit(time.Now()); !limit.IsZero() {
-		e.timer = time.AfterFunc(time.Until(limit), e.late)
+	e.stream.Attempt = e.plan.attempt
+	if !e.plan.ends.IsZero() {
+		e.timer = time.AfterFunc(time.Until(e.plan.ends), e.late)
 	}
 	e.send(t)
 }
@@ -311,6 +312,8 @@ func http2Failure(err error) *reason.Error {
 		return known
 	case errors.Is(err, http2.ErrMalformed), errors.Is(err, http2.ErrHeaderTooLarge):
 		return &reason.Error{Reason: reason.BadResponse, Err: err}
+	case errors.Is(err, http2.ErrAttemptTimeout):
+		return &reason.Error{Reason: reason.RequestTimeout}
 	case errors.Is(err, http2.ErrBusy):
 		return &reason.Error{Reason: reason.Overload, Err: err}
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -137,5 +139,71 @@ func TestAPauseEndsWithItsClient(t *testing.T) {
 				t.Error("its request still counts")
 			}
 		})
+	}
+}
+
+// ask is a request in that version of HTTP, with its answer and the body of that; the
+// connection is not used again.
+func (b *bench) ask(t *testing.T, version int, method, body string) (*http.Response, string) {
+	t.Helper()
+	if version == 2 {
+		return call(t, b.client2(t, listen.Outbound, vip, 0), method, "/", body)
+	}
+	client := b.conn(t, listen.Outbound, vip)
+	defer client.Close()
+	go fmt.Fprintf(client, "%s / HTTP/1.1\r\nHost: back\r\nContent-Length: %d\r\n\r\n%s", method, len(body), body)
+	return answered(t, bufio.NewReader(client), method)
+}
+
+// TestAnAttemptThatTakesTooLongIsTriedAgain, where it may be: the time of an attempt
+// is not the request's.
+func TestAnAttemptThatTakesTooLongIsTriedAgain(t *testing.T) {
+	retry := &route.Retry{Attempts: 1}
+	for _, c := range []struct {
+		promise, method string
+		body            int
+		retry           *route.Retry
+		status          int
+		attempts        uint32
+	}{
+		{"without a body", "GET", 0, retry, 200, 2},
+		{"with its body", "PUT", 4, retry, 200, 2},
+		{"not without a policy", "GET", 0, nil, 504, 1},
+		{"not what is not idempotent", "POST", 4, retry, 504, 1},
+		{"not a body that is larger than what is kept", "PUT", 200_000, retry, 504, 1},
+	} {
+		for _, version := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s, HTTP/%d", c.promise, version), func(t *testing.T) {
+				var calls atomic.Int32
+				given := make(chan bool, 1)
+				app := func() netip.AddrPort {
+					return serving2(t, func(w http.ResponseWriter, r *http.Request) {
+						body, err := io.ReadAll(r.Body)
+						if calls.Add(1) == 1 {
+							<-r.Context().Done()
+							given <- true
+							return
+						}
+						if err == nil {
+							_, _ = w.Write(body)
+						}
+					})
+				}
+				config := behind(app(), app())
+				config.destination.Routes = &route.Routes{Kind: route.HTTPRoute, Matches: []route.Match{{}}, Rules: []route.Rule{{
+					BackendTimeout: 400 * time.Millisecond, Retry: c.retry, Backends: []route.WeightedBackend{{Weight: 1, Backend: config.destination.Backend()}},
+				}}}
+				b := newBench(t, config)
+				want := strings.Repeat("x", c.body)
+				resp, body := b.ask(t, version, c.method, want)
+				if resp.StatusCode != c.status || c.status == 200 && body != want || c.status == 504 && !strings.Contains(resp.Header.Get("Proxy-Status"), "http_response_timeout") {
+					t.Errorf("%v %.100q", resp, body)
+				}
+				<-given // up: the first endpoint is told
+				if records := b.ended(t); len(records) != 1 || records[0].GetAttempts() != c.attempts || records[0].GetStatus() != uint32(c.status) {
+					t.Errorf("records %v", records)
+				}
+			})
+		}
 	}
 }
