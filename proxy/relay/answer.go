@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,28 @@ type answer struct {
 	status int
 	fields []route.Header
 	body   string
+}
+
+// Len, Is, Set, Append, Remove and Add are route.Fields.
+
+// Len is how many fields there are.
+func (a *answer) Len() int { return len(a.fields) }
+
+// Is reports whether field i has a name.
+func (a *answer) Is(i int, name string) bool { return strings.EqualFold(a.fields[i].Name, name) }
+
+// Set gives field i another value.
+func (a *answer) Set(i int, value string) { a.fields[i].Value = value }
+
+// Append appends to the value of field i, after a comma.
+func (a *answer) Append(i int, value string) { a.fields[i].Value += "," + value }
+
+// Remove removes field i.
+func (a *answer) Remove(i int) { a.fields = slices.Delete(a.fields, i, i+1) }
+
+// Add adds a field after the last one.
+func (a *answer) Add(name, value string) {
+	a.fields = append(a.fields, route.Header{Name: name, Value: value})
 }
 
 // failed answers that a request failed, and why (RFC 9209).

@@ -592,6 +592,7 @@ func (h *http1Conn) fail(err error) {
 		if wait := h.plan.wait; wait > 0 {
 			a.fields = append(a.fields, retryAfter(wait))
 		}
+		h.plan.edit(a)
 		h.answer(a)
 		return
 	}

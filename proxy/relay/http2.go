@@ -200,7 +200,9 @@ func (e *http2Exchange) late() {
 	defer t.Flush()
 	failure := &reason.Error{Reason: reason.RequestTimeout}
 	e.note(failure)
-	if !e.respond(&t, failed(failure, failure.Reason.Status()), failure) {
+	a := failed(failure, failure.Reason.Status())
+	e.plan.edit(a)
+	if !e.respond(&t, a, failure) {
 		e.stream.Reset(&t, resetCancel, failure)
 	}
 }
@@ -369,6 +371,7 @@ func (e *http2Exchange) fail(t *http2.Turn, err error) {
 	if e.plan.wait > 0 {
 		a.fields = append(a.fields, retryAfter(e.plan.wait))
 	}
+	e.plan.edit(a)
 	e.respond(t, a, failure)
 }
 

@@ -49,7 +49,10 @@ func (b *bench) client2(t *testing.T, d listen.Direction, original netip.AddrPor
 		},
 	}
 	transport.Protocols.SetUnencryptedHTTP2(true)
-	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	return &http.Client{
+		Transport: transport, Timeout: 20 * time.Second,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // call sends a request and returns its answer, with the trailers, and the body.

@@ -219,6 +219,7 @@ func (p *plan) filter(f *route.Filters, level int, c listen.Conn, m message, mat
 	if d := f.Redirect; d != nil {
 		location := d.Location("http", m.Host(), c.Original.Port(), m.RawPath(), m.Query(), match)
 		p.answer = &answer{status: d.Status, fields: []route.Header{{Name: "Location", Value: location}}}
+		p.edit(p.answer)
 		return nil
 	}
 	if w := f.Rewrite; w != nil {
@@ -232,7 +233,9 @@ func (p *plan) filter(f *route.Filters, level int, c listen.Conn, m message, mat
 	return nil
 }
 
-// edit does what filters do to an answer.
+// edit does what filters do to an answer: an endpoint's, or the proxy's own in place
+// of one, a failure among them, whose reason a browser may otherwise not show to the
+// page that asked. The answer to a preflight is all CORS's.
 func (p *plan) edit(answer route.Fields) {
 	for _, f := range p.filters {
 		if f == nil {

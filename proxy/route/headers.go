@@ -13,17 +13,35 @@ type Fields interface {
 
 // Apply changes fields, by the Gateway API's HTTPHeaderFilter: Set leaves one field
 // of its name, Add appends to the last field of its name ("a,b") or adds one. For
-// Set-Cookie it always adds one, whose values cannot be joined (RFC 9110, 5.3).
+// Set-Cookie it always adds one, whose values cannot be joined (RFC 9110, 5.3). Fields
+// that are the codec's stay as they are.
 func (c *HeaderChange) Apply(f Fields) {
 	for i := range c.Set {
-		set(f, &c.Set[i])
+		if !codecs(c.Set[i].Name) {
+			set(f, &c.Set[i])
+		}
 	}
 	for i := range c.Add {
-		add(f, &c.Add[i])
+		if !codecs(c.Add[i].Name) {
+			add(f, &c.Add[i])
+		}
 	}
 	for _, name := range c.Remove {
-		removeFrom(f, 0, name)
+		if !codecs(name) {
+			removeFrom(f, 0, name)
+		}
 	}
+}
+
+// codecs reports whether a field is for the codec alone: it says where the message
+// ends, or how this one connection goes on. Changed, the next one would read another
+// message than was checked (RFC 9112, section 11.2).
+func codecs(name string) bool {
+	switch name {
+	case "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "upgrade":
+		return true
+	}
+	return false
 }
 
 func set(f Fields, h *Header) {

@@ -56,6 +56,11 @@ func TestHeaderChange(t *testing.T) {
 		{"cookies are not joined", HeaderChange{Add: []Header{{"set-cookie", "b=2"}}}, "Set-Cookie: a=1|B: 2", "Set-Cookie: a=1|B: 2|set-cookie: b=2"},
 		{"remove removes all of that name", HeaderChange{Remove: []string{"my-header1", "my-header3"}},
 			"My-Header1: foo|My-Header2: bar|my-header1: x|My-Header3: baz", "My-Header2: bar"},
+		{"what the codec says stays as it is", HeaderChange{
+			Set:    []Header{{"content-length", "9"}, {"transfer-encoding", "chunked"}, {"a", "2"}},
+			Add:    []Header{{"connection", "a"}, {"upgrade", "x"}, {"keep-alive", "1"}},
+			Remove: []string{"content-length"},
+		}, "A: 1|Content-Length: 3", "A: 2|Content-Length: 3"},
 		{"set, then add, then remove", HeaderChange{Set: []Header{{"a", "1"}, {"b", "1"}}, Add: []Header{{"a", "2"}}, Remove: []string{"b"}},
 			"B: 0", "a: 1,2"},
 	} {
