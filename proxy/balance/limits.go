@@ -22,8 +22,8 @@ type Resource uint8
 // The resources of Admit; retries have a way of their own.
 const (
 	Requests    Resource = iota // under way, all attempts of one counted once
-	Pending                     // requests that wait for a connection
-	Connections                 // to the backend's endpoints
+	Pending                     // requests, and clients' connections, that wait for a connection
+	Connections                 // to the backend's endpoints, idle ones too
 	resources   = iota
 )
 
@@ -35,7 +35,7 @@ func (b *Balancer) Admit(backend *route.Backend, what Resource) bool {
 	b.lock()
 	defer b.mu.Unlock()
 	g := b.group(backend)
-	if limit > 0 && g.held[what] >= limit {
+	if (limit > 0 || what == Pending) && g.held[what] >= limit {
 		return false
 	}
 	g.held[what]++

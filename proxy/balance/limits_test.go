@@ -51,6 +51,9 @@ func TestLimits(t *testing.T) {
 		if got := admitted(b, unlimited, Requests, 1000); got != 1000 {
 			t.Errorf("%d of 1,000 requests", got)
 		}
+		if b.Admit(unlimited, Pending) {
+			t.Error("somebody waits where nobody is said to")
+		}
 	}
 }
 

@@ -18,6 +18,9 @@ type Client struct {
 	// Dial makes a connection. It is called on a goroutine of its own, one at a time,
 	// and its context ends with Close.
 	Dial func(context.Context) (net.Conn, error)
+	// Ready, if set, is called when there is another connection, and the streams that
+	// waited for it have begun.
+	Ready func()
 	// Connections is how many there may be; 0: no limit.
 	Connections int
 	Timeouts    Timeouts
@@ -95,6 +98,32 @@ func (c *Client) enqueue(s *Stream, fields []Field) error {
 	return nil
 }
 
+// Room reports whether a stream would find a connection that is there already.
+func (c *Client) Room() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pick() != nil
+}
+
+// CloseIdle closes a connection that has no stream, and reports whether there was
+// one.
+func (c *Client) CloseIdle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.conns, (*clientConn).closeIdle)
+}
+
+// closeIdle closes the connection if it has no stream, and reports whether it did.
+func (c *clientConn) closeIdle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dead || len(c.streams) > 0 {
+		return false
+	}
+	c.killLocked(ErrClosed)
+	return true
+}
+
 // lasting is how many connections there are that do not end with their streams.
 // c.mu is held.
 func (c *Client) lasting() int {
@@ -142,6 +171,9 @@ func (c *Client) connect(ctx context.Context) {
 	}
 	t.Flush()
 	if cc != nil {
+		if c.Ready != nil {
+			c.Ready()
+		}
 		c.serve(cc)
 	}
 }

@@ -138,11 +138,12 @@ type http2Exchange struct {
 	plan    plan
 	grpc    bool
 
-	attempt int
-	tried   []netip.AddrPort
-	before  *reason.Error // of the attempt before
-	picked  pick
-	timer   *time.Timer
+	attempt  int
+	tried    []netip.AddrPort
+	before   *reason.Error // of the attempt before
+	picked   pick
+	timer    *time.Timer
+	patience time.Time // until when it waits for a connection; zero: it has not waited
 
 	mu     sync.Mutex
 	failed *reason.Error // what the client was told
@@ -207,32 +208,137 @@ func (e *http2Exchange) late() {
 	}
 }
 
-const resetCancel = http2.Code(8) // CANCEL, RFC 9113, section 7
+// Codes of RFC 9113, section 7.
+const (
+	resetRefused = http2.Code(7) // REFUSED_STREAM
+	resetCancel  = http2.Code(8) // CANCEL
+)
 
-// send opens the stream at an endpoint.
+// send opens the stream at an endpoint, once those have theirs that wait for one.
 func (e *http2Exchange) send(t *http2.Turn) {
 	h := e.conn
+	if h.own != nil {
+		e.open(t, h.own, route.Endpoint{Addr: h.accepted.Original})
+		return
+	}
+	if !h.lines.empty(ownerOf(&e.plan.backend)) {
+		e.queue()
+		return
+	}
+	endpoint, err := e.pick()
+	if err != nil {
+		e.fail(t, err)
+		return
+	}
+	e.openAt(t, endpoint)
+}
+
+// pick chooses an endpoint. The error is a *reason.Error.
+func (e *http2Exchange) pick() (route.Endpoint, error) {
+	balancer, backend := &e.conn.balancer, &e.plan.backend
+	endpoint, ok := balancer.Pick(backend, e.plan.key, e.tried)
+	if !ok && e.plan.retry != nil {
+		endpoint, ok = balancer.Pick(backend, e.plan.key, nil)
+	}
+	switch {
+	case ok:
+		return endpoint, nil
+	case e.before != nil: // says more than that nobody is left
+		return endpoint, e.before
+	}
+	return endpoint, errNobodyLeft
+}
+
+// openAt opens the stream at an endpoint that was picked.
+func (e *http2Exchange) openAt(t *http2.Turn, endpoint route.Endpoint) {
+	h, backend := e.conn, &e.plan.backend
+	e.picked = pick{&h.balancer, backend, endpoint.Addr}
+	e.open(t, h.streams.to(h.Server, backend, endpoint.Addr), endpoint)
+}
+
+func (e *http2Exchange) open(t *http2.Turn, client *http2.Client, endpoint route.Endpoint) {
 	e.attempt++
-	client, endpoint := h.own, route.Endpoint{Addr: h.accepted.Original}
-	if client == nil {
-		backend := &e.plan.backend
+	e.record.send(endpoint, e.conn.own == nil && e.conn.Config.Own(endpoint.Addr.Addr()))
+	client.Open(t, e.stream, e.stream.Request)
+}
+
+// errNoPlace is that a backend has no place for the connection that a stream needs.
+var errNoPlace = &reason.Error{Reason: reason.CircuitOpen, Err: errors.New("no place for another connection")}
+
+// displaced is a stream for which there is no place at its endpoint. It goes to
+// another one that has room on a connection, or waits.
+func (e *http2Exchange) displaced(t *http2.Turn) {
+	e.picked.done(balance.Unknown)
+	e.attempt--
+	e.record.unsend()
+	if endpoint, ok := e.pickWithRoom(); ok {
+		e.openAt(t, endpoint)
+		return
+	}
+	e.queue()
+}
+
+// pickWithRoom chooses one of the endpoints that have a connection with room.
+func (e *http2Exchange) pickWithRoom() (route.Endpoint, bool) {
+	h, backend := e.conn, &e.plan.backend
+	return h.balancer.Pick(backend, e.plan.key, append(h.streams.full(backend), e.tried...))
+}
+
+// queue has the stream wait in line.
+func (e *http2Exchange) queue() {
+	e.conn.handlers.Add(1)
+	go e.sendInLine()
+}
+
+// sendInLine sends the request when there is room on a connection, or a place for
+// another one.
+func (e *http2Exchange) sendInLine() {
+	defer e.conn.handlers.Done()
+	h, backend := e.conn, &e.plan.backend
+	if e.patience.IsZero() {
+		e.patience = h.Server.patience(time.Time{})
+	}
+	var endpoint route.Endpoint
+	err := h.stand(backend, ownerOf(backend), e.patience, e.waitFor, func() (bool, error) {
 		var ok bool
-		if endpoint, ok = h.balancer.Pick(backend, e.plan.key, e.tried); !ok && e.plan.retry != nil {
-			endpoint, ok = h.balancer.Pick(backend, e.plan.key, nil)
+		if endpoint, ok = e.pickWithRoom(); ok {
+			return true, nil
 		}
-		if !ok {
-			// What happened before says more than that nobody is left.
-			if e.before == nil {
-				e.before = errNobodyLeft
-			}
-			e.fail(t, e.before)
+		if !h.free(backend) {
+			return false, nil
+		}
+		var err error
+		endpoint, err = e.pick()
+		return err == nil, err
+	})
+	sent := false
+	e.later(func(t *http2.Turn) {
+		if err != nil {
+			e.fail(t, err)
 			return
 		}
-		e.picked = pick{&h.balancer, backend, endpoint.Addr}
-		client = h.streams.to(h.Server, endpoint.Addr)
+		sent = true
+		e.openAt(t, endpoint)
+	})
+	if err == nil && !sent { // the stream is over
+		h.balancer.Done(backend, endpoint.Addr, balance.Unknown)
 	}
-	e.record.send(endpoint, h.own == nil && h.Config.Own(endpoint.Addr.Addr()))
-	client.Open(t, e.stream, e.stream.Request)
+	// There may be room for more, or what it was called for is not used.
+	h.lines.call(ownerOf(backend))
+}
+
+// waitFor is the waiting of a stream.
+func (e *http2Exchange) waitFor(something <-chan struct{}, until time.Time) (bool, error) {
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case <-something:
+		return true, nil
+	case <-timer.C:
+		return false, nil
+	case <-e.end():
+		return false, &reason.Error{Reason: reason.ClientGone}
+	}
 }
 
 // Response implements http2.Observer.
@@ -257,8 +363,16 @@ func (e *http2Exchange) mayTry(failure *attemptError) bool {
 
 // Failed implements http2.Observer.
 func (e *http2Exchange) Failed(t *http2.Turn, _ *http2.Stream, f http2.Failure) bool {
+	if errors.Is(f.Err, errNoPlace) && f.Replayable {
+		e.displaced(t)
+		return true
+	}
+	e.freed()
+	e.patience = time.Time{}
 	failure := &attemptError{cause: http2Failure(f.Err), endpoint: e.picked.addr, unsent: f.Unsent}
 	switch {
+	case errors.Is(f.Err, errNoPlace):
+		e.picked.done(balance.Unknown)
 	case errors.Is(f.Err, http2.ErrDeclined):
 		e.picked.done(balance.ServerError)
 	case errors.Is(f.Err, http2.ErrDial):
@@ -272,7 +386,10 @@ func (e *http2Exchange) Failed(t *http2.Turn, _ *http2.Stream, f http2.Failure) 
 		return true
 	}
 	e.before = failure.cause
-	if e.tried = append(e.tried, failure.endpoint); e.plan.asked {
+	if !full(f.Err) {
+		e.tried = append(e.tried, failure.endpoint)
+	}
+	if e.plan.asked {
 		// The pause is no reason to hold up other streams.
 		e.conn.handlers.Add(1)
 		go e.sendLater(e.plan.retried())
@@ -280,6 +397,13 @@ func (e *http2Exchange) Failed(t *http2.Turn, _ *http2.Stream, f http2.Failure) 
 	}
 	e.send(t)
 	return true
+}
+
+// full reports whether an endpoint refused a stream that its connection had no room
+// for, which it had yet to say: another connection may have.
+func full(err error) bool {
+	var reset *http2.ResetError
+	return errors.As(err, &reset) && reset.Code == resetRefused
 }
 
 func (e *http2Exchange) sendLater(pause time.Duration) {
@@ -322,8 +446,16 @@ func http2Failure(err error) *reason.Error {
 	return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 }
 
+// freed is when a stream has left its connection.
+func (e *http2Exchange) freed() {
+	if e.conn.own == nil {
+		e.conn.lines.call(ownerOf(&e.plan.backend))
+	}
+}
+
 // Done implements http2.Observer.
 func (e *http2Exchange) Done(_ *http2.Stream, o http2.Outcome) {
+	e.freed()
 	if e.timer != nil {
 		e.timer.Stop()
 	}
@@ -430,55 +562,112 @@ func grpcMessage(text string) string {
 // share.
 type http2Clients struct {
 	mu     sync.Mutex
-	by     map[netip.AddrPort]*sharedClient
+	by     map[upstream.Key]*sharedClient
 	closed bool
 }
 
 type sharedClient struct {
 	*http2.Client
-	used time.Time
+	used    time.Time
+	backend atomic.Pointer[route.Backend] // as it is now, of one whose connections are counted; nil: of others
 }
 
 // forgetClients is from how many endpoints on those are forgotten that were not
 // used for twice the time that a connection may be idle.
 const forgetClients = 64
 
-// to is the client of an endpoint.
-func (c *http2Clients) to(s *Server, addr netip.AddrPort) *http2.Client {
+// to is the client of a backend's endpoint.
+func (c *http2Clients) to(s *Server, backend *route.Backend, addr netip.AddrPort) *http2.Client {
 	now := time.Now()
+	key := upstream.Key{Addr: addr, Owner: ownerOf(backend)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if client := c.by[addr]; client != nil {
-		client.used = now
-		return client.Client
+	client := c.by[key]
+	if client == nil {
+		c.forget(s, now)
+		client = s.newClient(key)
+		if c.closed {
+			client.Close()
+			return client.Client
+		}
+		if c.by == nil {
+			c.by = map[upstream.Key]*sharedClient{}
+		}
+		c.by[key] = client
 	}
-	if len(c.by) >= forgetClients {
-		for addr, client := range c.by {
-			if now.Sub(client.used) > 2*upstreamIdle && s.balancer.Active(addr) == 0 {
-				delete(c.by, addr)
-				go client.Close()
-			}
+	client.used = now
+	if key.Owner != (upstream.Owner{}) {
+		client.backend.Store(backend)
+	}
+	return client.Client
+}
+
+// forget forgets clients that were not used for long, once there are many. c.mu is
+// held.
+func (c *http2Clients) forget(s *Server, now time.Time) {
+	if len(c.by) < forgetClients {
+		return
+	}
+	for key, client := range c.by {
+		if now.Sub(client.used) > 2*upstreamIdle && s.balancer.Active(key.Addr) == 0 {
+			delete(c.by, key)
+			go client.Close()
 		}
 	}
-	client := &http2.Client{
+}
+
+// newClient makes one that dials where the key says.
+func (s *Server) newClient(key upstream.Key) *sharedClient {
+	client := &sharedClient{}
+	client.Client = &http2.Client{
 		Dial: func(ctx context.Context) (net.Conn, error) {
-			conn, err := s.dialer.Dial(ctx, addr)
+			var place place
+			if backend := client.backend.Load(); backend != nil {
+				var ok bool
+				if place, ok = s.takePlace(backend); !ok {
+					return nil, errNoPlace
+				}
+			}
+			conn, err := s.dialer.Dial(ctx, key.Addr)
 			if err != nil {
+				place.leave()
 				return nil, err
 			}
+			place.keep(conn)
 			return conn, nil
 		},
+		Ready:    func() { s.lines.call(key.Owner) },
 		Timeouts: http2.Timeouts{Idle: upstreamIdle},
 	}
-	if c.closed {
-		client.Close()
-		return client
-	}
-	if c.by == nil {
-		c.by = map[netip.AddrPort]*sharedClient{}
-	}
-	c.by[addr] = &sharedClient{client, now}
 	return client
+}
+
+// full are the endpoints of a backend that have no connection with room for a
+// stream.
+func (c *http2Clients) full(backend *route.Backend) []netip.AddrPort {
+	owner := ownerOf(backend)
+	out := make([]netip.AddrPort, 0, len(backend.Endpoints))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range backend.Endpoints {
+		if client := c.by[upstream.Key{Addr: e.Addr, Owner: owner}]; client == nil || !client.Room() {
+			out = append(out, e.Addr)
+		}
+	}
+	return out
+}
+
+// closeIdle closes a connection of an owner's that has no stream, and reports
+// whether there was one.
+func (c *http2Clients) closeIdle(owner upstream.Owner) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, client := range c.by {
+		if key.Owner == owner && client.CloseIdle() {
+			return true
+		}
+	}
+	return false
 }
 
 // close ends all connections. No stream is on them any more.

@@ -43,7 +43,9 @@ func (b *bench) client2(t *testing.T, d listen.Direction, original netip.AddrPor
 				return nil, errors.New("a second connection")
 			}
 			c := b.conn(t, d, original)
+			b.mu.Lock()
 			b.clients = append(b.clients, c)
+			b.mu.Unlock()
 			time.Sleep(pause)
 			return c, nil
 		},

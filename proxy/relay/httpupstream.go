@@ -29,11 +29,12 @@ type httpUpstream struct {
 	dialled *upstream.Conn // what conn is a buffer of
 
 	endpoint route.Endpoint
-	shared   bool          // it goes back to the pool
-	reused   bool          // it has carried a request before this one
-	spent    bool          // it is not good for another request
-	picked   pick          // of this request, until its outcome is known
-	took     time.Duration // to connect, if that was for this request
+	owner    upstream.Owner // in the pool
+	shared   bool           // it goes back to the pool
+	reused   bool           // it has carried a request before this one
+	spent    bool           // it is not good for another request
+	picked   pick           // of this request, until its outcome is known
+	took     time.Duration  // to connect, if that was for this request
 
 	limit time.Time // of this attempt; zero: none
 }
@@ -138,32 +139,85 @@ func (h *http1Conn) obtain(ctx context.Context, tried []netip.AddrPort, fresh bo
 	}
 	if h.plan.direct {
 		h.record.attempt(route.Endpoint{Addr: h.accepted.Original}, false)
-		return h.open(ctx, route.Endpoint{Addr: h.accepted.Original}, pick{})
+		return h.open(ctx, route.Endpoint{Addr: h.accepted.Original}, pick{}, place{})
 	}
+	f, ok, err := found{}, false, error(nil)
+	owner := ownerOf(&h.plan.backend)
+	if h.lines.empty(owner) {
+		f, ok, err = h.find(owner, tried, fresh)
+	}
+	if !ok && err == nil {
+		f, err = h.findInLine(owner, tried, fresh)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return h.use(ctx, f)
+}
+
+// found is an endpoint for an attempt, with a connection that had been idle, or a
+// place for a new one.
+type found struct {
+	up       *httpUpstream
+	endpoint route.Endpoint
+	picked   pick
+	place    place
+}
+
+// find looks for one. It is false if the backend has no place for another
+// connection. The error is errNobodyLeft.
+func (h *http1Conn) find(owner upstream.Owner, tried []netip.AddrPort, fresh bool) (found, bool, error) {
 	backend := &h.plan.backend
 	endpoint, ok := h.balancer.Pick(backend, h.plan.key, tried)
 	if !ok && h.plan.retry != nil {
 		endpoint, ok = h.balancer.Pick(backend, h.plan.key, nil)
 	}
 	if !ok {
-		return nil, errNobodyLeft
+		return found{}, false, errNobodyLeft
 	}
-	picked := pick{&h.balancer, backend, endpoint.Addr}
+	f := found{endpoint: endpoint, picked: pick{&h.balancer, backend, endpoint.Addr}}
 	if !fresh {
-		if up, ok := h.pool.Get(endpoint.Addr, time.Now()); ok {
-			up.picked, up.reused, up.took = picked, true, 0
-			return up, nil
+		if f.up, ok = h.pool.Get(upstream.Key{Addr: endpoint.Addr, Owner: owner}, time.Now()); ok {
+			return f, true, nil
 		}
 	}
-	h.record.attempt(endpoint, h.Config.Own(endpoint.Addr.Addr()))
-	return h.open(ctx, endpoint, picked)
+	if f.place, ok = h.takePlace(backend); !ok {
+		f.picked.done(balance.Unknown)
+	}
+	return f, ok, nil
+}
+
+// findInLine is find where it has to wait.
+func (h *http1Conn) findInLine(owner upstream.Owner, tried []netip.AddrPort, fresh bool) (found, error) {
+	var f found
+	err := h.stand(&h.plan.backend, owner, h.patience(h.plan.ends), h.waitFor, func() (bool, error) {
+		var ok bool
+		var err error
+		f, ok, err = h.find(owner, tried, fresh)
+		return ok, err
+	})
+	if err != nil && h.plan.over(time.Now()) {
+		err = &reason.Error{Reason: reason.RequestTimeout, Err: err}
+	}
+	return f, err
+}
+
+// use makes a connection of what was found.
+func (h *http1Conn) use(ctx context.Context, f found) (*httpUpstream, error) {
+	if f.up != nil {
+		f.up.picked, f.up.reused, f.up.took = f.picked, true, 0
+		return f.up, nil
+	}
+	h.record.attempt(f.endpoint, h.Config.Own(f.endpoint.Addr.Addr()))
+	return h.open(ctx, f.endpoint, f.picked, f.place)
 }
 
 // open connects to an endpoint.
-func (h *http1Conn) open(ctx context.Context, endpoint route.Endpoint, picked pick) (*httpUpstream, error) {
+func (h *http1Conn) open(ctx context.Context, endpoint route.Endpoint, picked pick, place place) (*httpUpstream, error) {
 	began := time.Now()
 	c, err := h.dial(ctx, h.accepted, endpoint.Addr)
 	if err != nil {
+		place.leave()
 		var failure *reason.Error
 		if errors.As(err, &failure) && another(err) {
 			picked.done(balance.ConnectFailure)
@@ -172,6 +226,7 @@ func (h *http1Conn) open(ctx context.Context, endpoint route.Endpoint, picked pi
 		picked.done(balance.Unknown)
 		return nil, err
 	}
+	place.keep(c)
 	up, err := newHTTPUpstream(c, endpoint)
 	if err != nil {
 		picked.done(balance.Unknown)
@@ -179,6 +234,7 @@ func (h *http1Conn) open(ctx context.Context, endpoint route.Endpoint, picked pi
 	}
 	_ = up.SetKeepAliveConfig(upstream.KeepAlive)
 	up.picked, up.shared, up.took = picked, picked.backend != nil, time.Since(began)
+	up.owner = place.owner
 	return up, nil
 }
 
@@ -200,7 +256,8 @@ func (h *http1Conn) giveBack() {
 	case up.spent || len(up.bytes()) > 0 || up.dialled.Looped():
 		up.Close()
 	case up.shared:
-		h.pool.Put(up.endpoint.Addr, up, time.Now())
+		h.pool.Put(upstream.Key{Addr: up.endpoint.Addr, Owner: up.owner}, up, time.Now())
+		h.lines.call(up.owner)
 	case h.last:
 		up.Close()
 	default:

@@ -67,7 +67,9 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 			picked.done(balance.Unknown)
 			return 0, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 		}
-		first.picked, first.shared = picked, !own(c, d)
+		if first.picked, first.shared = picked, !own(c, d); first.shared {
+			first.owner = ownerOf(picked.backend)
+		}
 		first.took = r.entry.Connect
 	}
 	return s.serveHTTP1(ctx, c, client, first)

@@ -52,7 +52,11 @@ func (s *Server) sendMirror(ctx context.Context, c listen.Conn, backend *route.B
 	m := &http1Conn{Server: s, accepted: c, method: method}
 	m.record.reset(c)
 	m.plan.backend, m.plan.key.Client = *backend, c.Peer.Addr()
-	up, err := m.obtain(ctx, nil, false)
+	f, ok, err := m.find(ownerOf(backend), nil, false)
+	if !ok || err != nil {
+		return // it waits for no connection
+	}
+	up, err := m.use(ctx, f)
 	if err != nil {
 		return
 	}

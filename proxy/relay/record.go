@@ -136,6 +136,9 @@ func (r *record) send(e route.Endpoint, own bool) {
 	}
 }
 
+// unsend is when a stream was not opened after all.
+func (r *record) unsend() { r.entry.Attempts-- }
+
 // firstByte notes when an answer begins; informational ones are followed by
 // another.
 func (r *record) firstByte(now time.Time) {

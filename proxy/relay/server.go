@@ -71,6 +71,7 @@ type Server struct {
 	pipes    pipes
 	pool     upstream.Pool[*httpUpstream]
 	streams  http2Clients
+	lines    lines
 	draining atomic.Bool
 	mirrors  atomic.Int32 // under way
 
@@ -277,22 +278,27 @@ func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination
 		}
 		backend = chosen.Backend
 	}
-	failed := error(&reason.Error{Reason: reason.NoEndpoints})
+	failed := error(errNobodyLeft)
 	var tried []netip.AddrPort
 	for range maxAttempts {
-		endpoint, ok := s.balancer.Pick(&backend, balance.Key{Client: c.Peer.Addr()}, tried)
-		if !ok {
+		endpoint, place, err := s.choose(ctx, c, &backend, tried)
+		if errors.Is(err, errNobodyLeft) {
 			break
+		}
+		if err != nil {
+			return nil, pick{}, err
 		}
 		picked := pick{&s.balancer, &backend, endpoint.Addr}
 		r.attempt(endpoint, s.Config.Own(endpoint.Addr.Addr()))
 		began := time.Now()
 		up, err := s.dial(ctx, c, endpoint.Addr)
 		if err == nil {
+			place.keep(up)
 			s.balancer.Report(&backend, endpoint.Addr, balance.Success)
 			r.connected(time.Since(began), up)
 			return up, picked, nil
 		}
+		place.leave()
 		failed = err
 		if !another(err) {
 			picked.done(balance.Unknown)
@@ -302,6 +308,32 @@ func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination
 		tried = append(tried, endpoint.Addr)
 	}
 	return nil, pick{}, failed
+}
+
+// choose picks an endpoint for c, and takes a place for a connection to it, which it
+// may have to wait for.
+func (s *Server) choose(ctx context.Context, c listen.Conn, backend *route.Backend, tried []netip.AddrPort) (route.Endpoint, place, error) {
+	var endpoint route.Endpoint
+	var place place
+	try := func() (bool, error) {
+		var ok bool
+		if endpoint, ok = s.balancer.Pick(backend, balance.Key{Client: c.Peer.Addr()}, tried); !ok {
+			return false, errNobodyLeft
+		}
+		if place, ok = s.takePlace(backend); !ok {
+			s.balancer.Done(backend, endpoint.Addr, balance.Unknown)
+		}
+		return ok, nil
+	}
+	owner := ownerOf(backend)
+	ok, err := false, error(nil)
+	if s.lines.empty(owner) {
+		ok, err = try()
+	}
+	if !ok && err == nil {
+		err = s.stand(backend, owner, s.patience(time.Time{}), waitIn(ctx), try)
+	}
+	return endpoint, place, err
 }
 
 // dial connects to addr: to the pod's own application from the caller's address,

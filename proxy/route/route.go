@@ -241,9 +241,12 @@ type Ejection struct {
 	MaxPercent int           // of a backend's endpoints that may be set aside; 0: 50
 }
 
-// Limits bound what one proxy sends to a backend. 0: no limit.
+// Limits bound what one proxy sends to a backend. 0: no limit, but of Pending.
 type Limits struct {
-	Connections, Pending, Requests, Retries int
+	Connections int // open ones, idle ones too, of HTTP and of anything else
+	Pending     int // requests, and connections, that wait for one when they are all in use; 0: none does
+	Requests    int
+	Retries     int
 }
 
 // RateLimit is a token bucket.

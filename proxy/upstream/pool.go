@@ -2,13 +2,14 @@ package upstream
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
 
 // Idle connections are few: what is more than that was a peak.
 const (
-	maxIdle = 64 // to one endpoint
+	maxIdle = 64 // of one key
 	// idleTimeout is less than servers commonly wait before they close.
 	idleTimeout = 60 * time.Second
 	sweepEvery  = 15 * time.Second
@@ -22,12 +23,25 @@ type Reusable interface {
 	Quiet() bool
 }
 
+// Key is where a connection leads, and whose it is.
+type Key struct {
+	Addr  netip.AddrPort
+	Owner Owner
+}
+
+// Owner is a backend whose connections are counted, and so nobody else's: its
+// Service, and its endpoints' port. The zero value is everybody else.
+type Owner struct {
+	Service string
+	Port    uint16
+}
+
 // Pool keeps connections between requests, by the endpoint they lead to. The last
 // one put in is the first one out: what is not needed ages, and is closed. The zero
 // value is ready for use; Close it.
 type Pool[C Reusable] struct {
 	mu     sync.Mutex
-	idle   map[netip.AddrPort][]pooled[C]
+	idle   map[Key][]pooled[C]
 	sweep  *time.Timer
 	closed bool
 }
@@ -41,10 +55,10 @@ type pooled[C Reusable] struct {
 // a server that closed it so soon would have said so before.
 const certainly = 5 * time.Millisecond
 
-// Get takes a connection to addr out, if there is one that is still good.
-func (p *Pool[C]) Get(addr netip.AddrPort, now time.Time) (C, bool) {
+// Get takes a connection of that key out, if there is one that is still good.
+func (p *Pool[C]) Get(key Key, now time.Time) (C, bool) {
 	for {
-		c, since, ok := p.pop(addr)
+		c, since, ok := p.pop(key)
 		if !ok || now.Sub(since) < certainly || c.Quiet() {
 			return c, ok
 		}
@@ -52,36 +66,59 @@ func (p *Pool[C]) Get(addr netip.AddrPort, now time.Time) (C, bool) {
 	}
 }
 
-func (p *Pool[C]) pop(addr netip.AddrPort) (C, time.Time, bool) {
+func (p *Pool[C]) pop(key Key) (C, time.Time, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	list := p.idle[addr]
+	list := p.idle[key]
 	if len(list) == 0 {
 		var none C
 		return none, time.Time{}, false
 	}
 	last := list[len(list)-1]
 	list[len(list)-1] = pooled[C]{}
-	p.idle[addr] = list[:len(list)-1]
+	p.idle[key] = list[:len(list)-1]
 	return last.conn, last.since, true
 }
 
 // Put takes a connection over, which it closes if there are too many.
-func (p *Pool[C]) Put(addr netip.AddrPort, c C, now time.Time) {
+func (p *Pool[C]) Put(key Key, c C, now time.Time) {
 	p.mu.Lock()
-	if p.closed || len(p.idle[addr]) >= maxIdle {
+	if p.closed || len(p.idle[key]) >= maxIdle {
 		p.mu.Unlock()
 		c.Close()
 		return
 	}
 	if p.idle == nil {
-		p.idle = map[netip.AddrPort][]pooled[C]{}
+		p.idle = map[Key][]pooled[C]{}
 	}
-	p.idle[addr] = append(p.idle[addr], pooled[C]{c, now})
+	p.idle[key] = append(p.idle[key], pooled[C]{c, now})
 	if p.sweep == nil {
 		p.sweep = time.AfterFunc(sweepEvery, p.clean)
 	}
 	p.mu.Unlock()
+}
+
+// CloseOne closes the connection of an owner's that has been idle for longest, and
+// reports whether there was one.
+func (p *Pool[C]) CloseOne(owner Owner) bool {
+	p.mu.Lock()
+	var oldest Key
+	found := false
+	for key, list := range p.idle {
+		if key.Owner == owner && len(list) > 0 && (!found || list[0].since.Before(p.idle[oldest][0].since)) {
+			oldest, found = key, true
+		}
+	}
+	if !found {
+		p.mu.Unlock()
+		return false
+	}
+	list := p.idle[oldest]
+	c := list[0].conn
+	p.idle[oldest] = slices.Delete(list, 0, 1)
+	p.mu.Unlock()
+	c.Close()
+	return true
 }
 
 // clean closes what has been idle for too long, or is of no use any more, and comes
@@ -91,7 +128,7 @@ func (p *Pool[C]) clean() {
 	p.mu.Lock()
 	var old []C
 	p.sweep = nil
-	for addr, list := range p.idle {
+	for key, list := range p.idle {
 		kept := list[:0]
 		for _, c := range list {
 			if now.Sub(c.since) < idleTimeout && c.conn.Quiet() {
@@ -101,8 +138,8 @@ func (p *Pool[C]) clean() {
 			}
 		}
 		clear(list[len(kept):])
-		if p.idle[addr] = kept; len(kept) == 0 {
-			delete(p.idle, addr)
+		if p.idle[key] = kept; len(kept) == 0 {
+			delete(p.idle, key)
 		}
 	}
 	if len(p.idle) > 0 && !p.closed {

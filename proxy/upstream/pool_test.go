@@ -12,7 +12,8 @@ func (f *fakeConn) Close() error { f.closed = true; return nil }
 func (f *fakeConn) Quiet() bool  { return !f.ended }
 
 func TestAPoolGivesOutWhatIsGood(t *testing.T) {
-	addr, other := netip.MustParseAddrPort("10.0.0.1:80"), netip.MustParseAddrPort("10.0.0.2:80")
+	addr, other := Key{Addr: netip.MustParseAddrPort("10.0.0.1:80")}, Key{Addr: netip.MustParseAddrPort("10.0.0.2:80")}
+	mine := Key{addr.Addr, Owner{"shop/back", 80}}
 	var p Pool[*fakeConn]
 	defer p.Close()
 	now := time.Now()
@@ -22,6 +23,9 @@ func TestAPoolGivesOutWhatIsGood(t *testing.T) {
 	}
 	if _, ok := p.Get(other, now); ok {
 		t.Error("a connection to another endpoint")
+	}
+	if _, ok := p.Get(mine, now); ok {
+		t.Error("a connection of another owner's")
 	}
 	ended.ended = true
 	later := now.Add(time.Second)
@@ -37,7 +41,7 @@ func TestAPoolGivesOutWhatIsGood(t *testing.T) {
 }
 
 func TestAPoolIsBoundedAndForgets(t *testing.T) {
-	addr := netip.MustParseAddrPort("10.0.0.1:80")
+	addr := Key{Addr: netip.MustParseAddrPort("10.0.0.1:80")}
 	var p Pool[*fakeConn]
 	now := time.Now()
 	var conns []*fakeConn
@@ -50,7 +54,7 @@ func TestAPoolIsBoundedAndForgets(t *testing.T) {
 		t.Error("not bounded")
 	}
 	recent := &fakeConn{}
-	p.Put(netip.MustParseAddrPort("10.0.0.2:80"), recent, now)
+	p.Put(Key{Addr: netip.MustParseAddrPort("10.0.0.2:80")}, recent, now)
 	p.clean()
 	if !conns[0].closed || recent.closed || len(p.idle) != 1 {
 		t.Errorf("old one closed %v, recent one closed %v, of %d endpoints", conns[0].closed, recent.closed, len(p.idle))
@@ -60,5 +64,31 @@ func TestAPoolIsBoundedAndForgets(t *testing.T) {
 	p.Put(addr, late, now)
 	if !recent.closed || !late.closed {
 		t.Error("open after Close")
+	}
+}
+
+// TestAnOwnersOldestConnectionIsClosed, and no other's.
+func TestAnOwnersOldestConnectionIsClosed(t *testing.T) {
+	var p Pool[*fakeConn]
+	defer p.Close()
+	now := time.Now()
+	owner := Owner{"shop/back", 80}
+	var conns []*fakeConn
+	for i, key := range []Key{
+		{netip.MustParseAddrPort("10.0.0.1:80"), Owner{}},
+		{netip.MustParseAddrPort("10.0.0.1:80"), owner},
+		{netip.MustParseAddrPort("10.0.0.2:80"), owner},
+		{netip.MustParseAddrPort("10.0.0.1:80"), owner},
+	} {
+		conns = append(conns, &fakeConn{})
+		p.Put(key, conns[i], now.Add(time.Duration(i)*time.Second))
+	}
+	for i := 1; i < len(conns); i++ {
+		if !p.CloseOne(owner) || !conns[i].closed {
+			t.Errorf("it is not number %d that is closed", i)
+		}
+	}
+	if p.CloseOne(owner) || conns[0].closed {
+		t.Error("another's is closed")
 	}
 }

@@ -52,6 +52,9 @@ type ends struct{ local, remote netip.AddrPort }
 type Conn struct {
 	*net.TCPConn
 	Local, Remote netip.AddrPort
+	// OnClose is called once, when it is closed; nil: nobody is interested. Set it
+	// before anybody else has the Conn.
+	OnClose func()
 
 	dialer *Dialer
 	client netip.Addr // the caller's address that it is made from; zero: the pod's own
@@ -65,6 +68,9 @@ func (c *Conn) Close() error {
 	c.closed.Do(func() {
 		err = c.TCPConn.Close()
 		c.dialer.forget(c)
+		if c.OnClose != nil {
+			c.OnClose()
+		}
 	})
 	return err
 }
