@@ -30,7 +30,7 @@ func TrafficPolicy(p *v1alpha1.TrafficPolicy) (model.TrafficPolicy, error) {
 		loadBalancer(policy, *b)
 	}
 	if c := spec.CircuitBreaker; c != nil {
-		policy.Limits = route.Limits{Requests: int(value(c.MaxParallelRequests, 0)), Retries: int(value(c.MaxParallelRetries, 0))}
+		policy.Limits = limits(*c)
 	}
 	if c := spec.RetryConstraint; c != nil && c.Budget != nil {
 		policy.Budget = uint32(value(c.Budget.Percent, 0))
@@ -60,6 +60,20 @@ func loadBalancer(policy *route.Policy, b v1alpha1.LoadBalancer) {
 	if b.SlowStart != nil {
 		policy.SlowStart = validDuration(&b.SlowStart.Window)
 	}
+}
+
+// maxPending is Envoy's default.
+const maxPending = 1024
+
+func limits(c v1alpha1.CircuitBreaker) route.Limits {
+	out := route.Limits{
+		Connections: int(value(c.MaxConnections, 0)),
+		Requests:    int(value(c.MaxParallelRequests, 0)), Retries: int(value(c.MaxParallelRetries, 0)),
+	}
+	if out.Connections > 0 {
+		out.Pending = int(value(c.MaxPendingRequests, maxPending))
+	}
+	return out
 }
 
 var algorithms = map[v1alpha1.LoadBalancerType]route.Algorithm{
@@ -124,6 +138,11 @@ func validateTrafficPolicy(p *v1alpha1.TrafficPolicy) error {
 		v.number("spec.outlierDetection.maxEjectionPercent", d.MaxEjectionPercent, 1, 100)
 	}
 	if c := spec.CircuitBreaker; c != nil {
+		v.number("spec.circuitBreaker.maxConnections", c.MaxConnections, 1, maxCount)
+		v.number("spec.circuitBreaker.maxPendingRequests", c.MaxPendingRequests, 0, maxCount)
+		if c.MaxPendingRequests != nil && c.MaxConnections == nil {
+			v.fail("spec.circuitBreaker", "maxPendingRequests is about what waits where maxConnections says how many connections there are")
+		}
 		v.number("spec.circuitBreaker.maxParallelRequests", c.MaxParallelRequests, 1, maxCount)
 		v.number("spec.circuitBreaker.maxParallelRetries", c.MaxParallelRetries, 1, maxCount)
 	}

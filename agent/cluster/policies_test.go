@@ -135,7 +135,7 @@ func TestTheModelOfATrafficPolicy(t *testing.T) {
 		{"everything said", `
   loadBalancer: {type: RoundRobin, slowStart: {window: 1m30s}}
   outlierDetection: {consecutiveErrors: 3, baseEjectionTime: 10s, maxEjectionPercent: 20}
-  circuitBreaker: {maxParallelRequests: 100, maxParallelRetries: 5}
+  circuitBreaker: {maxConnections: 20, maxPendingRequests: 30, maxParallelRequests: 100, maxParallelRetries: 5}
   retry: {attempts: 3, codes: [503, 504], backoff: 100ms}
   retryConstraint: {budget: {percent: 30}}
   timeouts: {request: 15s}
@@ -143,7 +143,7 @@ func TestTheModelOfATrafficPolicy(t *testing.T) {
 `, route.Policy{
 			Balance: route.RoundRobin, SlowStart: 90 * time.Second,
 			Ejection: route.Ejection{Failures: 3, Base: 10 * time.Second, MaxPercent: 20},
-			Limits:   route.Limits{Requests: 100, Retries: 5},
+			Limits:   route.Limits{Connections: 20, Pending: 30, Requests: 100, Retries: 5},
 			Retry:    &route.Retry{Attempts: 3, Codes: []uint16{503, 504}, Backoff: 100 * time.Millisecond},
 			Budget:   30, Timeout: 15 * time.Second,
 			RateLimit: &route.RateLimit{Requests: 50, Per: time.Second, Burst: 80},
@@ -152,6 +152,9 @@ func TestTheModelOfATrafficPolicy(t *testing.T) {
 			Retry: &route.Retry{Attempts: 1, Codes: []uint16{500, 502, 503, 504}, Backoff: 25 * time.Millisecond},
 		}},
 		{"no errors are too many: nothing is ejected", "  outlierDetection: {consecutiveErrors: 0}\n", route.Policy{Ejection: route.Ejection{Failures: -1}}},
+		{"connections that are limited have others wait", "  circuitBreaker: {maxConnections: 1}\n", route.Policy{Limits: route.Limits{Connections: 1, Pending: 1024}}},
+		{"unless none is to", "  circuitBreaker: {maxConnections: 1, maxPendingRequests: 0}\n", route.Policy{Limits: route.Limits{Connections: 1}}},
+		{"without that limit none has to", "  circuitBreaker: {maxParallelRequests: 1}\n", route.Policy{Limits: route.Limits{Requests: 1}}},
 		{"ejection that is asked for is as it is by default", "  outlierDetection: {}\n", route.Policy{}},
 		{"the fewest requests, by name", "  loadBalancer: {type: LeastRequest}\n", route.Policy{Balance: route.LeastRequest}},
 		{"any endpoint", "  loadBalancer: {type: Random}\n", route.Policy{Balance: route.Random}},

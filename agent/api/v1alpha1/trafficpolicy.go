@@ -65,7 +65,8 @@ type TrafficPolicySpec struct {
 	// +optional
 	OutlierDetection *OutlierDetection `json:"outlierDetection,omitempty"`
 
-	// How many HTTP requests may be under way. Default: any number.
+	// How many connections there may be, and how many HTTP requests under way. Default:
+	// any number.
 	// +optional
 	CircuitBreaker *CircuitBreaker `json:"circuitBreaker,omitempty"`
 
@@ -226,8 +227,26 @@ type OutlierDetection struct {
 }
 
 // CircuitBreaker bounds what one client pod has under way at a port of the Service.
-// What is more is answered 503 at once.
+// What is more is answered 503 at once; a connection that carries no HTTP is reset.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.maxPendingRequests) || has(self.maxConnections)",message="maxPendingRequests is about what waits where maxConnections says how many connections there are"
 type CircuitBreaker struct {
+	// Open connections to the Service's endpoints, idle ones among them, whatever they
+	// carry. An idle one is closed where one to another endpoint is needed. Many requests
+	// of HTTP/2 go by one connection: as many as the endpoint takes. Default: any number.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000000
+	MaxConnections *int32 `json:"maxConnections,omitempty"`
+
+	// HTTP requests, and connections that carry no HTTP, that wait for a connection while
+	// maxConnections are in use: for at most 5s, or a request's timeout. 0: none waits.
+	// Default: 1024.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000000
+	MaxPendingRequests *int32 `json:"maxPendingRequests,omitempty"`
+
 	// HTTP requests. Default: any number.
 	// +optional
 	// +kubebuilder:validation:Minimum=1
