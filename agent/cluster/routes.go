@@ -114,7 +114,7 @@ func newRoute(k route.Kind, o Object, spec gatewayv1.CommonRouteSpec) model.Rout
 }
 
 func httpRule(namespace string, r gatewayv1.HTTPRouteRule) (model.RouteRule, error) {
-	out := model.RouteRule{Name: string(value(r.Name, ""))}
+	out := model.RouteRule{Name: string(value(r.Name, "")), SessionPersistence: r.SessionPersistence != nil}
 	for _, m := range r.Matches {
 		out.Matches = append(out.Matches, httpMatch(m))
 	}
@@ -221,7 +221,7 @@ func exactOrRegexp(kind string) (bool, bool) {
 }
 
 func grpcRule(namespace string, r gatewayv1.GRPCRouteRule) (model.RouteRule, error) {
-	out := model.RouteRule{Name: string(value(r.Name, ""))}
+	out := model.RouteRule{Name: string(value(r.Name, "")), SessionPersistence: r.SessionPersistence != nil}
 	for _, m := range r.Matches {
 		out.Matches = append(out.Matches, grpcMatch(m))
 	}

@@ -258,7 +258,8 @@ func TestTheModelOfAnHTTPRoute(t *testing.T) {
 					{Target: model.Target{Kind: "example.com/Bucket", Namespace: "shop", Name: "b"}, Filters: &model.RouteFilters{Rewrite: &route.Rewrite{Hostname: "b.example.com"}}},
 				},
 				Timeout: new(10 * time.Second), BackendTimeout: 1500 * time.Millisecond,
-				Retry: &route.Retry{Attempts: 1, Codes: []uint16{500, 502, 503, 504}, Backoff: 25 * time.Millisecond},
+				Retry:              &route.Retry{Attempts: 1, Codes: []uint16{500, 502, 503, 504}, Backoff: 25 * time.Millisecond},
+				SessionPersistence: true,
 			},
 		},
 	}
@@ -295,6 +296,7 @@ spec:
         - {group: example.com, kind: Bucket, name: b, weight: 0, filters: [{type: URLRewrite, urlRewrite: {hostname: b.example.com}}]}
       timeouts: {request: 10s, backendRequest: 1s500ms}
       retry: {}
+      sessionPersistence: {sessionName: sid}
 `
 
 func withFile(t *testing.T, content string) string {

@@ -47,6 +47,7 @@ func Verdicts(r model.Route, routes []model.Route, find Lookup) []Verdict {
 	for i, parent := range r.Parents {
 		out[i] = Verdict{Parent: parent, ResolvedRefs: refs, Accepted: accepted(p, parent, routes, find)}
 		if out[i].Accepted.True {
+			out[i].Accepted.Message = withoutEffect(r)
 			out[i].PartiallyInvalid = partiallyInvalid(p)
 		}
 	}
@@ -94,6 +95,19 @@ func accepted(p prepared, parent model.ParentRef, routes []model.Route, find Loo
 		return no(Conflicted, "%s governs the port", winner)
 	}
 	return Condition{True: true, Reason: Accepted}
+}
+
+// withoutEffect says what of a route that is accepted does nothing: support for it is
+// extended, and a route that asks for it is not refused.
+func withoutEffect(r model.Route) string {
+	var texts []string
+	for i, rule := range r.Rules {
+		if rule.SessionPersistence {
+			texts = append(texts, fmt.Sprintf("rules[%d]: sessionPersistence is ignored; "+
+				"a TrafficPolicy's loadBalancer keeps sessions, by a cookie or a header field that the application has", i))
+		}
+	}
+	return strings.Join(texts, "; ")
 }
 
 // partiallyInvalid says which of a route's rules are invalid, if others are valid.

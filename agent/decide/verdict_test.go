@@ -57,6 +57,8 @@ func TestVerdicts(t *testing.T) {
 			yes, resolved, &Condition{True: true, Reason: UnsupportedValue, Message: "Dropped Rule: rules[1]: " + badText}},
 		{"partly invalid, and not accepted", aRoute(h, "shop", "a", on("nobody", "", 0), second(func(r *model.RouteRule) { r.Matches = []model.RouteMatch{{Path: bad}} })), nil,
 			no(NoMatchingParent, "there is no Service shop/nobody"), resolved, nil},
+		{"what is ignored is said", aRoute(h, "shop", "a", second(func(r *model.RouteRule) { r.SessionPersistence = true })), nil,
+			Condition{True: true, Reason: Accepted, Message: "rules[1]: sessionPersistence is ignored; a TrafficPolicy's loadBalancer keeps sessions, by a cookie or a header field that the application has"}, resolved, nil},
 		{"filters that exclude each other", aRoute(h, "shop", "a", rule(withFilters(both))), nil,
 			no(IncompatibleFilters, "rules[0]: RequestRedirect and URLRewrite exclude each other; the rule's requests are answered 500"), resolved, nil},
 		{"in one rule of two", aRoute(h, "shop", "a", second(withFilters(both))), nil,

@@ -52,6 +52,8 @@ type RouteRule struct {
 	Timeout        *time.Duration // 0: none; nil: not said
 	BackendTimeout time.Duration  // 0: none
 	Retry          *route.Retry   // nil: not said
+
+	SessionPersistence bool // it is asked for; nothing is done about it
 }
 
 // RouteMatch is one set of conditions. Its regular expressions may be none.
