@@ -99,6 +99,8 @@ func values(s crdSchema) string {
 		return strings.Join(quoted, ", ")
 	case s.Type == "integer":
 		return fmt.Sprintf("%.0f to %.0f", *s.Minimum, *s.Maximum)
+	case s.Type == "boolean":
+		return "`true` or `false`"
 	case s.Type == "array":
 		return fmt.Sprintf("%d to %d numbers, %s", *s.MinItems, *s.MaxItems, values(*s.Items))
 	case strings.Contains(s.Pattern, "h|m|s|ms"):

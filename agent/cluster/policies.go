@@ -41,6 +41,7 @@ func TrafficPolicy(p *v1alpha1.TrafficPolicy) (model.TrafficPolicy, error) {
 	if l := spec.RateLimit; l != nil {
 		policy.RateLimit = &route.RateLimit{
 			Requests: uint32(l.Count), Per: validDuration(&l.Interval), Burst: uint32(value(l.Burst, 0)),
+			PerClient: value(l.PerClient, false),
 		}
 	}
 	return out, nil

@@ -148,6 +148,9 @@ func TestTheModelOfATrafficPolicy(t *testing.T) {
 			Budget:   30, Timeout: 15 * time.Second,
 			RateLimit: &route.RateLimit{Requests: 50, Per: time.Second, Burst: 80},
 		}},
+		{"each caller counted by itself", "  rateLimit: {count: 5, interval: 1s, perClient: true}\n", route.Policy{
+			RateLimit: &route.RateLimit{Requests: 5, Per: time.Second, PerClient: true},
+		}},
 		{"retries as an HTTPRoute has them by default", "  retry: {}\n", route.Policy{
 			Retry: &route.Retry{Attempts: 1, Codes: []uint16{500, 502, 503, 504}, Backoff: 25 * time.Millisecond},
 		}},

@@ -194,6 +194,14 @@ func (s *Store) Destination(addr netip.AddrPort, clientNamespace string) route.D
 	return s.destination(addr, clientNamespace)
 }
 
+// Inbound is what holds for callers of a pod with these addresses, by the port that
+// they reach (decide.Inbound).
+func (s *Store) Inbound(addrs []netip.Addr) map[uint16]*route.Policy {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return decide.Inbound(addrs, slices.Collect(maps.Values(s.view.policies)), s.policies, s.service)
+}
+
 // destination is Destination; the caller holds mu.
 func (s *Store) destination(addr netip.AddrPort, clientNamespace string) route.Destination {
 	svc, ok := s.byClusterIP[addr.Addr().Unmap()]

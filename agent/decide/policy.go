@@ -2,6 +2,7 @@ package decide
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -29,7 +30,52 @@ func policy(svc model.Service, find Policies) *route.Policy {
 	}
 	out := oldest.Policy
 	out.Affinity = svc.Affinity
+	if out.RateLimit != nil && out.RateLimit.PerClient {
+		out.RateLimit = nil // the Service's own pods count
+	}
 	return &out
+}
+
+// Inbound is what holds for callers of a pod with these addresses, by the port that
+// they reach: the rate limits which count each of them, of the Services that the pod
+// is behind. policies are all there are, in any order; rivals finds those among them
+// that are about one Service.
+func Inbound(addrs []netip.Addr, policies []model.TrafficPolicy, rivals Policies, find Lookup) map[uint16]*route.Policy {
+	limits := slices.DeleteFunc(slices.Clone(policies), func(p model.TrafficPolicy) bool {
+		return p.Policy.RateLimit == nil || !p.Policy.RateLimit.PerClient
+	})
+	slices.SortFunc(limits, func(a, b model.TrafficPolicy) int {
+		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID(), b.ID()))
+	})
+	out := map[uint16]*route.Policy{}
+	for _, p := range limits {
+		if oldest, _ := inForce(rivals(p.Namespace, p.Service)); oldest.ID() != p.ID() {
+			continue
+		}
+		_, endpointSlices, _ := find(p.Namespace, p.Service)
+		for _, port := range portsOf(addrs, endpointSlices) {
+			if out[port] == nil {
+				out[port] = &route.Policy{Name: p.ID(), RateLimit: p.Policy.RateLimit}
+			}
+		}
+	}
+	return out
+}
+
+// portsOf are the TCP ports at which slices have one of the addresses, ready or not.
+func portsOf(addrs []netip.Addr, endpointSlices []model.EndpointSlice) []uint16 {
+	var out []uint16
+	for _, s := range endpointSlices {
+		if !slices.ContainsFunc(s.Endpoints, func(e model.Endpoint) bool { return slices.Contains(addrs, e.Address) }) {
+			continue
+		}
+		for _, p := range s.Ports {
+			if p.Protocol == model.TCP {
+				out = append(out, p.Port)
+			}
+		}
+	}
+	return out
 }
 
 // inForce is the oldest of the policies about one Service; of one age, that whose

@@ -58,6 +58,53 @@ func TestAPolicyIsAboutItsServiceAlone(t *testing.T) {
 	}
 }
 
+// TestAPodCountsItsCallersWhereAPolicySaysSo: at the ports by which its Services reach
+// it, of both families, ready or not; the oldest policy's limit counts, and clients'
+// own proxies count nothing.
+func TestAPodCountsItsCallersWhereAPolicySaysSo(t *testing.T) {
+	each := func(n uint32) route.Policy {
+		return route.Policy{RateLimit: &route.RateLimit{Requests: n, Per: time.Second, PerClient: true}}
+	}
+	m := newMesh()
+	m.policies = []model.TrafficPolicy{
+		aPolicy("shop", "young", "back", 3, each(3)), aPolicy("shop", "old", "back", 2, each(2)), aPolicy("lab", "oldest", "v2", 1, each(1)),
+		aPolicy("shop", "own", "v1", 1, route.Policy{RateLimit: &route.RateLimit{Requests: 9, Per: time.Second}}),
+	}
+	m.slices["lab/v2"][0].Endpoints[0].Ready = false
+	// shop/back's pod is behind lab/v2 as well, at its first port.
+	m.slices["lab/v2"][0].Endpoints = append(m.slices["lab/v2"][0].Endpoints, m.slices["shop/back"][0].Endpoints...)
+	m.slices["lab/v2"][0].Ports = m.slices["lab/v2"][0].Ports[:1]
+	limits := func(addrs ...string) map[uint16]string {
+		var parsed []netip.Addr
+		for _, a := range addrs {
+			parsed = append(parsed, netip.MustParseAddr(a))
+		}
+		out := map[uint16]string{}
+		for port, p := range Inbound(parsed, m.policies, m.about, m.find) {
+			if out[port] = p.Name; p.RateLimit == nil || !p.RateLimit.PerClient {
+				t.Errorf("port %d: %+v", port, p)
+			}
+		}
+		return out
+	}
+	for _, tt := range []struct {
+		addrs []string
+		want  map[uint16]string
+	}{
+		{[]string{"10.0.0.7"}, map[uint16]string{8000: "lab/oldest", 8001: "shop/old", 8002: "shop/old"}},
+		{[]string{"10.0.0.9"}, map[uint16]string{8000: "lab/oldest"}},
+		{[]string{"10.0.0.99", "fd00::7"}, map[uint16]string{8000: "shop/old", 8001: "shop/old", 8002: "shop/old"}},
+		{[]string{"10.0.0.8"}, map[uint16]string{}},
+	} {
+		if diff := cmp.Diff(tt.want, limits(tt.addrs...)); diff != "" {
+			t.Errorf("%v (-want +got):\n%s", tt.addrs, diff)
+		}
+	}
+	if p := m.dial(t, "shop", 80).Policy; p == nil || p.Name != "shop/old" || p.RateLimit != nil {
+		t.Errorf("clients of shop/back are told %+v", p)
+	}
+}
+
 func TestMirrorsObeyTheirOwnPolicy(t *testing.T) {
 	m := newMesh(aRoute(route.HTTPRoute, "shop", "canary", rule(func(r *model.RouteRule) {
 		r.Filters = &model.RouteFilters{Mirrors: []model.RouteMirror{{Target: model.Target{Namespace: "lab", Name: "v2", Port: 80}, Numerator: 1, Denominator: 1}}}

@@ -141,6 +141,15 @@ func fromPolicy(p *route.Policy) *Policy {
 	return out
 }
 
+// FromInbound renders what holds for callers, by port.
+func FromInbound(policies map[uint16]*route.Policy) map[uint32]*Policy {
+	out := make(map[uint32]*Policy, len(policies))
+	for port, p := range policies {
+		out[uint32(port)] = fromPolicy(p)
+	}
+	return out
+}
+
 // each maps a list; an empty one gives nil.
 func each[A, B any](in []A, f func(A) B) []B {
 	if len(in) == 0 {

@@ -882,7 +882,10 @@ type ProxyConfig struct {
 	OwnAddresses []string               `protobuf:"bytes,1,rep,name=own_addresses,json=ownAddresses,proto3" json:"own_addresses,omitempty"` // the pod's
 	MeshRanges   []string               `protobuf:"bytes,2,rep,name=mesh_ranges,json=meshRanges,proto3" json:"mesh_ranges,omitempty"`       // CIDRs in which an unknown address must be asked for
 	// Ports, dialled or the application's, that carry what is not to be looked into.
-	OpaquePorts   []*PortRange `protobuf:"bytes,10,rep,name=opaque_ports,json=opaquePorts,proto3" json:"opaque_ports,omitempty"`
+	OpaquePorts []*PortRange `protobuf:"bytes,10,rep,name=opaque_ports,json=opaquePorts,proto3" json:"opaque_ports,omitempty"`
+	// What callers may do, by the application's port: a policy's name and its rate limit,
+	// which counts each of them.
+	Inbound       map[uint32]*Policy `protobuf:"bytes,11,rep,name=inbound,proto3" json:"inbound,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -934,6 +937,13 @@ func (x *ProxyConfig) GetMeshRanges() []string {
 func (x *ProxyConfig) GetOpaquePorts() []*PortRange {
 	if x != nil {
 		return x.OpaquePorts
+	}
+	return nil
+}
+
+func (x *ProxyConfig) GetInbound() map[uint32]*Policy {
+	if x != nil {
+		return x.Inbound
 	}
 	return nil
 }
@@ -3789,13 +3799,17 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x122\n" +
 	"\x05proxy\x18\x03 \x01(\v2\x1a.weir.proxy.v1.ProxyConfigH\x00R\x05proxy\x12>\n" +
 	"\vdestination\x18\x04 \x01(\v2\x1a.weir.proxy.v1.DestinationH\x00R\vdestinationB\x06\n" +
-	"\x04body\"\x90\x01\n" +
+	"\x04body\"\xa6\x02\n" +
 	"\vProxyConfig\x12#\n" +
 	"\rown_addresses\x18\x01 \x03(\tR\fownAddresses\x12\x1f\n" +
 	"\vmesh_ranges\x18\x02 \x03(\tR\n" +
 	"meshRanges\x12;\n" +
 	"\fopaque_ports\x18\n" +
-	" \x03(\v2\x18.weir.proxy.v1.PortRangeR\vopaquePorts\"5\n" +
+	" \x03(\v2\x18.weir.proxy.v1.PortRangeR\vopaquePorts\x12A\n" +
+	"\ainbound\x18\v \x03(\v2'.weir.proxy.v1.ProxyConfig.InboundEntryR\ainbound\x1aQ\n" +
+	"\fInboundEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12+\n" +
+	"\x05value\x18\x02 \x01(\v2\x15.weir.proxy.v1.PolicyR\x05value:\x028\x01\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\"\xf1\x01\n" +
@@ -4087,7 +4101,7 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(Protocol)(0),            // 0: weir.proxy.v1.Protocol
 	(LaunchReply_Stage)(0),   // 1: weir.proxy.v1.LaunchReply.Stage
@@ -4140,7 +4154,8 @@ var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(*Endpoints)(nil),        // 48: weir.proxy.v1.Endpoints
 	(*Ejections)(nil),        // 49: weir.proxy.v1.Ejections
 	(*Histogram)(nil),        // 50: weir.proxy.v1.Histogram
-	nil,                      // 51: weir.proxy.v1.Subscribe.VersionsEntry
+	nil,                      // 51: weir.proxy.v1.ProxyConfig.InboundEntry
+	nil,                      // 52: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	8,  // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
@@ -4152,69 +4167,71 @@ var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	13, // 6: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
 	15, // 7: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
 	14, // 8: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
-	16, // 9: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
-	0,  // 10: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
-	34, // 11: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
-	17, // 12: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
-	2,  // 13: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
-	18, // 14: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
-	22, // 15: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
-	19, // 16: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
-	20, // 17: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
-	21, // 18: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
-	21, // 19: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
-	3,  // 20: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
-	25, // 21: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
-	23, // 22: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
-	33, // 23: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
-	24, // 24: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
-	25, // 25: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
-	16, // 26: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
-	0,  // 27: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
-	34, // 28: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
-	26, // 29: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
-	26, // 30: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
-	28, // 31: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
-	29, // 32: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
-	31, // 33: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
-	32, // 34: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
-	27, // 35: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
-	27, // 36: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
-	30, // 37: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
-	30, // 38: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
-	24, // 39: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
-	4,  // 40: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
-	5,  // 41: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
-	33, // 42: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
-	35, // 43: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
-	37, // 44: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
-	38, // 45: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
-	39, // 46: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
-	40, // 47: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
-	43, // 48: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
-	42, // 49: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
-	51, // 50: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	6,  // 51: weir.proxy.v1.AccessLog.direction:type_name -> weir.proxy.v1.AccessLog.Direction
-	41, // 52: weir.proxy.v1.AccessLogs.records:type_name -> weir.proxy.v1.AccessLog
-	46, // 53: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
-	47, // 54: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
-	48, // 55: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
-	49, // 56: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
-	50, // 57: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
-	50, // 58: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
-	6,  // 59: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.AccessLog.Direction
-	45, // 60: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
-	50, // 61: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
-	45, // 62: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
-	45, // 63: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
-	45, // 64: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
-	10, // 65: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	36, // 66: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	66, // [66:67] is the sub-list for method output_type
-	65, // [65:66] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	51, // 9: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
+	16, // 10: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
+	0,  // 11: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
+	34, // 12: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
+	17, // 13: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
+	2,  // 14: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
+	18, // 15: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
+	22, // 16: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
+	19, // 17: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
+	20, // 18: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
+	21, // 19: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
+	21, // 20: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
+	3,  // 21: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
+	25, // 22: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
+	23, // 23: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
+	33, // 24: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
+	24, // 25: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
+	25, // 26: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
+	16, // 27: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
+	0,  // 28: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
+	34, // 29: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
+	26, // 30: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
+	26, // 31: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
+	28, // 32: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
+	29, // 33: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
+	31, // 34: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
+	32, // 35: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
+	27, // 36: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
+	27, // 37: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
+	30, // 38: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
+	30, // 39: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
+	24, // 40: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
+	4,  // 41: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
+	5,  // 42: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
+	33, // 43: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
+	35, // 44: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
+	37, // 45: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
+	38, // 46: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
+	39, // 47: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
+	40, // 48: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
+	43, // 49: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
+	42, // 50: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
+	52, // 51: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	6,  // 52: weir.proxy.v1.AccessLog.direction:type_name -> weir.proxy.v1.AccessLog.Direction
+	41, // 53: weir.proxy.v1.AccessLogs.records:type_name -> weir.proxy.v1.AccessLog
+	46, // 54: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
+	47, // 55: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
+	48, // 56: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
+	49, // 57: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
+	50, // 58: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
+	50, // 59: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
+	6,  // 60: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.AccessLog.Direction
+	45, // 61: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
+	50, // 62: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
+	45, // 63: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
+	45, // 64: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
+	45, // 65: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
+	34, // 66: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
+	10, // 67: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	36, // 68: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	68, // [68:69] is the sub-list for method output_type
+	67, // [67:68] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -4245,7 +4262,7 @@ func file_agent_proxypb_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,16 @@ func (x *Destination) ToDestination() (route.Destination, error) {
 	return out, nil
 }
 
+// ToInbound reads what holds for callers, by port. An error names what cannot be.
+func (x *ProxyConfig) ToInbound() (map[uint16]*route.Policy, error) {
+	var r reader
+	out := make(map[uint16]*route.Policy, len(x.GetInbound()))
+	for port, p := range x.GetInbound() {
+		out[uint16(r.upTo(port, math.MaxUint16))] = r.policy(p)
+	}
+	return out, r.err
+}
+
 // reader keeps the first error.
 type reader struct{ err error }
 

@@ -35,6 +35,9 @@ type View interface {
 	// Destination says what an original destination stands for to the pods of a
 	// namespace.
 	Destination(addr netip.AddrPort, clientNamespace string) route.Destination
+	// Inbound is what holds for callers of a pod with these addresses, by the port that
+	// they reach.
+	Inbound(addrs []netip.Addr) map[uint16]*route.Policy
 }
 
 // Metrics is what is counted of sessions, and in them.
@@ -164,6 +167,7 @@ func (p *Pusher) resource(i *launch.Instance, name string) *proxypb.Resource {
 		for _, p := range i.Attachment.OpaquePorts {
 			config.OpaquePorts = append(config.OpaquePorts, &proxypb.PortRange{First: uint32(p.First), Last: uint32(p.Last)})
 		}
+		config.Inbound = proxypb.FromInbound(p.View.Inbound(i.Attachment.Addresses))
 		r.Body = &proxypb.Resource_Proxy{Proxy: config}
 	} else {
 		addr, err := proxypb.ParseDestinationName(name)

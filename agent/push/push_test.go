@@ -35,6 +35,14 @@ type fakeView struct {
 	dest map[netip.AddrPort]route.Destination
 }
 
+// Inbound implements View: whoever is asked about, port 8080 has a limit.
+func (v *fakeView) Inbound(addrs []netip.Addr) map[uint16]*route.Policy {
+	if len(addrs) == 0 {
+		return nil
+	}
+	return map[uint16]*route.Policy{8080: {Name: "shop/back", RateLimit: &route.RateLimit{Requests: 1, Per: time.Second, PerClient: true}}}
+}
+
 func (v *fakeView) Destination(addr netip.AddrPort, _ string) route.Destination {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -262,6 +270,9 @@ func TestAProxyIsReadyWhenItAcknowledgedItsFirstConfig(t *testing.T) {
 	config := u.GetResources()[0].GetProxy()
 	if diff := cmp.Diff([]*proxypb.PortRange{{First: 3306, Last: 3306}, {First: 5000, Last: 5999}}, config.GetOpaquePorts(), protocmp.Transform()); diff != "" {
 		t.Errorf("opaque ports: %s", diff)
+	}
+	if p := config.GetInbound()[8080]; p.GetName() != "shop/back" || !p.GetRateLimit().GetPerClient() {
+		t.Errorf("what holds for its callers: %v", config.GetInbound())
 	}
 	if diff := cmp.Diff([]string{"10.244.0.5"}, config.GetOwnAddresses()); diff != "" {
 		t.Error(diff)

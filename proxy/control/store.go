@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weirmesh/weir/agent/proxypb"
@@ -27,7 +28,8 @@ const (
 // Store holds what the agent has told this proxy, and what it has yet to be asked.
 // It survives the agent. Make it with NewStore.
 type Store struct {
-	dirty chan struct{} // buffered: changed has entries
+	dirty   chan struct{}                            // buffered: changed has entries
+	inbound atomic.Pointer[map[uint16]*route.Policy] // config's, for every request
 
 	mu           sync.Mutex
 	config       *proxyConfig
@@ -57,6 +59,7 @@ type proxyConfig struct {
 	own     map[netip.Addr]struct{}
 	mesh    []netip.Prefix
 	opaque  []portRange
+	inbound map[uint16]*route.Policy // by the application's port
 }
 
 // portRange is first to last, both included.
@@ -105,6 +108,14 @@ func (s *Store) Opaque(port uint16) bool {
 	return s.config != nil && slices.ContainsFunc(s.config.opaque, func(r portRange) bool {
 		return r.first <= port && port <= r.last
 	})
+}
+
+// Inbound is the policy that holds for callers of the application's port; nil: none.
+func (s *Store) Inbound(port uint16) *route.Policy {
+	if policies := s.inbound.Load(); policies != nil {
+		return (*policies)[port]
+	}
+	return nil
 }
 
 // Destination says what addr stands for. The first to ask subscribes to it; all

@@ -294,6 +294,28 @@ func TestOpaque(t *testing.T) {
 }
 
 // TestSuperseded: what an older session says or asks does not count.
+func TestWhatHoldsForCallersIsByPort(t *testing.T) {
+	s, session := configured(t)
+	if s.Inbound(8080) != nil {
+		t.Error("there is a policy that nobody sent")
+	}
+	limit := &proxypb.Policy{Name: "shop/back", RateLimit: &proxypb.RateLimit{Requests: 1, Per: 1e9, PerClient: true}}
+	update := func(port uint32) *proxypb.Update {
+		return &proxypb.Update{Resources: []*proxypb.Resource{{Name: "proxy", Version: "2", Body: &proxypb.Resource_Proxy{
+			Proxy: &proxypb.ProxyConfig{Inbound: map[uint32]*proxypb.Policy{port: limit}},
+		}}}}
+	}
+	if err := s.apply(session, update(8080)); err != nil {
+		t.Fatal(err)
+	}
+	if p := s.Inbound(8080); p == nil || p.Name != "shop/back" || !p.RateLimit.PerClient || s.Inbound(8081) != nil {
+		t.Errorf("%+v, and %+v", p, s.Inbound(8081))
+	}
+	if err := s.apply(session, update(70000)); err == nil || s.Inbound(8080) == nil {
+		t.Errorf("port 70000: %v", err)
+	}
+}
+
 func TestSuperseded(t *testing.T) {
 	s, old := configured(t)
 	_, first := s.begin()

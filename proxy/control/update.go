@@ -98,6 +98,11 @@ func parseConfig(msg *proxypb.ProxyConfig) (*proxyConfig, error) {
 		}
 		out.opaque = append(out.opaque, portRange{uint16(r.GetFirst()), uint16(r.GetLast())})
 	}
+	inbound, err := msg.ToInbound()
+	if err != nil {
+		return nil, fmt.Errorf("inbound: %w", err)
+	}
+	out.inbound = inbound
 	return out, nil
 }
 
@@ -119,6 +124,7 @@ func (s *Store) apply(session uint64, msg *proxypb.Update) error {
 			close(s.configured)
 		}
 		s.config = u.config
+		s.inbound.Store(&u.config.inbound)
 	}
 	for addr, a := range u.destinations {
 		h := s.destinations[addr]

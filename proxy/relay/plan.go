@@ -52,10 +52,11 @@ type plan struct {
 	pause    time.Duration // before that one
 }
 
-// destination is what c was going to; of an inbound connection nothing is asked.
+// destination is what c was going to; of an inbound connection nothing is asked, and
+// what holds for its caller is the policy.
 func (s *Server) destination(ctx context.Context, c listen.Conn) (route.Destination, error) {
 	if c.Direction == listen.Inbound {
-		return route.Destination{}, nil
+		return route.Destination{Policy: s.Config.Inbound(c.Original.Port())}, nil
 	}
 	return s.Config.Destination(ctx, c.Original)
 }
@@ -90,17 +91,32 @@ func (p *plan) make(s *Server, c listen.Conn, d route.Destination, m message, r 
 		}
 	}
 	if p.direct {
-		return nil
+		return p.called(s, c, d.Policy)
 	}
 	p.key.Client = c.Peer.Addr()
 	if policy := p.backend.Policy; policy != nil {
 		p.obey(policy, m, now)
-		if p.wait, p.admitted = s.balancer.Allow(&p.backend, c.Peer.Addr()); !p.admitted {
+		var ok bool
+		if p.wait, ok = s.balancer.Allow(&p.backend, c.Peer.Addr()); !ok {
 			return &reason.Error{Reason: reason.RateLimited, Err: fmt.Errorf("by TrafficPolicy %s", policy.Name)}
 		}
 	}
 	if p.admitted = s.balancer.Admit(&p.backend, balance.Requests); !p.admitted {
 		return &reason.Error{Reason: reason.CircuitOpen, Err: fmt.Errorf("by TrafficPolicy %s", p.backend.Policy.Name)}
+	}
+	return nil
+}
+
+// called decides on what goes to the pod's own application, whose policy, if there is
+// one, counts each caller.
+func (p *plan) called(s *Server, c listen.Conn, policy *route.Policy) error {
+	if policy == nil {
+		return nil
+	}
+	application := route.Backend{Service: "called " + policy.Name, Endpoints: []route.Endpoint{{Addr: c.Original}}, Policy: policy}
+	var ok bool
+	if p.wait, ok = s.balancer.Allow(&application, c.Peer.Addr()); !ok {
+		return &reason.Error{Reason: reason.RateLimited, Err: fmt.Errorf("by TrafficPolicy %s, for each caller", policy.Name)}
 	}
 	return nil
 }

@@ -28,6 +28,7 @@ type fakeConfig struct {
 	unready     error
 	own         netip.Addr
 	opaque      uint16
+	inbound     *route.Policy
 	service     netip.AddrPort
 	destination route.Destination
 }
@@ -35,6 +36,9 @@ type fakeConfig struct {
 func (f *fakeConfig) Ready(context.Context) error { return f.unready }
 func (f *fakeConfig) Own(a netip.Addr) bool       { return a == f.own }
 func (f *fakeConfig) Opaque(port uint16) bool     { return port == f.opaque }
+func (f *fakeConfig) Inbound(uint16) *route.Policy {
+	return f.inbound
+}
 func (f *fakeConfig) Destination(_ context.Context, a netip.AddrPort) (route.Destination, error) {
 	if a == f.service {
 		return f.destination, nil
@@ -65,11 +69,17 @@ func newBench(t testing.TB, config *fakeConfig) *bench {
 // conn is a client's connection, and the handling of its other end.
 func (b *bench) conn(t testing.TB, d listen.Direction, original netip.AddrPort) *net.TCPConn {
 	t.Helper()
+	return b.connOf(t, d, netip.AddrFrom4([4]byte{127, 0, 0, 1}), original)
+}
+
+// connOf is conn of a client with that address, as the proxy is told.
+func (b *bench) connOf(t testing.TB, d listen.Direction, caller netip.Addr, original netip.AddrPort) *net.TCPConn {
+	t.Helper()
 	client, accepted := loopback(t)
 	b.handlers.Add(1)
 	go b.handle(context.Background(), listen.Conn{
 		TCPConn: accepted, Direction: d, Original: original, Accepted: time.Now(),
-		Peer: client.LocalAddr().(*net.TCPAddr).AddrPort(),
+		Peer: netip.AddrPortFrom(caller, client.LocalAddr().(*net.TCPAddr).AddrPort().Port()),
 	})
 	return client
 }

@@ -44,6 +44,8 @@ type Config interface {
 	Own(netip.Addr) bool
 	// Opaque reports whether what goes to a port is not to be looked into.
 	Opaque(port uint16) bool
+	// Inbound is the policy that holds for callers of the application's port; nil: none.
+	Inbound(port uint16) *route.Policy
 	// Destination says what an original destination stands for.
 	Destination(context.Context, netip.AddrPort) (route.Destination, error)
 }

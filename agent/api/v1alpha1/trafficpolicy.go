@@ -10,7 +10,8 @@ import (
 // they try again, and how much they send. It is a Direct policy of the Gateway API
 // (GEP-2648): it is about that one Service, wherever it is dialled and from whichever
 // namespace, by itself or as a backend of a route. What a route's own rule says goes
-// before what the policy says. Each client pod's proxy counts by itself.
+// before what the policy says. Each client pod's proxy counts by itself; what
+// rateLimit.perClient says, that of each pod of the Service.
 //
 // Of two policies for one Service the older one is in force, of two of one age that
 // whose name comes first; the other's status says Conflicted.
@@ -85,8 +86,8 @@ type TrafficPolicySpec struct {
 	// +optional
 	Timeouts *Timeouts `json:"timeouts,omitempty"`
 
-	// How many HTTP requests each client pod may send in a time. What is too many is
-	// answered 429, with when to come back. Default: any number.
+	// How many HTTP requests each client may send in a time. What is too many is answered
+	// 429, with when to come back. Default: any number.
 	// +optional
 	RateLimit *RateLimit `json:"rateLimit,omitempty"`
 }
@@ -331,4 +332,13 @@ type RateLimit struct {
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=1000000
 	Burst *int32 `json:"burst,omitempty"`
+
+	// Who counts. false: the proxy of each client pod, what that pod sends to a port of
+	// the Service. true: the proxy of each pod of the Service, what each address sends to
+	// a port of that pod, with a proxy of its own or without. It keeps count of 4096
+	// addresses; for one more it forgets that which asked longest ago. Of several Services
+	// with such a limit for one port of a pod, the oldest policy's is in force. Default:
+	// false.
+	// +optional
+	PerClient *bool `json:"perClient,omitempty"`
 }
