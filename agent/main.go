@@ -253,7 +253,6 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 			return fmt.Errorf("--metrics-address: %w", err)
 		}
 	}
-	changed := make(chan struct{}, 1) // for repairs
 
 	running, stop := context.WithCancel(context.WithoutCancel(stopping))
 	defer stop()
@@ -295,10 +294,6 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 			select {
 			case <-p.view.store.Changed():
 				p.pusher.Changed()
-				select {
-				case changed <- struct{}{}:
-				default:
-				}
 			case <-ctx.Done():
 				return nil
 			}
@@ -317,7 +312,7 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 			if err := p.view.store.WaitUsable(ctx); err != nil {
 				return nil // what should be captured is not known
 			}
-			p.repairs.Run(ctx, changed)
+			p.repairs.Run(ctx, p.view.store.PodsChanged())
 			return nil
 		})
 	}

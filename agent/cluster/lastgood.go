@@ -142,6 +142,7 @@ func (s *Store) fallBack(v view) bool {
 		s.view.policies = v.policies
 		s.reindexPolicies()
 	}
+	s.touchAll()
 	s.wake()
 	s.markUsable()
 	return true

@@ -56,17 +56,24 @@ func (s *Store) wake() {
 func (s *Store) setPod(p compactPod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if set(s.view.pods, podKey(p), p) {
-		s.wake()
-		s.signal()
+	k := podKey(p)
+	old, known := s.view.pods[k]
+	if !set(s.view.pods, k, p) {
+		return
 	}
+	if !known || old.pod.Workload != p.pod.Workload {
+		s.touchAll() // endpoints are called by it
+	}
+	s.wake()
+	s.signalPods()
 }
 
 func (s *Store) dropPod(k key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if drop(s.view.pods, k) {
-		s.signal()
+		s.touchAll()
+		s.signalPods()
 	}
 }
 
@@ -77,7 +84,8 @@ func (s *Store) replacePods(pods map[key]compactPod) {
 	if !same(s.view.pods, pods) {
 		s.view.pods = pods
 		s.wake()
-		s.signal()
+		s.touchAll()
+		s.signalPods()
 	}
 }
 
@@ -86,7 +94,7 @@ func (s *Store) setNamespace(n model.Namespace) {
 	defer s.mu.Unlock()
 	if set(s.view.namespaces, n.Name, n) {
 		s.wake()
-		s.signal()
+		s.signalPods()
 	}
 }
 
@@ -94,7 +102,7 @@ func (s *Store) dropNamespace(k key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if drop(s.view.namespaces, k.name) {
-		s.signal()
+		s.signalPods()
 	}
 }
 
@@ -105,7 +113,7 @@ func (s *Store) replaceNamespaces(namespaces map[string]model.Namespace) {
 	if !same(s.view.namespaces, namespaces) {
 		s.view.namespaces = namespaces
 		s.wake()
-		s.signal()
+		s.signalPods()
 	}
 }
 
@@ -119,6 +127,7 @@ func (s *Store) setService(svc model.Service) {
 	s.unindexService(k)
 	s.view.services[k] = svc
 	s.indexService(k)
+	s.touchService(k)
 	s.signal()
 }
 
@@ -127,6 +136,7 @@ func (s *Store) dropService(k key) {
 	defer s.mu.Unlock()
 	s.unindexService(k)
 	if drop(s.view.services, k) {
+		s.touchAll() // it may have been the backend of any
 		s.signal()
 	}
 }
@@ -140,6 +150,7 @@ func (s *Store) replaceServices(services map[key]model.Service) {
 	}
 	s.view.services = services
 	s.reindexServices()
+	s.touchAll()
 	s.signal()
 }
 
@@ -196,6 +207,7 @@ func (s *Store) replaceSlices(slices map[key]model.EndpointSlice) {
 	}
 	s.view.slices = slices
 	s.reindexSlices()
+	s.touchAll()
 	s.signal()
 }
 
@@ -212,11 +224,13 @@ func (s *Store) indexSlice(k key) {
 		s.byService[svc] = map[key]struct{}{}
 	}
 	s.byService[svc][k] = struct{}{}
+	s.touch(svc)
 }
 
 func (s *Store) unindexSlice(k key) {
 	svc := key{k.namespace, s.view.slices[k].Service}
 	delete(s.byService[svc], k)
+	s.touch(svc)
 	if len(s.byService[svc]) == 0 {
 		delete(s.byService, svc)
 	}
@@ -228,6 +242,7 @@ func (s *Store) setZone(zone string) {
 	defer s.mu.Unlock()
 	if s.view.zone != zone {
 		s.view.zone = zone
+		s.touchAll()
 		s.signal()
 	}
 }
@@ -275,6 +290,7 @@ func (s *Store) replaceRoutes(kind route.Kind, routes map[routeKey]model.Route) 
 	}
 	s.view.routes = all
 	s.reindexRoutes()
+	s.touchAll()
 	s.signal()
 }
 
@@ -292,6 +308,7 @@ func (s *Store) indexRoute(k routeKey) {
 			s.byParent[svc] = map[routeKey]struct{}{}
 		}
 		s.byParent[svc][k] = struct{}{}
+		s.touch(svc)
 	}
 }
 
@@ -299,6 +316,7 @@ func (s *Store) unindexRoute(k routeKey) {
 	for _, p := range s.view.routes[k].Parents {
 		svc := key{p.Namespace, p.Name}
 		delete(s.byParent[svc], k)
+		s.touch(svc)
 		if len(s.byParent[svc]) == 0 {
 			delete(s.byParent, svc)
 		}
@@ -336,6 +354,7 @@ func (s *Store) replacePolicies(policies map[key]model.TrafficPolicy) {
 	}
 	s.view.policies = policies
 	s.reindexPolicies()
+	s.touchAll()
 	s.signal()
 }
 
@@ -352,11 +371,13 @@ func (s *Store) indexPolicy(k key) {
 		s.byTarget[svc] = map[key]struct{}{}
 	}
 	s.byTarget[svc][k] = struct{}{}
+	s.touch(svc)
 }
 
 func (s *Store) unindexPolicy(k key) {
 	svc := key{k.namespace, s.view.policies[k].Service}
 	delete(s.byTarget[svc], k)
+	s.touch(svc)
 	if len(s.byTarget[svc]) == 0 {
 		delete(s.byTarget, svc)
 	}
@@ -375,5 +396,6 @@ func (s *Store) replace(v view) {
 	s.reindexRoutes()
 	s.reindexPolicies()
 	s.wake()
-	s.signal()
+	s.touchAll()
+	s.signalPods()
 }

@@ -66,12 +66,13 @@ type lookupFunc func(ctx context.Context, namespace, name string) (model.Pod, mo
 // Store is the view of the cluster in memory. Its methods are safe for use by
 // many goroutines; it has one source. Use NewStore.
 type Store struct {
-	changed chan struct{} // see Changed
-	synced  chan struct{} // closed by markSynced
-	once    sync.Once
-	usable  chan struct{} // closed by markSynced or fallBack
-	useOnce sync.Once
-	changes atomic.Uint64 // how often signal was called
+	changed   chan struct{} // see Changed
+	podsOther chan struct{} // see PodsChanged
+	synced    chan struct{} // closed by markSynced
+	once      sync.Once
+	usable    chan struct{} // closed by markSynced or fallBack
+	useOnce   sync.Once
+	changes   atomic.Uint64 // how often signal was called
 
 	mu   sync.RWMutex
 	view view
@@ -84,7 +85,8 @@ type Store struct {
 	byService   map[key]map[key]struct{}      // service → its slices
 	byParent    map[key]map[routeKey]struct{} // service → routes that name it
 	byTarget    map[key]map[key]struct{}      // service → policies about it
-	waiters     chan struct{}                 // closed when pods or namespaces change; nil if nobody waits
+	revisions   revisions
+	waiters     chan struct{} // closed when pods or namespaces change; nil if nobody waits
 
 	lookup lookupFunc // nil if there is no API server to ask
 	node   string     // this node's name; empty: there is only one
@@ -96,6 +98,7 @@ type Store struct {
 func NewStore() *Store {
 	return &Store{
 		changed:     make(chan struct{}, 1),
+		podsOther:   make(chan struct{}, 1),
 		synced:      make(chan struct{}),
 		usable:      make(chan struct{}),
 		listed:      map[string]bool{},
@@ -104,12 +107,17 @@ func NewStore() *Store {
 		byService:   map[key]map[key]struct{}{},
 		byParent:    map[key]map[routeKey]struct{}{},
 		byTarget:    map[key]map[key]struct{}{},
+		revisions:   newRevisions(),
 	}
 }
 
 // Changed receives after changes: at least once after the last one, and not once
 // for each. It is for a single consumer.
 func (s *Store) Changed() <-chan struct{} { return s.changed }
+
+// PodsChanged is Changed for changes that concern what is captured: those of pods
+// and namespaces. It too is for a single consumer.
+func (s *Store) PodsChanged() <-chan struct{} { return s.podsOther }
 
 // WaitSynced returns once the source has delivered its first full view. Its only
 // error is ctx's.
@@ -150,13 +158,23 @@ func (s *Store) markSynced() {
 
 func (s *Store) markUsable() {
 	s.useOnce.Do(func() { close(s.usable) })
-	s.signal()
+	s.signalPods()
 }
 
 func (s *Store) signal() {
 	s.changes.Add(1)
+	notify(s.changed)
+}
+
+// signalPods is signal for a change of pods or namespaces.
+func (s *Store) signalPods() {
+	s.signal()
+	notify(s.podsOther)
+}
+
+func notify(c chan<- struct{}) {
 	select {
-	case s.changed <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

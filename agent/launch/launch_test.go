@@ -83,6 +83,7 @@ func (nobody) Rejected(string)                           {}
 type nowhere struct{}
 
 func (nowhere) Destination(netip.AddrPort, string) route.Destination { return route.Destination{} }
+func (nowhere) Inbound([]netip.Addr) map[uint16]*route.Policy        { return nil }
 
 func newNode(t *testing.T) *node {
 	if os.Geteuid() != 0 {

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"iter"
 	"time"
 
 	"github.com/weirmesh/weir/proxy/route"
@@ -21,6 +22,35 @@ func (r Route) ID() string { return r.Namespace + "/" + r.Name }
 
 // FullName is "HTTPRoute/namespace/name".
 func (r Route) FullName() string { return KindName(r.Kind) + "/" + r.ID() }
+
+// Targets are what its backends and mirrors name, each as often as it is named.
+func (r Route) Targets() iter.Seq[Target] {
+	return func(yield func(Target) bool) {
+		for _, rule := range r.Rules {
+			if !rule.Filters.targets(yield) {
+				return
+			}
+			for _, b := range rule.Backends {
+				if !yield(b.Target) || !b.Filters.targets(yield) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// targets yields what the mirrors name, and reports whether more is wanted.
+func (f *RouteFilters) targets(yield func(Target) bool) bool {
+	if f == nil {
+		return true
+	}
+	for _, m := range f.Mirrors {
+		if !yield(m.Target) {
+			return false
+		}
+	}
+	return true
+}
 
 // KindName is the name of a kind of routes in the Gateway API.
 func KindName(k route.Kind) string {

@@ -3,8 +3,8 @@
 // down, versioned and only those it subscribed to; acknowledgements, access log
 // records and metrics come up.
 //
-// A change of the cluster wakes every session; each computes its own resources
-// again and sends those whose version differs. Changes that come while an update
+// A change of the cluster wakes every session; each computes those of its resources
+// again that may be others now, and sends those whose version differs. Changes that come while an update
 // is on its way are sent together after it: coalesced, never delayed.
 //
 // What a destination is, is decided elsewhere (agent/decide, through View).
@@ -38,6 +38,8 @@ type View interface {
 	// Inbound is what holds for callers of a pod with these addresses, by the port that
 	// they reach.
 	Inbound(addrs []netip.Addr) map[uint16]*route.Policy
+	// Revision is another whenever Destination may be another, and never 0.
+	Revision(addr netip.AddrPort) uint64
 }
 
 // Metrics is what is counted of sessions, and in them.
@@ -119,7 +121,7 @@ func (p *Pusher) stream(ctx context.Context, i *launch.Instance, client proxypb.
 		instance: i,
 		stream:   stream,
 		woken:    make(chan struct{}, 1),
-		held:     map[string]string{},
+		held:     map[string]held{},
 		refused:  map[string]string{},
 	}
 	p.add(s)
@@ -151,6 +153,15 @@ func (p *Pusher) remove(s *session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.sessions, s)
+}
+
+// revision is another whenever resource may be another; 0: that is not known.
+func (p *Pusher) revision(name string) uint64 {
+	addr, err := proxypb.ParseDestinationName(name)
+	if err != nil {
+		return 0
+	}
+	return p.View.Revision(addr)
 }
 
 // resource computes one resource as it is now. An unknown name gives nil.

@@ -31,8 +31,16 @@ var (
 
 // fakeView is a cluster of one Service at a time.
 type fakeView struct {
-	mu   sync.Mutex
-	dest map[netip.AddrPort]route.Destination
+	mu       sync.Mutex
+	dest     map[netip.AddrPort]route.Destination
+	revision uint64
+	computed int // how often Destination was called
+}
+
+func (v *fakeView) Revision(netip.AddrPort) uint64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.revision + 1
 }
 
 // Inbound implements View: whoever is asked about, port 8080 has a limit.
@@ -46,6 +54,7 @@ func (v *fakeView) Inbound(addrs []netip.Addr) map[uint16]*route.Policy {
 func (v *fakeView) Destination(addr netip.AddrPort, _ string) route.Destination {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.computed++
 	return v.dest[addr]
 }
 
@@ -53,6 +62,7 @@ func (v *fakeView) set(addr netip.AddrPort, d route.Destination) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.dest[addr] = d
+	v.revision++
 }
 
 // fakeProxy serves the control API and leaves the talking to the test.
@@ -305,6 +315,23 @@ func TestADestinationIsSentWhenSubscribedAndAgainOnlyWhenItChanged(t *testing.T)
 	u = p.update()
 	if got := u.GetResources()[0].GetDestination().GetEndpoints()[0].GetAddress(); got != endpoint.String() {
 		t.Errorf("endpoint %q", got)
+	}
+}
+
+func TestADestinationIsComputedAgainOnlyIfItMayBeAnother(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	p.subscribe(map[string]string{proxypb.DestinationName(service): ""})
+	p.ack(p.update())
+	for range 5 {
+		s.pusher.Changed() // of something else
+		p.silent("nothing changed")
+	}
+	s.view.mu.Lock()
+	defer s.view.mu.Unlock()
+	if s.view.computed != 1 {
+		t.Errorf("computed %d times", s.view.computed)
 	}
 }
 

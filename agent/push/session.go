@@ -27,13 +27,19 @@ type session struct {
 	woken    chan struct{} // buffered: something may differ
 
 	mu      sync.Mutex
-	held    map[string]string // subscribed name → version the proxy holds, "" for none
+	held    map[string]held   // by subscribed name
 	refused map[string]string // name → version the proxy refused; not sent again
 	pending *proxypb.Update   // sent, not answered
 	nonce   uint64
 	since   time.Time // the first change that was not looked at; zero: there is none
 	began   time.Time // that of pending; zero: it is not for a change
 	counted uint64    // the number of metrics to acknowledge; 0: none
+}
+
+// held is a resource as the proxy has it.
+type held struct {
+	version string // "" for none
+	looked  uint64 // the revision in which it was last compared to version; 0: it was not
 }
 
 // changed says that the view is another since then.
@@ -95,12 +101,17 @@ func (s *session) next() *proxypb.Update {
 	since := s.since
 	s.since = time.Time{}
 	update := &proxypb.Update{}
-	for name, held := range s.held {
+	for name, h := range s.held {
+		revision := s.pusher.revision(name) // before it is computed: it may change meanwhile
+		if revision != 0 && revision == h.looked {
+			continue
+		}
+		s.held[name] = held{h.version, revision}
 		r := s.pusher.resource(s.instance, name)
 		switch {
 		case r == nil:
 			update.Removed = append(update.Removed, name)
-		case r.GetVersion() != held && r.GetVersion() != s.refused[name]:
+		case r.GetVersion() != h.version && r.GetVersion() != s.refused[name]:
 			update.Resources = append(update.Resources, r)
 		}
 	}
@@ -175,7 +186,7 @@ func (s *session) subscribe(m *proxypb.Subscribe) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for name, version := range m.GetVersions() {
-		s.held[name] = version
+		s.held[name] = held{version: version}
 	}
 	if v := m.GetVersions()[proxypb.ProxyResource]; v != "" {
 		// An adopted proxy: it took its first config from an agent before us.
@@ -220,8 +231,8 @@ func (s *session) answered(nonce uint64, cause string) {
 			s.pusher.Metrics.Converged(kind, time.Since(s.began))
 		}
 		delete(s.refused, name)
-		if _, subscribed := s.held[name]; subscribed {
-			s.held[name] = r.GetVersion()
+		if h, subscribed := s.held[name]; subscribed {
+			s.held[name] = held{r.GetVersion(), h.looked}
 		}
 		if name == proxypb.ProxyResource {
 			s.instance.Acknowledged()

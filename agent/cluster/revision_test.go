@@ -1,0 +1,150 @@
+package cluster
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// few is a small world, in which random changes often meet.
+const few = 3
+
+func fewAddress(i int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 96, 0, byte(i)}), 80)
+}
+
+func fewName(i int) string { return fmt.Sprintf("s%d", i) }
+
+// disturb makes one random change.
+func disturb(s *Store, random *rand.Rand) {
+	pick := func() int { return random.IntN(few) }
+	service, other := fewName(pick()), fewName(pick())
+	shop := key{"shop", service}
+	target := model.Target{Namespace: "shop", Name: other, Port: 80}
+	switch random.IntN(13) {
+	case 0, 1:
+		s.setService(model.Service{Namespace: "shop", Name: service, Local: pick() == 0, ClusterIPs: []netip.Addr{fewAddress(pick()).Addr()},
+			Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}})
+	case 2:
+		s.dropService(shop)
+	case 3, 4:
+		s.setSlice(model.EndpointSlice{Namespace: "shop", Name: service, Service: other, Ports: []model.EndpointPort{{Port: 80, Protocol: model.TCP}},
+			Endpoints: []model.Endpoint{{Address: fewAddress(pick()).Addr(), Ready: true, Pod: "shop/" + fewName(pick())}}})
+	case 5:
+		s.dropSlice(shop)
+	case 6, 7:
+		rule := model.RouteRule{Backends: []model.BackendRef{{Target: target, Weight: 1}}}
+		if pick() == 0 {
+			rule = model.RouteRule{Filters: &model.RouteFilters{Mirrors: []model.RouteMirror{{Target: target, Numerator: 1, Denominator: 1}}}}
+		}
+		s.setRoute(model.Route{Kind: route.HTTPRoute, Namespace: "shop", Name: service, Rules: []model.RouteRule{rule},
+			Parents: []model.ParentRef{{Namespace: "shop", Name: fewName(pick())}}})
+	case 8:
+		s.dropRoute(routeKey{route.HTTPRoute, shop})
+	case 9:
+		s.setPolicy(model.TrafficPolicy{Namespace: "shop", Name: service, Service: other, Policy: route.Policy{Affinity: time.Duration(pick())}})
+	case 10:
+		s.dropPolicy(shop)
+	case 11:
+		s.setPod(compact(model.Pod{Namespace: "shop", Name: service, Workload: other}))
+	case 12:
+		s.dropPod(shop)
+	}
+}
+
+// TestADestinationOfTheSameRevisionIsTheSame: whatever changes, one that has become
+// another has another revision.
+func TestADestinationOfTheSameRevisionIsTheSame(t *testing.T) {
+	s, random := NewStore(), rand.New(rand.NewPCG(1, 2))
+	type seen struct {
+		revision    uint64
+		destination route.Destination
+	}
+	var last [few]seen
+	others, kept := 0, 0
+	for range 5_000 {
+		disturb(s, random)
+		for i := range last {
+			now := seen{s.Revision(fewAddress(i)), s.Destination(fewAddress(i), "shop")}
+			switch diff := cmp.Diff(last[i].destination, now.destination, netipValues); {
+			case diff != "" && now.revision == last[i].revision:
+				t.Fatalf("revision %d is of two destinations:\n%s", now.revision, diff)
+			case diff != "":
+				others++
+			case now.revision == last[i].revision:
+				kept++
+			}
+			last[i] = now
+		}
+	}
+	t.Logf("%d times a destination was another, %d times its revision said it was not", others, kept)
+	if others < 500 || kept < 500 {
+		t.Error("the test looks at too little")
+	}
+}
+
+// TestOtherServicesLeaveARevision: or every proxy would look at all it has after
+// every change there is.
+func TestOtherServicesLeaveARevision(t *testing.T) {
+	s := NewStore()
+	set := func(name string, ip int) {
+		s.setService(model.Service{Namespace: "shop", Name: name, ClusterIPs: []netip.Addr{fewAddress(ip).Addr()}})
+	}
+	set("back", 1)
+	set("canary", 2)
+	s.setRoute(model.Route{Kind: route.HTTPRoute, Namespace: "shop", Name: "back", Parents: []model.ParentRef{{Namespace: "shop", Name: "back"}},
+		Rules: []model.RouteRule{{Backends: []model.BackendRef{{Target: model.Target{Namespace: "shop", Name: "canary"}}}}}})
+	before := s.Revision(fewAddress(1))
+	set("other", 3)
+	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "other-x", Service: "other"})
+	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "nobody-x", Service: "nobody"})
+	s.setRoute(model.Route{Kind: route.HTTPRoute, Namespace: "shop", Name: "other", Parents: []model.ParentRef{{Namespace: "shop", Name: "other"}}})
+	s.setPolicy(model.TrafficPolicy{Namespace: "shop", Name: "other", Service: "other"})
+	s.setNamespace(model.Namespace{Name: "shop"})
+	if s.Revision(fewAddress(1)) != before {
+		t.Error("what is about another Service changed it")
+	}
+	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "canary-x", Service: "canary"})
+	if s.Revision(fewAddress(1)) == before {
+		t.Error("a slice of its route's backend did not change it")
+	}
+}
+
+// TestOnlyPodsAndNamespacesConcernCapture: rules in all pods' namespaces are compared
+// when it may be others that are captured, not when an endpoint comes.
+func TestOnlyPodsAndNamespacesConcernCapture(t *testing.T) {
+	s := NewStore()
+	told := func() bool {
+		select {
+		case <-s.PodsChanged():
+			return true
+		default:
+			return false
+		}
+	}
+	for _, change := range []struct {
+		name string
+		make func()
+		want bool
+	}{
+		{"a Service", func() { s.setService(model.Service{Namespace: "shop", Name: "back"}) }, false},
+		{"a slice", func() { s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back"}) }, false},
+		{"a pod", func() { s.setPod(compact(model.Pod{Namespace: "shop", Name: "front"})) }, true},
+		{"the same pod", func() { s.setPod(compact(model.Pod{Namespace: "shop", Name: "front"})) }, false},
+		{"a namespace", func() { s.setNamespace(model.Namespace{Name: "shop"}) }, true},
+		{"a pod that goes", func() { s.dropPod(key{"shop", "front"}) }, true},
+		{"the first full view", s.markSynced, true},
+	} {
+		change.make()
+		if got := told(); got != change.want {
+			t.Errorf("%s: told %v", change.name, got)
+		}
+	}
+}
