@@ -78,6 +78,10 @@ bench-add: ## what a pod's ADD costs, beside iptables by exec and by restore; ne
 bench-dataplane: ## requests and bytes through a pair of proxies, beside nginx, HAProxy and ReverseProxy; needs root
 	@$(GO) run ./tests/bench dataplane $(BENCH_FLAGS)
 
+.PHONY: bench-config
+bench-config: ## how soon a change in a real API server is every proxy's, and the memory for it; needs root and cluster-build
+	@$(GO) run ./tests/bench config $(BENCH_FLAGS)
+
 # ---- testing: `make test` runs these as stages, see .ci/test
 
 .PHONY: test

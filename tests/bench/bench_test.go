@@ -2,13 +2,16 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/weirmesh/weir/tests/bench/report"
+	"github.com/weirmesh/weir/tests/cluster"
 )
 
 // smoke runs a benchmark for a moment and returns what it writes, and prints.
@@ -72,6 +75,30 @@ func TestTheBenchmarkOfADDRuns(t *testing.T) {
 		if s.Name != want[i] || len(s.Samples) != smokeRuns || !strings.Contains(out, s.Name) {
 			t.Errorf("series %d is %q with %d samples", i, s.Name, len(s.Samples))
 		}
+	}
+}
+
+// TestTheBenchmarkOfConfigurationRuns: every proxy has a sample of every change.
+func TestTheBenchmarkOfConfigurationRuns(t *testing.T) {
+	if _, err := cluster.FindBinaries(""); err != nil {
+		t.Skip(err)
+	}
+	r, _ := smoke(t, "config")
+	want := map[string]int{
+		nameSlices: smokeRuns * smokeChanges, nameRoutes: smokeRuns * smokeChanges,
+		nameStormSlices: smokeRuns * smokeChanges, nameStormRoutes: smokeRuns * smokeChanges,
+		nameAgentCPURest: 2 * smokeChanges, nameAgentCPU: 1, nameAgentPeak: 1, nameGrownRSS: 1,
+		nameProxy(used, smokeServices): 1, nameProxy(used, smokeGrown): 1, nameProxy(smokeGrown, smokeGrown): 1,
+	}
+	for _, s := range r.Series {
+		n, fixed := want[s.Name]
+		if fixed && len(s.Samples) != n || len(s.Samples) == 0 {
+			t.Errorf("%s has %d samples", s.Name, len(s.Samples))
+		}
+		delete(want, s.Name)
+	}
+	if len(want) > 0 {
+		t.Errorf("there is none of %v", slices.Collect(maps.Keys(want)))
 	}
 }
 

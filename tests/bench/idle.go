@@ -90,7 +90,7 @@ func (b *addBench) idle(ctx context.Context, n int) ([]report.Series, error) {
 		}
 		pods, open = append(pods, p), append(open, conns...)
 	}
-	busy, err := b.memory(nameOpen, pods)
+	busy, err := proxyMemory(b.node, nameOpen, pods)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func (b *addBench) idle(ctx context.Context, n int) ([]report.Series, error) {
 	if err := b.records.checkServices(n * destinations); err != nil {
 		return nil, err
 	}
-	quiet, err := b.memory(nameIdle, pods)
+	quiet, err := proxyMemory(b.node, nameIdle, pods)
 	if err != nil {
 		return nil, err
 	}
@@ -159,11 +159,11 @@ func echo(l net.Listener) {
 	}
 }
 
-// memory measures the pods' proxies.
-func (b *addBench) memory(name string, pods []*pod.Pod) (report.Series, error) {
+// proxyMemory measures the proxies of pods.
+func proxyMemory(node *pod.Node, name string, pods []*pod.Pod) (report.Series, error) {
 	s := report.Series{Name: name, Unit: "MB"}
 	for _, p := range pods {
-		pids, err := b.node.CgroupPIDs(p.ContainerID)
+		pids, err := node.CgroupPIDs(p.ContainerID)
 		if err != nil {
 			return s, err
 		}

@@ -50,13 +50,21 @@ func applyRules(rules capture.Ruleset) (cost, error) {
 
 // pss is a process's proportional share of the memory it has resident, in MB
 // (10⁶ bytes): shared pages count by the number of processes that share them.
-func pss(pid int) (float64, error) {
-	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+func pss(pid int) (float64, error) { return memoryOf(pid, "smaps_rollup", "Pss:") }
+
+// rss is all memory that a process has resident, in MB, with its program's text;
+// peakRSS is the most it has ever been.
+func rss(pid int) (float64, error)     { return memoryOf(pid, "status", "VmRSS:") }
+func peakRSS(pid int) (float64, error) { return memoryOf(pid, "status", "VmHWM:") }
+
+// memoryOf reads a line of a file in /proc/PID.
+func memoryOf(pid int, file, name string) (float64, error) {
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
 	if err != nil {
 		return 0, fmt.Errorf("memory: %w", err)
 	}
 	for line := range strings.Lines(string(content)) {
-		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == "Pss:" {
+		if fields := strings.Fields(line); len(fields) == 3 && fields[0] == name {
 			kib, err := strconv.ParseFloat(fields[1], 64)
 			if err != nil {
 				return 0, fmt.Errorf("memory: %w", err)
@@ -64,5 +72,5 @@ func pss(pid int) (float64, error) {
 			return kib * 1024 / 1e6, nil
 		}
 	}
-	return 0, fmt.Errorf("memory: no Pss in smaps_rollup of %d", pid)
+	return 0, fmt.Errorf("memory: no %s in %s of %d", name, file, pid)
 }

@@ -18,7 +18,7 @@ import (
 
 // benchmarks are all there are, by name.
 var benchmarks = map[string]func(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error){
-	"add": runAdd, "dataplane": runDataplane,
+	"add": runAdd, "dataplane": runDataplane, "config": runConfig,
 }
 
 const usage = `bench measures what Weir costs. It prints Markdown, and with OUT=folder in the
@@ -26,6 +26,7 @@ environment writes JSON with all samples.
 
   bench add [flags]   what capture adds to the making of a pod; what a proxy takes
   bench dataplane [flags]   what requests cost, beside nginx, HAProxy and ReverseProxy
+  bench config [flags]   how soon a change in the API server is every proxy's, and what memory that takes
 
 `
 

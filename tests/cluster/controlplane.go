@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
-	"strconv"
 )
 
 // The control plane runs on the fabric. The API server is at one address for
@@ -70,34 +69,17 @@ func (c *Cluster) pki(name string) string { return filepath.Join(c.path("pki"), 
 // startEtcd keeps its data in the fabric's /run, a tmpfs: nothing here is to
 // survive, and no disk is to be waited for.
 func (c *Cluster) startEtcd() error {
-	return c.Fabric.start(c.Fabric.process("etcd", "/usr/bin/etcd",
-		"--name=default", "--data-dir=/run/etcd",
-		"--listen-client-urls=http://127.0.0.1:2379", "--advertise-client-urls=http://127.0.0.1:2379",
-		"--listen-peer-urls=http://127.0.0.1:2380", "--initial-advertise-peer-urls=http://127.0.0.1:2380",
-		"--initial-cluster=default=http://127.0.0.1:2380",
-		"--logger=zap", "--log-outputs=stderr",
-	))
+	return c.Fabric.start(c.Fabric.process("etcd", etcdArgs("/run/etcd")...))
 }
 
 func (c *Cluster) startAPIServer() error {
-	return c.Fabric.start(c.Fabric.process("kube-apiserver", filepath.Join(c.binaries.Kubernetes, "kube-apiserver"),
-		"--etcd-servers=http://127.0.0.1:2379",
-		"--advertise-address="+c.net.fabric()[0].String(),
-		"--secure-port="+strconv.Itoa(apiPort),
-		"--service-cluster-ip-range="+c.net.services.String(),
-		"--allow-privileged=true",
-		"--authorization-mode=Node,RBAC",
-		"--enable-admission-plugins=NodeRestriction",
-		"--client-ca-file="+c.pki("ca.crt"),
-		"--tls-cert-file="+c.pki("apiserver.crt"), "--tls-private-key-file="+c.pki("apiserver.key"),
-		"--cert-dir=/run/kubernetes",
+	args := append([]string{filepath.Join(c.binaries.Kubernetes, "kube-apiserver")},
+		apiServerArgs(c.path("pki"), "/run/kubernetes", c.net.fabric()[0], c.net.services)...)
+	return c.Fabric.start(c.Fabric.process("kube-apiserver", append(args,
 		"--kubelet-certificate-authority="+c.pki("ca.crt"),
 		"--kubelet-client-certificate="+c.pki("apiserver-kubelet.crt"), "--kubelet-client-key="+c.pki("apiserver-kubelet.key"),
 		"--kubelet-preferred-address-types=InternalIP",
-		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-		"--service-account-key-file="+c.pki("sa.pub"), "--service-account-signing-key-file="+c.pki("sa.key"),
-		"--profiling=false",
-	))
+	)...))
 }
 
 // startControllers starts the controller manager and the scheduler. Neither
