@@ -17,6 +17,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -176,7 +177,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer proxies.Close()
-	metrics = telemetry.NewMetrics(version, view.store, func() map[string]int { return podStates(proxies.List()) })
+	metrics = telemetry.NewMetrics(version, view.store, func() map[string]int { return podStates(proxies.List()) }, pusher.Versions)
 	pusher.Metrics = metrics // there is no session yet
 	// What the node cannot do is settled before the first pod, for all of them.
 	view.options.KeepClientAddress, err = proxies.TestNode(ctx, view.options.KeepClientAddress)
@@ -317,7 +318,10 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 		})
 	}
 	if metricsListener != nil {
-		group.Go(func() error { return p.metrics.Serve(ctx, metricsListener) })
+		mux := http.NewServeMux()
+		mux.Handle("/metrics", p.metrics.Handler())
+		mux.HandleFunc("GET "+push.ProgrammedPath, p.pusher.ServeProgrammed)
+		group.Go(func() error { return telemetry.Serve(ctx, metricsListener, mux) })
 	}
 	err := group.Wait()
 	if errors.Is(err, context.Canceled) {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +37,9 @@ const (
 	lastWords = time.Second
 )
 
+// version is set by the linker.
+var version = "dev"
+
 const usage = `weir-proxy is the sidecar proxy of one pod. It is started by weir-agent, which
 hands it its sockets; it does nothing by hand.
 
@@ -48,7 +50,7 @@ func main() { os.Exit(run(os.Args, os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 2 && args[1] == "--version" {
-		fmt.Fprintln(stdout, "weir-proxy", version())
+		fmt.Fprintln(stdout, "weir-proxy", version)
 		return 0
 	}
 	staged := len(args) > 1 && args[1] == jail.ServeArg
@@ -112,6 +114,7 @@ func serve(args []string) error {
 		Store:    store,
 		Records:  records,
 		Meter:    meter,
+		Version:  version,
 		Handover: func(fd int) error { return jail.SendListening(fd, launch.Listeners) },
 	}
 	// The control socket is served until the last connection is reported.
@@ -170,19 +173,4 @@ func maxConnections() int {
 		return reserved
 	}
 	return int(min(limit.Cur-reserved, 1<<20) / 2)
-}
-
-// version is what the Go toolchain stamped into this program.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	v := info.Main.Version
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" && (v == "" || v == "(devel)") {
-			v = s.Value
-		}
-	}
-	return v + " " + info.GoVersion
 }

@@ -76,7 +76,7 @@ func serveWith(t *testing.T, options decide.Options) (attachpb.AttachClient, *la
 		Proxies: manager,
 		Version: "test",
 		Release: func(context.Context) (int, error) { return 2, nil },
-		Metrics: telemetry.NewMetrics("test", nil, func() map[string]int { return nil }),
+		Metrics: telemetry.NewMetrics("test", nil, func() map[string]int { return nil }, func() map[string]int { return nil }),
 		Event:   func(pod model.Pod, _, reason, _ string) { events = append(events, pod.Name+" "+reason) },
 		Log:     log,
 	}

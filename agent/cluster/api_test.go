@@ -114,7 +114,7 @@ func TestAnAPIServerIsFollowed(t *testing.T) {
 		for _, w := range want {
 			d.Endpoints = append(d.Endpoints, route.Endpoint{Addr: netip.MustParseAddrPort(w)})
 		}
-		return func() bool { return cmp.Equal(d, s.Destination(dial, "shop"), netipValues) }
+		return func() bool { return cmp.Equal(d, told(s, dial), netipValues) }
 	}
 	eventually(t, "one endpoint", endpoints("10.0.0.1:8080"))
 	check(t)(client.DiscoveryV1().EndpointSlices("shop").Update(ctx, apiSlice("10.0.0.1", "10.0.0.2"), metav1.UpdateOptions{}))
@@ -122,7 +122,7 @@ func TestAnAPIServerIsFollowed(t *testing.T) {
 	if err := client.CoreV1().Services("shop").Delete(ctx, "back", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "no Service", func() bool { return s.Destination(dial, "shop").Service == "" })
+	eventually(t, "no Service", func() bool { return told(s, dial).Service == "" })
 
 	check(t)(client.CoreV1().Pods("shop").Create(ctx, apiPod("back", "u-2", "enabled"), metav1.CreateOptions{}))
 	if _, _, err := s.WaitPod(ctx, "shop", "back", "u-2"); err != nil {
@@ -192,7 +192,7 @@ func TestAnObjectThatDoesNotReadIsLeftOut(t *testing.T) {
 	bad := apiService()
 	bad.Name, bad.Spec.ClusterIPs = "bad", []string{"x"}
 	s, log := runAPI(t, fake.NewClientset(apiService(), bad))
-	if got := s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop").Service; got != "shop/back" {
+	if got := told(s, netip.MustParseAddrPort("10.96.0.7:80")).Service; got != "shop/back" {
 		t.Errorf("the good one is left out too: %q", got)
 	}
 	if want := `msg="object left out" kind=services namespace=shop name=bad error="spec.clusterIPs[0]: ParseAddr`; !strings.Contains(log.String(), want) {

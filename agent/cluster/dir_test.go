@@ -146,7 +146,7 @@ func TestADirectoryIsACluster(t *testing.T) {
 	destination := route.Destination{Service: "shop/back", Protocol: route.HTTP, Endpoints: []route.Endpoint{
 		{Addr: netip.MustParseAddrPort("10.0.0.1:8080"), Pod: "shop/back-1", Workload: "shop/back-1"},
 	}}
-	if diff := cmp.Diff(destination, s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop"), netipValues); diff != "" {
+	if diff := cmp.Diff(destination, told(s, netip.MustParseAddrPort("10.96.0.7:80")), netipValues); diff != "" {
 		t.Errorf("destination: -want +got:\n%s", diff)
 	}
 }

@@ -76,7 +76,7 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 		if err := first.WaitSynced(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		want := first.Destination(dial, "shop")
+		want := told(first, dial)
 		synctest.Wait() // it has seen that it is synced
 		stop()
 
@@ -91,7 +91,7 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 		if took := time.Since(began); took > 5*time.Second || second.Synced() {
 			t.Errorf("usable after %s, synced %v", took, second.Synced())
 		}
-		if diff := cmp.Diff(want, second.Destination(dial, "shop"), netipValues); diff != "" || len(want.Endpoints) != 2 {
+		if diff := cmp.Diff(want, told(second, dial), netipValues); diff != "" || len(want.Endpoints) != 2 {
 			t.Errorf("the destination (-before +after):\n%s", diff)
 		}
 		synctest.Wait() // it is usable before that is said
@@ -115,7 +115,7 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 		if err := second.WaitSynced(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := second.Destination(dial, "shop").Endpoints; len(got) != 1 || got[0].Addr.String() != "10.0.0.3:8080" {
+		if got := told(second, dial).Endpoints; len(got) != 1 || got[0].Addr.String() != "10.0.0.3:8080" {
 			t.Errorf("endpoints %v", got)
 		}
 	})

@@ -31,7 +31,7 @@ func apiPolicy(name string, percent int32) *v1alpha1.TrafficPolicy {
 
 // budget is that of the policy in force, 0 without any.
 func budget(s *Store) uint32 {
-	d := s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop")
+	d := told(s, netip.MustParseAddrPort("10.96.0.7:80"))
 	if d.Policy == nil {
 		return 0
 	}

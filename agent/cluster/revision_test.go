@@ -72,7 +72,7 @@ func TestADestinationOfTheSameRevisionIsTheSame(t *testing.T) {
 	for range 5_000 {
 		disturb(s, random)
 		for i := range last {
-			now := seen{s.Revision(fewAddress(i)), s.Destination(fewAddress(i), "shop")}
+			now := seen{s.Revision(fewAddress(i)), told(s, fewAddress(i))}
 			switch diff := cmp.Diff(last[i].destination, now.destination, netipValues); {
 			case diff != "" && now.revision == last[i].revision:
 				t.Fatalf("revision %d is of two destinations:\n%s", now.revision, diff)
@@ -121,7 +121,7 @@ func TestOtherServicesLeaveARevision(t *testing.T) {
 // when it may be others that are captured, not when an endpoint comes.
 func TestOnlyPodsAndNamespacesConcernCapture(t *testing.T) {
 	s := NewStore()
-	told := func() bool {
+	signalled := func() bool {
 		select {
 		case <-s.PodsChanged():
 			return true
@@ -143,8 +143,8 @@ func TestOnlyPodsAndNamespacesConcernCapture(t *testing.T) {
 		{"the first full view", s.markSynced, true},
 	} {
 		change.make()
-		if got := told(); got != change.want {
-			t.Errorf("%s: told %v", change.name, got)
+		if got := signalled(); got != change.want {
+			t.Errorf("%s: signalled %v", change.name, got)
 		}
 	}
 }

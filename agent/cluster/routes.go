@@ -101,7 +101,9 @@ func tcpRoute(o Object, spec gatewayv1.CommonRouteSpec, rules []gatewayv1.TCPRou
 
 // newRoute is a route without its rules.
 func newRoute(k route.Kind, o Object, spec gatewayv1.CommonRouteSpec) model.Route {
-	out := model.Route{Kind: k, Namespace: shared(o.GetNamespace()), Name: o.GetName(), Created: o.GetCreationTimestamp().UTC()}
+	out := model.Route{
+		Kind: k, Namespace: shared(o.GetNamespace()), Name: o.GetName(), Created: o.GetCreationTimestamp().UTC(), Generation: o.GetGeneration(),
+	}
 	for _, p := range spec.ParentRefs {
 		if IsServiceParent(p) {
 			out.Parents = append(out.Parents, model.ParentRef{

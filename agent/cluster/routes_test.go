@@ -87,7 +87,7 @@ func apiRoute(name string) *gatewayv1.HTTPRoute {
 
 // kindOf is the kind of what governs the Service, 0 without any.
 func kindOf(s *Store) route.Kind {
-	d := s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop")
+	d := told(s, netip.MustParseAddrPort("10.96.0.7:80"))
 	if d.Routes == nil {
 		return 0
 	}
@@ -99,7 +99,7 @@ func TestRoutesAreFollowed(t *testing.T) {
 	routes.install(all...)
 	s, _ := runGatewayAPI(t, fake.NewClientset(apiService(), apiSlice("10.0.0.1")), routes)
 	dial := netip.MustParseAddrPort("10.96.0.7:80")
-	d := s.Destination(dial, "shop")
+	d := told(s, dial)
 	if d.Routes == nil || len(d.Routes.Rules) != 1 || d.Routes.Rules[0].Route != "HTTPRoute/shop/canary" {
 		t.Fatalf("once the store is complete, routes are there: %+v", d.Routes)
 	}
@@ -128,6 +128,34 @@ func TestRoutesAreFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "no route", func() bool { return kindOf(s) == 0 })
+}
+
+// TestADestinationNamesItsRoutes: those that govern it for a client, in the generation
+// that they are in.
+func TestADestinationNamesItsRoutes(t *testing.T) {
+	s := NewStore()
+	set := func(kind route.Kind, namespace, name string, generation int64) {
+		s.setRoute(model.Route{Kind: kind, Namespace: namespace, Name: name, Generation: generation, Rules: []model.RouteRule{{}},
+			Parents: []model.ParentRef{{Namespace: "shop", Name: "back"}}})
+	}
+	s.setService(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")},
+		Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}})
+	set(route.HTTPRoute, "shop", "back", 3)
+	set(route.TCPRoute, "shop", "loser", 1)
+	set(route.HTTPRoute, "test", "ours", 7)
+	for client, want := range map[string]model.Governing{
+		"shop": {Route: "HTTPRoute/shop/back", Generation: 3},
+		"test": {Route: "HTTPRoute/test/ours", Generation: 7},
+	} {
+		_, got := s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), client)
+		if diff := cmp.Diff([]model.Governing{want}, got); diff != "" {
+			t.Errorf("to clients in %s: %s", client, diff)
+		}
+	}
+	want := map[string]int64{"HTTPRoute/shop/back": 3, "TCPRoute/shop/loser": 1, "HTTPRoute/test/ours": 7}
+	if diff := cmp.Diff(want, s.Routes()); diff != "" {
+		t.Errorf("all routes: %s", diff)
+	}
 }
 
 func TestCRDsMayComeAndGo(t *testing.T) {
@@ -191,8 +219,8 @@ func TestTheZoneIsThisNodes(t *testing.T) {
 	node.Labels = map[string]string{corev1.LabelTopologyZone: "b"}
 	client := fake.NewClientset(apiService(), slice, node)
 	s, _ := runAPI(t, client)
-	endpoints := func() int { return len(s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop").Endpoints) }
-	if d := s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop"); len(d.Endpoints) != 1 || d.Endpoints[0].Addr.String() != "10.0.0.2:8080" {
+	endpoints := func() int { return len(told(s, netip.MustParseAddrPort("10.96.0.7:80")).Endpoints) }
+	if d := told(s, netip.MustParseAddrPort("10.96.0.7:80")); len(d.Endpoints) != 1 || d.Endpoints[0].Addr.String() != "10.0.0.2:8080" {
 		t.Errorf("got %v", d.Endpoints)
 	}
 	node = node.DeepCopy()

@@ -205,8 +205,8 @@ func (s *Store) Namespace(name string) model.Namespace {
 // Destination says what a connection to addr stands for, from a pod of this node
 // in a namespace: the ready endpoints of a Service, the routes that govern it and the
 // policy about it, if addr is a TCP port at one of its ClusterIPs, else the zero
-// Destination.
-func (s *Store) Destination(addr netip.AddrPort, clientNamespace string) route.Destination {
+// Destination. Beside it is which routes these are.
+func (s *Store) Destination(addr netip.AddrPort, clientNamespace string) (route.Destination, []model.Governing) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.destination(addr, clientNamespace)
@@ -221,10 +221,10 @@ func (s *Store) Inbound(addrs []netip.Addr) map[uint16]*route.Policy {
 }
 
 // destination is Destination; the caller holds mu.
-func (s *Store) destination(addr netip.AddrPort, clientNamespace string) route.Destination {
+func (s *Store) destination(addr netip.AddrPort, clientNamespace string) (route.Destination, []model.Governing) {
 	svc, ok := s.byClusterIP[addr.Addr().Unmap()]
 	if !ok {
-		return route.Destination{}
+		return route.Destination{}, nil
 	}
 	routes := make([]model.Route, 0, len(s.byParent[svc]))
 	for k := range s.byParent[svc] {
@@ -240,7 +240,33 @@ func (s *Store) destination(addr netip.AddrPort, clientNamespace string) route.D
 			}
 		}
 	}
-	return d
+	return d, governing(d, routes)
+}
+
+// governing are those of the routes that are in a destination.
+func governing(d route.Destination, routes []model.Route) []model.Governing {
+	if d.Routes == nil {
+		return nil
+	}
+	var out []model.Governing
+	for _, r := range routes {
+		name := r.FullName()
+		if slices.ContainsFunc(d.Routes.Rules, func(rule route.Rule) bool { return rule.Route == name }) {
+			out = append(out, model.Governing{Route: name, Generation: r.Generation})
+		}
+	}
+	return out
+}
+
+// Routes are all routes, by their full name, with their generation.
+func (s *Store) Routes() map[string]int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := make(map[string]int64, len(s.view.routes))
+	for _, r := range s.view.routes {
+		out[r.FullName()] = r.Generation
+	}
+	return out
 }
 
 // service is a decide.Lookup; the caller holds mu.
@@ -287,7 +313,10 @@ func (s *Store) Served() []netip.AddrPort {
 			for _, port := range svc.Ports {
 				addr := netip.AddrPortFrom(ip, port.Port)
 				have := slices.ContainsFunc(out, func(o netip.AddrPort) bool { return o.Addr().Is4() == ip.Is4() })
-				if !have && len(s.destination(addr, "").Endpoints) > 0 {
+				if have {
+					continue
+				}
+				if d, _ := s.destination(addr, ""); len(d.Endpoints) > 0 {
 					out = append(out, addr)
 				}
 			}

@@ -175,12 +175,18 @@ func TestChangesAreToldOnceAndOnlyIfSomethingChanged(t *testing.T) {
 	}
 }
 
+// told is what an address is to the pods of namespace "shop".
+func told(s *Store, addr netip.AddrPort) route.Destination {
+	d, _ := s.Destination(addr, "shop")
+	return d
+}
+
 func TestDestinationsFollowServicesAndSlices(t *testing.T) {
 	s := NewStore()
 	addr := netip.MustParseAddr
 	check := func(step, dial string, want route.Destination) {
 		t.Helper()
-		got := s.Destination(netip.MustParseAddrPort(dial), "shop")
+		got := told(s, netip.MustParseAddrPort(dial))
 		if diff := cmp.Diff(want, got, netipValues, cmpopts.EquateEmpty()); diff != "" {
 			t.Errorf("%s: -want +got:\n%s", step, diff)
 		}

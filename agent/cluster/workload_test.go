@@ -85,7 +85,7 @@ spec:
   rules: [{backendRefs: [{name: back, port: 80}]}]
 `)
 	s, _ := runDir(t, dir)
-	d := s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), "shop")
+	d := told(s, netip.MustParseAddrPort("10.96.0.7:80"))
 	if d.Routes == nil || len(d.Routes.Rules) != 1 {
 		t.Fatalf("no route: %v", d)
 	}

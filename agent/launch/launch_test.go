@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/agent/push"
 	"github.com/weirmesh/weir/plugin/capture"
@@ -82,8 +83,12 @@ func (nobody) Rejected(string)                           {}
 
 type nowhere struct{}
 
-func (nowhere) Destination(netip.AddrPort, string) route.Destination { return route.Destination{} }
-func (nowhere) Inbound([]netip.Addr) map[uint16]*route.Policy        { return nil }
+func (nowhere) Inbound([]netip.Addr) map[uint16]*route.Policy { return nil }
+func (nowhere) Revision(netip.AddrPort) uint64 { return 1 }
+func (nowhere) Routes() map[string]int64       { return nil }
+func (nowhere) Destination(netip.AddrPort, string) (route.Destination, []model.Governing) {
+	return route.Destination{}, nil
+}
 
 func newNode(t *testing.T) *node {
 	if os.Geteuid() != 0 {

@@ -13,6 +13,7 @@ type Route struct {
 	Kind            route.Kind
 	Namespace, Name string
 	Created         time.Time   // in UTC, to the second; zero: unknown, older than any
+	Generation      int64       // that of the spec; 0: unknown
 	Parents         []ParentRef // in the order of the spec
 	Rules           []RouteRule
 }

@@ -2662,6 +2662,7 @@ func (*FromProxy_AccessLogs) isFromProxy_Message() {}
 type Subscribe struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Versions      map[string]string      `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // name → version held, "" for none
+	ProxyVersion  string                 `protobuf:"bytes,2,opt,name=proxy_version,json=proxyVersion,proto3" json:"proxy_version,omitempty"`                                               // what the proxy calls itself; at the start of a session
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2701,6 +2702,13 @@ func (x *Subscribe) GetVersions() map[string]string {
 		return x.Versions
 	}
 	return nil
+}
+
+func (x *Subscribe) GetProxyVersion() string {
+	if x != nil {
+		return x.ProxyVersion
+	}
+	return ""
 }
 
 type Unsubscribe struct {
@@ -3974,9 +3982,10 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\ametrics\x18\x06 \x01(\v2\x16.weir.proxy.v1.MetricsH\x00R\ametrics\x12<\n" +
 	"\vaccess_logs\x18\a \x01(\v2\x19.weir.proxy.v1.AccessLogsH\x00R\n" +
 	"accessLogsB\t\n" +
-	"\amessageJ\x04\b\x05\x10\x06\"\x8c\x01\n" +
+	"\amessageJ\x04\b\x05\x10\x06\"\xb1\x01\n" +
 	"\tSubscribe\x12B\n" +
-	"\bversions\x18\x01 \x03(\v2&.weir.proxy.v1.Subscribe.VersionsEntryR\bversions\x1a;\n" +
+	"\bversions\x18\x01 \x03(\v2&.weir.proxy.v1.Subscribe.VersionsEntryR\bversions\x12#\n" +
+	"\rproxy_version\x18\x02 \x01(\tR\fproxyVersion\x1a;\n" +
 	"\rVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"#\n" +

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -33,13 +34,15 @@ import (
 // View is what of the cluster the proxies are told.
 type View interface {
 	// Destination says what an original destination stands for to the pods of a
-	// namespace.
-	Destination(addr netip.AddrPort, clientNamespace string) route.Destination
+	// namespace, and which routes are part of that.
+	Destination(addr netip.AddrPort, clientNamespace string) (route.Destination, []model.Governing)
 	// Inbound is what holds for callers of a pod with these addresses, by the port that
 	// they reach.
 	Inbound(addrs []netip.Addr) map[uint16]*route.Policy
 	// Revision is another whenever Destination may be another, and never 0.
 	Revision(addr netip.AddrPort) uint64
+	// Routes are all routes, by their full name, with their generation.
+	Routes() map[string]int64
 }
 
 // Metrics is what is counted of sessions, and in them.
@@ -140,6 +143,20 @@ func (p *Pusher) stream(ctx context.Context, i *launch.Instance, client proxypb.
 	return err
 }
 
+// Versions counts the proxies that there are sessions with, by what they say their
+// version is.
+func (p *Pusher) Versions() map[string]int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := map[string]int{}
+	for s := range p.sessions {
+		if v := s.proxyVersion(); v != "" {
+			out[v]++
+		}
+	}
+	return out
+}
+
 func (p *Pusher) add(s *session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -164,9 +181,11 @@ func (p *Pusher) revision(name string) uint64 {
 	return p.View.Revision(addr)
 }
 
-// resource computes one resource as it is now. An unknown name gives nil.
-func (p *Pusher) resource(i *launch.Instance, name string) *proxypb.Resource {
+// resource computes one resource as it is now, and the routes that are part of it.
+// An unknown name gives nil.
+func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, []model.Governing) {
 	r := &proxypb.Resource{Name: name}
+	var routes []model.Governing
 	if name == proxypb.ProxyResource {
 		config := &proxypb.ProxyConfig{}
 		for _, a := range i.Attachment.Addresses {
@@ -183,12 +202,14 @@ func (p *Pusher) resource(i *launch.Instance, name string) *proxypb.Resource {
 	} else {
 		addr, err := proxypb.ParseDestinationName(name)
 		if err != nil {
-			return nil
+			return nil, nil
 		}
-		r.Body = &proxypb.Resource_Destination{Destination: proxypb.FromDestination(p.View.Destination(addr, i.Attachment.PodNamespace))}
+		var d route.Destination
+		d, routes = p.View.Destination(addr, i.Attachment.PodNamespace)
+		r.Body = &proxypb.Resource_Destination{Destination: proxypb.FromDestination(d)}
 	}
 	r.Version = version(r)
-	return r
+	return r, routes
 }
 
 // version is a digest of a resource's content.

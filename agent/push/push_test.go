@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/proxy/route"
@@ -33,6 +34,7 @@ var (
 type fakeView struct {
 	mu       sync.Mutex
 	dest     map[netip.AddrPort]route.Destination
+	routes   []model.Governing // part of every destination
 	revision uint64
 	computed int // how often Destination was called
 }
@@ -51,11 +53,29 @@ func (v *fakeView) Inbound(addrs []netip.Addr) map[uint16]*route.Policy {
 	return map[uint16]*route.Policy{8080: {Name: "shop/back", RateLimit: &route.RateLimit{Requests: 1, Per: time.Second, PerClient: true}}}
 }
 
-func (v *fakeView) Destination(addr netip.AddrPort, _ string) route.Destination {
+func (v *fakeView) Routes() map[string]int64 {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := map[string]int64{}
+	for _, r := range v.routes {
+		out[r.Route] = r.Generation
+	}
+	return out
+}
+
+func (v *fakeView) Destination(addr netip.AddrPort, _ string) (route.Destination, []model.Governing) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.computed++
-	return v.dest[addr]
+	return v.dest[addr], v.routes
+}
+
+// govern has a route of a generation be part of every destination.
+func (v *fakeView) govern(generation int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.routes = []model.Governing{{Route: "HTTPRoute/shop/back", Generation: generation}}
+	v.revision++
 }
 
 func (v *fakeView) set(addr netip.AddrPort, d route.Destination) {

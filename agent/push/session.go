@@ -1,6 +1,7 @@
 package push
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/proxypb"
 )
 
@@ -34,12 +36,16 @@ type session struct {
 	since   time.Time // the first change that was not looked at; zero: there is none
 	began   time.Time // that of pending; zero: it is not for a change
 	counted uint64    // the number of metrics to acknowledge; 0: none
+	version string    // the proxy's own; empty: it has not said
 }
 
 // held is a resource as the proxy has it.
 type held struct {
-	version string // "" for none
-	looked  uint64 // the revision in which it was last compared to version; 0: it was not
+	version string            // "" for none
+	looked  uint64            // the revision in which it was last compared to version; 0: it was not
+	service string            // what it was about then, "namespace/name"
+	routes  []model.Governing // those that were part of it then
+	acked   []model.Governing // those that are part of what the proxy has
 }
 
 // changed says that the view is another since then.
@@ -106,14 +112,17 @@ func (s *session) next() *proxypb.Update {
 		if revision != 0 && revision == h.looked {
 			continue
 		}
-		s.held[name] = held{h.version, revision}
-		r := s.pusher.resource(s.instance, name)
+		r, routes := s.pusher.resource(s.instance, name)
+		h.looked, h.service, h.routes = revision, r.GetDestination().GetService(), routes
 		switch {
 		case r == nil:
 			update.Removed = append(update.Removed, name)
-		case r.GetVersion() != h.version && r.GetVersion() != s.refused[name]:
+		case r.GetVersion() == h.version:
+			h.acked = routes
+		case r.GetVersion() != s.refused[name]:
 			update.Resources = append(update.Resources, r)
 		}
+		s.held[name] = h
 	}
 	if len(update.GetResources())+len(update.GetRemoved()) == 0 {
 		return nil
@@ -140,6 +149,12 @@ func (s *session) measure(m *proxypb.Metrics) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counted = m.GetNumber()
+}
+
+func (s *session) proxyVersion() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.version
 }
 
 // kindOf is what a resource is, for metrics.
@@ -188,6 +203,7 @@ func (s *session) subscribe(m *proxypb.Subscribe) {
 	for name, version := range m.GetVersions() {
 		s.held[name] = held{version: version}
 	}
+	s.version = cmp.Or(m.GetProxyVersion(), s.version)
 	if v := m.GetVersions()[proxypb.ProxyResource]; v != "" {
 		// An adopted proxy: it took its first config from an agent before us.
 		s.instance.Acknowledged()
@@ -232,7 +248,8 @@ func (s *session) answered(nonce uint64, cause string) {
 		}
 		delete(s.refused, name)
 		if h, subscribed := s.held[name]; subscribed {
-			s.held[name] = held{r.GetVersion(), h.looked}
+			h.version, h.acked = r.GetVersion(), h.routes
+			s.held[name] = h
 		}
 		if name == proxypb.ProxyResource {
 			s.instance.Acknowledged()

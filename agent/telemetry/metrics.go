@@ -36,8 +36,9 @@ type Metrics struct {
 	rejections  *prometheus.CounterVec
 }
 
-// NewMetrics makes the agent's metrics. pods counts pods by state when asked.
-func NewMetrics(version string, workloads Workloads, pods func() map[string]int) *Metrics {
+// NewMetrics makes the agent's metrics. pods counts pods by state when asked, proxies
+// proxies by version.
+func NewMetrics(version string, workloads Workloads, pods, proxies func() map[string]int) *Metrics {
 	m := &Metrics{
 		Traffic:  NewTraffic(workloads, time.Now),
 		registry: prometheus.NewRegistry(),
@@ -66,7 +67,7 @@ func NewMetrics(version string, workloads Workloads, pods func() map[string]int)
 		Name: "weir_build_info", Help: "Always 1; the version is in the label.",
 	}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.operations, m.durations, m.restarts, m.balancing, m.convergence, m.rejections, info, m.Traffic, podStates(pods), collectors.NewGoCollector(),
+	m.registry.MustRegister(m.operations, m.durations, m.restarts, m.balancing, m.convergence, m.rejections, info, m.Traffic, podStates(pods), proxyVersions(proxies), collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -133,11 +134,25 @@ func (p podStates) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// Serve answers /metrics on listener until ctx is done.
-func (m *Metrics) Serve(ctx context.Context, listener net.Listener) error {
-	mux := http.NewServeMux()
-	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
-	return Serve(ctx, listener, mux)
+// proxyVersions is weir_proxies, counted when it is asked for.
+type proxyVersions func() map[string]int
+
+var proxyVersionsDesc = prometheus.NewDesc("weir_proxies",
+	"Proxies of this node that the agent is in touch with, by what they say their version is: more than one while an upgrade is under way.", []string{"version"}, nil)
+
+// Describe implements prometheus.Collector.
+func (proxyVersions) Describe(ch chan<- *prometheus.Desc) { ch <- proxyVersionsDesc }
+
+// Collect implements prometheus.Collector.
+func (p proxyVersions) Collect(ch chan<- prometheus.Metric) {
+	for version, n := range p() {
+		ch <- prometheus.MustNewConstMetric(proxyVersionsDesc, prometheus.GaugeValue, float64(n), version)
+	}
+}
+
+// Handler answers with all metrics.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
 // Serve answers HTTP on listener until ctx is done.

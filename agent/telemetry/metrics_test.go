@@ -11,7 +11,8 @@ import (
 )
 
 func testMetrics() *Metrics {
-	m := NewMetrics("v1", fakeWorkloads{}, func() map[string]int { return map[string]int{StateCaptured: 3} })
+	m := NewMetrics("v1", fakeWorkloads{}, func() map[string]int { return map[string]int{StateCaptured: 3} },
+		func() map[string]int { return map[string]int{"v1": 2, "v0": 1} })
 	for _, report := range everything() {
 		m.Report(instance, report)
 	}
@@ -51,8 +52,12 @@ weir_capture_pods{state="pending"} 0
 # TYPE weir_connect_time_balancing gauge
 weir_connect_time_balancing{family="ipv4"} 1
 weir_connect_time_balancing{family="ipv6"} 0
+# HELP weir_proxies Proxies of this node that the agent is in touch with, by what they say their version is: more than one while an upgrade is under way.
+# TYPE weir_proxies gauge
+weir_proxies{version="v0"} 1
+weir_proxies{version="v1"} 2
 `
-	err := testutil.GatherAndCompare(testMetrics().registry, strings.NewReader(want), "weir_capture_operations_total", "weir_capture_pods", "weir_connect_time_balancing")
+	err := testutil.GatherAndCompare(testMetrics().registry, strings.NewReader(want), "weir_capture_operations_total", "weir_capture_pods", "weir_connect_time_balancing", "weir_proxies")
 	if err != nil {
 		t.Error(err)
 	}

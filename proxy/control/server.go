@@ -35,6 +35,7 @@ type Server struct {
 	Store   *Store
 	Records *telemetry.Ring
 	Meter   *telemetry.Meter
+	Version string // of this program, for the agent
 	// Handover writes the listeners to a connection that asked for them.
 	Handover func(fd int) error
 }
@@ -57,7 +58,7 @@ func (s *Server) Serve(ctx context.Context, fd int) error {
 		grpc.MaxConcurrentStreams(8), grpc.ConnectionTimeout(peekTimeout),
 		grpc.WaitForHandlers(true),
 	)
-	proxypb.RegisterControlServer(rpc, &service{store: s.Store, records: s.Records, meter: s.Meter, done: ctx.Done()})
+	proxypb.RegisterControlServer(rpc, &service{store: s.Store, records: s.Records, meter: s.Meter, version: s.Version, done: ctx.Done()})
 	agents := &agents{ctx: ctx, addr: l.Addr(), conns: make(chan net.Conn)}
 	served := make(chan error, 1)
 	go serveRPC(rpc, agents, served)

@@ -47,7 +47,7 @@ func servingUntil(t *testing.T) (*Server, string, func()) {
 	l.SetUnlinkOnClose(false)
 	l.Close()
 	store := NewStore()
-	s := &Server{Store: store, Records: telemetry.NewRing(), Meter: telemetry.NewMeter(store.Destinations), Handover: func(fd int) error {
+	s := &Server{Store: store, Records: telemetry.NewRing(), Meter: telemetry.NewMeter(store.Destinations), Version: "v1", Handover: func(fd int) error {
 		_, err := unix.Write(fd, []byte("listeners"))
 		return err
 	}}
@@ -101,7 +101,11 @@ func TestSession(t *testing.T) {
 	s, path := serving(t)
 	s.Records.Put(&telemetry.Record{Detail: "before"}) // survives until somebody comes
 	stream := connect(t, path)
-	if got := receiveOne(t, stream).GetSubscribe().GetVersions(); !cmp.Equal(got, map[string]string{"proxy": ""}) {
+	first := receiveOne(t, stream).GetSubscribe()
+	if got := first.GetProxyVersion(); got != "v1" {
+		t.Errorf("the proxy calls itself %q", got)
+	}
+	if got := first.GetVersions(); !cmp.Equal(got, map[string]string{"proxy": ""}) {
 		t.Errorf("first %v", got)
 	}
 	if got := receiveOne(t, stream).GetAccessLogs().GetRecords()[0].GetError(); got != "before" {

@@ -20,6 +20,7 @@ type service struct {
 	store   *Store
 	records *telemetry.Ring
 	meter   *telemetry.Meter
+	version string
 	done    <-chan struct{} // closed when the server ends
 
 	mu    sync.Mutex
@@ -105,6 +106,7 @@ func (s *service) begin(stream stream) (*session, *proxypb.Subscribe) {
 	}
 	s.newer = make(chan struct{})
 	number, first := s.store.begin()
+	first.ProxyVersion = s.version
 	return &session{service: s, stream: stream, number: number, newer: s.newer}, first
 }
 

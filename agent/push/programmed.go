@@ -1,0 +1,97 @@
+package push
+
+import (
+	"cmp"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"slices"
+
+	"github.com/weirmesh/weir/agent/model"
+)
+
+// ProgrammedPath is where an agent serves Programmed, on the port of its metrics.
+const ProgrammedPath = "/programmed"
+
+// ServeProgrammed answers with Programmed as JSON.
+func (p *Pusher) ServeProgrammed(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(p.Programmed()) // who asked has gone
+}
+
+// Programmed is how far the node's proxies have the routes there are. A proxy that
+// waits for its first config for a Service has no requests under way that are routed
+// otherwise, and is not counted yet.
+func (p *Pusher) Programmed() model.Programmed {
+	out := model.Programmed{Routes: p.View.Routes(), Uses: []model.RouteUse{}}
+	uses := map[use]*model.RouteUse{}
+	p.mu.Lock()
+	sessions := slices.Collect(maps.Keys(p.sessions))
+	p.mu.Unlock()
+	for _, s := range sessions {
+		for u, got := range s.programmed() {
+			total := uses[u]
+			if total == nil {
+				total = &model.RouteUse{Route: u.route, Service: u.service, Generation: out.Routes[u.route]}
+				uses[u] = total
+			}
+			total.Proxies++
+			switch {
+			case got.generation == total.Generation:
+				total.Acknowledged++
+			case got.refused:
+				total.Refused++
+			}
+		}
+	}
+	for _, u := range uses {
+		out.Uses = append(out.Uses, *u)
+	}
+	slices.SortFunc(out.Uses, func(a, b model.RouteUse) int {
+		return cmp.Or(cmp.Compare(a.Route, b.Route), cmp.Compare(a.Service, b.Service))
+	})
+	return out
+}
+
+// use is of a route, for a Service.
+type use struct{ route, service string }
+
+// acknowledged is what a proxy has of a route: the oldest generation that is in what
+// it acknowledged, of all that the route governs.
+type acknowledged struct {
+	generation int64
+	refused    bool
+}
+
+// programmed is what the session's proxy has of each route.
+func (s *session) programmed() map[use]acknowledged {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := map[use]acknowledged{}
+	for name, h := range s.held {
+		refused := s.refused[name] != ""
+		if h.version == "" && !refused {
+			continue
+		}
+		for _, r := range h.routes {
+			u := use{r.Route, h.service}
+			now := acknowledged{generation: h.has(r.Route), refused: refused}
+			if before, ok := out[u]; ok {
+				now = acknowledged{min(now.generation, before.generation), now.refused || before.refused}
+			}
+			out[u] = now
+		}
+	}
+	return out
+}
+
+// has is the generation in which a route is in what the proxy acknowledged; -1: it is
+// not in it.
+func (h held) has(name string) int64 {
+	for _, r := range h.acked {
+		if r.Route == name {
+			return r.Generation
+		}
+	}
+	return -1
+}

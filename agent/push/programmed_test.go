@@ -1,0 +1,111 @@
+package push
+
+import (
+	"encoding/json"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// programmed waits until the agent says that of the one route there is.
+func (s *setup) programmed(why string, want model.RouteUse) {
+	s.Helper()
+	want.Route, want.Service = "HTTPRoute/shop/back", "shop/back"
+	var got []model.RouteUse
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		got = s.pusher.Programmed().Uses
+		if cmp.Equal(got, []model.RouteUse{want}) {
+			return
+		}
+	}
+	s.Errorf("%s: %+v", why, got)
+}
+
+// TestARouteIsProgrammedByWhatProxiesAcknowledge: of its own generation, and not by
+// what was sent.
+func TestARouteIsProgrammedByWhatProxiesAcknowledge(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	s.view.set(service, route.Destination{Service: "shop/back"})
+	s.view.govern(1)
+	p.subscribe(map[string]string{proxypb.DestinationName(service): ""})
+	first := p.update()
+	if got := s.pusher.Programmed(); len(got.Uses) > 0 || got.Routes["HTTPRoute/shop/back"] != 1 {
+		t.Errorf("a proxy that has nothing yet is counted: %+v", got)
+	}
+	p.ack(first)
+	s.programmed("acknowledged", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
+
+	s.view.govern(2)
+	s.view.set(service, route.Destination{Service: "shop/back", Protocol: route.HTTP})
+	s.pusher.Changed()
+	second := p.update()
+	s.programmed("sent", model.RouteUse{Generation: 2, Proxies: 1})
+	p.nack(second)
+	s.programmed("refused", model.RouteUse{Generation: 2, Proxies: 1, Refused: 1})
+
+	s.view.govern(3)
+	s.view.set(service, route.Destination{Service: "shop/back"}) // what the proxy has, after all
+	s.pusher.Changed()
+	p.silent("it has that")
+	s.programmed("unchanged by the new generation", model.RouteUse{Generation: 3, Proxies: 1, Acknowledged: 1})
+}
+
+func TestARouteOfManyAddressesIsProgrammedOnceAllAre(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	other := netip.MustParseAddrPort("[fd00::1]:80")
+	for _, addr := range []netip.AddrPort{service, other} {
+		s.view.set(addr, route.Destination{Service: "shop/back"})
+	}
+	s.view.govern(1)
+	p.subscribe(map[string]string{proxypb.DestinationName(service): "", proxypb.DestinationName(other): ""})
+	p.ack(p.update())
+	s.programmed("both acknowledged", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
+	s.view.govern(2)
+	s.view.set(other, route.Destination{Service: "shop/back", Protocol: route.HTTP})
+	s.pusher.Changed()
+	u := p.update()
+	s.programmed("one of them is on its way", model.RouteUse{Generation: 2, Proxies: 1})
+	p.ack(u)
+	s.programmed("both again", model.RouteUse{Generation: 2, Proxies: 1, Acknowledged: 1})
+}
+
+// TestAResumedProxyIsCounted: an agent that starts again knows nothing but what its
+// proxies say they have.
+func TestAResumedProxyIsCounted(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	s.view.set(service, route.Destination{Service: "shop/back"})
+	s.view.govern(1)
+	name := proxypb.DestinationName(service)
+	p.subscribe(map[string]string{name: ""})
+	u := p.update()
+	p.ack(u)
+	s.proxy.end <- struct{}{}
+
+	p = s.stream()
+	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_Subscribe{Subscribe: &proxypb.Subscribe{
+		Versions: map[string]string{name: u.GetResources()[0].GetVersion()}, ProxyVersion: "v1",
+	}}})
+	s.programmed("resumed", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
+	if diff := cmp.Diff(map[string]int{"v1": 1}, s.pusher.Versions()); diff != "" {
+		t.Errorf("versions: %s", diff)
+	}
+	answer := httptest.NewRecorder()
+	s.pusher.ServeProgrammed(answer, httptest.NewRequest("GET", ProgrammedPath, nil))
+	var served model.Programmed
+	if err := json.Unmarshal(answer.Body.Bytes(), &served); err != nil || !cmp.Equal(served, s.pusher.Programmed()) {
+		t.Errorf("served %+v, %v", served, err)
+	}
+}
