@@ -34,7 +34,7 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 	fs.Usage = func() {
 		fmt.Fprint(stderr, "weir-agent controller takes the taint "+controller.NotReadyTaint+" off nodes whose agent is ready,\n"+
 			"and writes the status of routes of the Gateway API whose parent is a Service, and\n"+
-			"of TrafficPolicies.\n"+
+			"of TrafficPolicies. Which proxies have a route it asks their agents.\n"+
 			"Of any number of replicas the one that holds the Lease acts.\n\n")
 		fs.PrintDefaults()
 	}
@@ -45,6 +45,7 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 	fs.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` to reach the API server with; empty: the pod's service account")
 	fs.StringVar(&o.Namespace, "namespace", "weir-system", "`namespace` of the Lease and of the agents' pods")
 	fs.StringVar(&o.Agents, "agents", "app=weir-agent", "label `selector` of the agents' pods")
+	port := fs.Int("agents-port", 15090, "`port` of the agents' --metrics-address, to ask them which routes their proxies have; 0: do not, routes have no condition Programmed")
 	fs.StringVar(&o.Lease, "lease", "weir-controller", "`name` of the Lease")
 	fs.StringVar(&o.Identity, "identity", host, "this replica's `name` in the Lease, no other's")
 	fs.StringVar(&o.Health, "health-address", ":15091", "`address` to serve /healthz and /readyz on; empty: do not")
@@ -59,6 +60,11 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 		return o, false, errors.New("--identity is needed: the pod's name")
 	case o.Namespace == "", o.Agents == "", o.Lease == "":
 		return o, false, errors.New("--namespace, --agents and --lease must not be empty")
+	case *port < 0 || *port > 65535:
+		return o, false, fmt.Errorf("--agents-port %d is not between 0 and 65535", *port)
+	}
+	if *port != 0 {
+		o.Ask = controller.AskOn(*port)
 	}
 	return o, *printVersion, nil
 }

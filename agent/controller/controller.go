@@ -3,9 +3,10 @@
 // Service and of each policy about one, in its status, what comes of it.
 //
 // Data flows: the API server → watches of nodes and of agents' pods → decide, a
-// pure function → a patch of the node; and watches of Services, routes and policies →
-// package decide's verdicts → a patch of an object's status. Every replica watches;
-// the one that holds the Lease acts. Nothing is kept anywhere else, so a leader that
+// pure function → a patch of the node; and watches of Services, routes and policies,
+// and what agents say of their proxies when they are asked → package decide's verdicts
+// → a patch of an object's status. Every replica watches; the one that holds the Lease
+// asks and acts. Nothing is kept anywhere else, so a leader that
 // begins knows what the last one knew.
 //
 // It is not on any pod's way: while no replica runs, only nodes that are new wait,
@@ -34,6 +35,7 @@ type Options struct {
 	Kubeconfig string // file to reach the API server with; empty: the pod's service account
 	Namespace  string // Weir's: of the Lease and of the agents' pods
 	Agents     string // label selector of the agents' pods
+	Ask        Ask    // how an agent is asked which routes its proxies have; nil: they are not asked
 	Lease      string // name of the Lease
 	Identity   string // this replica's name in the Lease
 	Health     string // address to serve /healthz and /readyz on; empty: do not
@@ -75,6 +77,9 @@ func run(ctx context.Context, o Options, c clients, listener net.Listener) error
 	w, routes := newWatches(), newRouteWatches()
 	t := &tainter{client: c, watches: w, log: o.Log}
 	s := &statusWriter{clients: c, watches: routes, log: o.Log}
+	if o.Ask != nil {
+		s.census = newCensus(w, o.Ask, routes.change, o.Log)
+	}
 	watchdog := leaderelection.NewLeaderHealthzAdaptor(watchdogGrace)
 
 	// What runs beside the election ends with it.
@@ -97,10 +102,13 @@ func run(ctx context.Context, o Options, c clients, listener net.Listener) error
 		})
 	}
 	err := lead(ctx, o, c, watchdog, func(ctx context.Context) {
-		var both sync.WaitGroup
-		both.Go(func() { t.run(ctx) })
-		both.Go(func() { s.run(ctx) })
-		both.Wait()
+		var all sync.WaitGroup
+		all.Go(func() { t.run(ctx) })
+		all.Go(func() { s.run(ctx) })
+		if s.census != nil {
+			all.Go(func() { s.census.run(ctx) })
+		}
+		all.Wait()
 	})
 	cancel()
 	if listener != nil {

@@ -46,10 +46,15 @@ func startReplicaWith(t *testing.T, client *fake.Clientset, routes *gatewayfake.
 
 func startReplicaOf(t *testing.T, c clients, name string) replica {
 	t.Helper()
+	return startReplicaThatAsks(t, c, name, nil)
+}
+
+func startReplicaThatAsks(t *testing.T, c clients, name string, ask Ask) replica {
+	t.Helper()
 	var mu sync.Mutex
 	log := &strings.Builder{}
 	o := Options{
-		Namespace: "weir-system", Agents: "app=weir-agent", Lease: "weir-controller", Identity: name,
+		Namespace: "weir-system", Agents: "app=weir-agent", Lease: "weir-controller", Identity: name, Ask: ask,
 		Log: slog.New(slog.NewTextHandler(lockedWriter{&mu, log}, nil)),
 	}
 	ctx, cancel := context.WithCancel(t.Context())

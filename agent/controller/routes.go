@@ -21,7 +21,7 @@ type routeWatches struct {
 	services *kept[*corev1.Service, model.Service]
 	routes   map[route.Kind]*kept[cluster.Object, routeObject]
 	policies *kept[*v1alpha1.TrafficPolicy, policyObject]
-	changed  chan struct{} // one waiting change stands for all
+	changed  chan struct{} // one waiting change, or round of the census, stands for all
 }
 
 // routeObject is what is known of a route.
@@ -40,18 +40,19 @@ type routeObject struct {
 
 func newRouteWatches() *routeWatches {
 	w := &routeWatches{changed: make(chan struct{}, 1)}
-	change := func() {
-		select {
-		case w.changed <- struct{}{}:
-		default:
-		}
-	}
-	w.services, w.policies = newKept(toService, change), newKept(toPolicy, change)
+	w.services, w.policies = newKept(toService, w.change), newKept(toPolicy, w.change)
 	w.routes = map[route.Kind]*kept[cluster.Object, routeObject]{}
 	for _, k := range []route.Kind{route.HTTPRoute, route.GRPCRoute, route.TCPRoute} {
-		w.routes[k] = newKept(toRoute, change)
+		w.routes[k] = newKept(toRoute, w.change)
 	}
 	return w
+}
+
+func (w *routeWatches) change() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
 }
 
 // toService: one whose addresses cannot be read has none.

@@ -45,7 +45,16 @@ func (v routeView) verdicts(r routeObject) []decide.Verdict {
 // parentStatus is a route's status as it should be, of how it is: an entry for each
 // of its Services, none of ours for anything else, the others' as they are. It
 // reports whether there is a difference. What has changed is marked with the time.
-func parentStatus(r routeObject, verdicts []decide.Verdict, now time.Time) ([]gatewayv1.RouteParentStatus, bool) {
+// How far proxies have the route is nil where that is not known; with counts, a
+// number of proxies that is another is a difference too.
+func parentStatus(r routeObject, verdicts []decide.Verdict, proxies *tally, counts bool, now time.Time) ([]gatewayv1.RouteParentStatus, bool) {
+	judge := func(entry gatewayv1.RouteParentStatus, i int) gatewayv1.RouteParentStatus {
+		entry = judged(entry, r.refs[i], verdicts[i], r.generation, now)
+		if proxies != nil {
+			setProgrammed(&entry.Conditions, proxies.verdict(r, verdicts[i]), r.generation, counts, now)
+		}
+		return entry
+	}
 	var out []gatewayv1.RouteParentStatus
 	taken := make([]bool, len(r.refs))
 	for _, entry := range r.parents {
@@ -56,12 +65,12 @@ func parentStatus(r routeObject, verdicts []decide.Verdict, now time.Time) ([]ga
 		i := slices.IndexFunc(r.refs, func(p gatewayv1.ParentReference) bool { return sameParent(r.namespace, p, entry.ParentRef) })
 		if i >= 0 && !taken[i] {
 			taken[i] = true
-			out = append(out, judged(entry, r.refs[i], verdicts[i], r.generation, now))
+			out = append(out, judge(entry, i))
 		}
 	}
-	for i, ref := range r.refs {
+	for i := range r.refs {
 		if !taken[i] {
-			out = append(out, judged(gatewayv1.RouteParentStatus{ControllerName: ControllerName}, ref, verdicts[i], r.generation, now))
+			out = append(out, judge(gatewayv1.RouteParentStatus{ControllerName: ControllerName}, i))
 		}
 	}
 	return out, !equality.Semantic.DeepEqual(out, r.parents)
@@ -97,12 +106,16 @@ func judged(entry gatewayv1.RouteParentStatus, ref gatewayv1.ParentReference, v 
 
 // setCondition says c as a condition of that type.
 func setCondition(conditions *[]metav1.Condition, kind string, c decide.Condition, generation int64, now time.Time) {
-	status := metav1.ConditionFalse
+	a := assessment{metav1.ConditionFalse, c.Reason, c.Message}
 	if c.True {
-		status = metav1.ConditionTrue
+		a.status = metav1.ConditionTrue
 	}
+	setAssessment(conditions, kind, a, generation, now)
+}
+
+func setAssessment(conditions *[]metav1.Condition, kind string, a assessment, generation int64, now time.Time) {
 	meta.SetStatusCondition(conditions, metav1.Condition{
-		Type: kind, Status: status, Reason: c.Reason, Message: c.Message[:min(len(c.Message), maxMessage)],
+		Type: kind, Status: a.status, Reason: a.reason, Message: a.message[:min(len(a.message), maxMessage)],
 		ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(now),
 	})
 }

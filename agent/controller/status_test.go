@@ -109,8 +109,8 @@ func TestParentStatus(t *testing.T) {
 			[]gatewayv1.RouteParentStatus{entry(ControllerName, "back", accepted, resolved, condition("PartiallyInvalid", "True", "UnsupportedValue", "", 3))},
 			[]string{"mesh-controller back: Accepted=True/Accepted@3 ResolvedRefs=True/ResolvedRefs@3"}},
 		{"conditions of other types stay", []string{"back"},
-			[]gatewayv1.RouteParentStatus{entry(ControllerName, "back", accepted, condition("Programmed", "True", "Programmed", "", 3))},
-			[]string{"mesh-controller back: Accepted=True/Accepted@3 Programmed=True/Programmed@3 ResolvedRefs=True/ResolvedRefs@3!"}},
+			[]gatewayv1.RouteParentStatus{entry(ControllerName, "back", accepted, condition("Audited", "True", "Audited", "", 3))},
+			[]string{"mesh-controller back: Accepted=True/Accepted@3 Audited=True/Audited@3 ResolvedRefs=True/ResolvedRefs@3!"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.promise, func(t *testing.T) {
@@ -122,7 +122,7 @@ func TestParentStatus(t *testing.T) {
 				t.Fatal(err)
 			}
 			view := w.view()
-			got, differs := parentStatus(view.routes[0], view.verdicts(view.routes[0]), noon.Add(time.Hour))
+			got, differs := parentStatus(view.routes[0], view.verdicts(view.routes[0]), nil, true, noon.Add(time.Hour))
 			if differs != (tt.want != nil) {
 				t.Errorf("to be written: %v", differs)
 			}
@@ -149,7 +149,7 @@ func TestAMessageIsNoLongerThanItMayBe(t *testing.T) {
 	}
 	w := newRouteWatches()
 	o := toRoute(r)
-	got, _ := parentStatus(o, w.view().verdicts(o), noon)
+	got, _ := parentStatus(o, w.view().verdicts(o), nil, true, noon)
 	if n := len(got[0].Conditions[1].Message); n != maxMessage {
 		t.Errorf("%d bytes", n)
 	}

@@ -8,7 +8,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -16,8 +18,17 @@ import (
 type statusWriter struct {
 	clients
 	watches *routeWatches
+	census  *census // nil: how far proxies have routes is not said
 	log     *slog.Logger
+
+	round  int // of the census, that counts is of
+	counts int // how many routes may be written in it of which only a count is another
 }
+
+// countsEach is how many statuses are written after each round of the census, at
+// least soon apart, of which nothing but the number of proxies has changed. Pods come
+// and go all the time, and all agents hear of every status.
+const countsEach = 10
 
 // run looks at all of them at every change, until ctx is done.
 func (s *statusWriter) run(ctx context.Context) {
@@ -30,9 +41,12 @@ func (s *statusWriter) run(ctx context.Context) {
 // once returns false if there is something left to do again.
 func (s *statusWriter) once(ctx context.Context) bool {
 	view := s.watches.view()
-	done := true
+	proxies := s.tally()
+	done, settled := true, true
 	for _, r := range view.routes {
-		if parents, differs := parentStatus(r, view.verdicts(r), time.Now()); differs {
+		verdicts := view.verdicts(r)
+		settled = settled && (proxies == nil || proxies.settled(r, verdicts))
+		if parents, differs := s.parents(r, verdicts, proxies); differs {
 			patch, err := statusPatch(r.version, "parents", parents)
 			if err == nil {
 				err = s.patchRoute(ctx, r, patch)
@@ -49,7 +63,36 @@ func (s *statusWriter) once(ctx context.Context) bool {
 			done = s.written(ctx, p.fullName(), err) && done
 		}
 	}
+	if !settled {
+		s.census.want()
+	}
 	return done
+}
+
+// tally is what the census found last; nil if there is none yet.
+func (s *statusWriter) tally() *tally {
+	if s.census == nil {
+		return nil
+	}
+	t := s.census.tally()
+	if t != nil && t.round != s.round {
+		s.round, s.counts = t.round, countsEach
+	}
+	return t
+}
+
+// parents is a route's status as it should be written, and whether it should.
+func (s *statusWriter) parents(r routeObject, verdicts []decide.Verdict, proxies *tally) ([]gatewayv1.RouteParentStatus, bool) {
+	now := time.Now()
+	all, differs := parentStatus(r, verdicts, proxies, true, now)
+	if !differs {
+		return nil, false
+	}
+	if _, more := parentStatus(r, verdicts, proxies, false, now); more {
+		return all, true
+	}
+	s.counts--
+	return all, s.counts >= 0
 }
 
 // written says how a patch went. It returns false if it is to be tried again.

@@ -53,12 +53,14 @@ type agent struct {
 	deletion bool
 	lacks    string    // what it is not ready for; empty: it is ready
 	ready    time.Time // since when, by the node's clock
+	ip       string
+	serves   bool // can be asked, at ip
 }
 
 func toAgent(p *corev1.Pod) agent {
 	a := agent{
 		pod: p.Namespace + "/" + p.Name, node: p.Spec.NodeName,
-		made: p.CreationTimestamp.Time, deletion: p.DeletionTimestamp != nil, lacks: "it is not ready",
+		made: p.CreationTimestamp.Time, deletion: p.DeletionTimestamp != nil, lacks: "it is not ready", ip: p.Status.PodIP,
 	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
@@ -71,6 +73,9 @@ func toAgent(p *corev1.Pod) agent {
 		})
 		if !ready {
 			a.lacks = "its container " + name + " is not ready"
+		}
+		if name == agentContainers[0] {
+			a.serves = ready && a.ip != ""
 		}
 	}
 	return a

@@ -21,12 +21,12 @@ func (p *Pusher) ServeProgrammed(w http.ResponseWriter, _ *http.Request) {
 
 // Programmed is how far the node's proxies have the routes there are. A proxy that
 // waits for its first config for a Service has no requests under way that are routed
-// otherwise, and is not counted yet.
+// otherwise, and is not counted yet. One that does not answer has what it had.
 func (p *Pusher) Programmed() model.Programmed {
 	out := model.Programmed{Routes: p.View.Routes(), Uses: []model.RouteUse{}}
 	uses := map[use]*model.RouteUse{}
 	p.mu.Lock()
-	sessions := slices.Collect(maps.Keys(p.sessions))
+	sessions := slices.Collect(maps.Values(p.heard))
 	p.mu.Unlock()
 	for _, s := range sessions {
 		for u, got := range s.programmed() {

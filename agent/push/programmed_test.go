@@ -80,6 +80,28 @@ func TestARouteOfManyAddressesIsProgrammedOnceAllAre(t *testing.T) {
 	s.programmed("both again", model.RouteUse{Generation: 2, Proxies: 1, Acknowledged: 1})
 }
 
+// TestAProxyThatDoesNotAnswerIsCounted: it serves what it has, and the route is not
+// everywhere.
+func TestAProxyThatDoesNotAnswerIsCounted(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	s.view.set(service, route.Destination{Service: "shop/back"})
+	s.view.govern(1)
+	p.subscribe(map[string]string{proxypb.DestinationName(service): ""})
+	p.ack(p.update())
+	s.proxy.end <- struct{}{}
+	s.stream() // which says nothing
+	s.programmed("before it says anything", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
+	s.view.govern(2)
+	s.pusher.Changed()
+	s.programmed("a generation it was not told of", model.RouteUse{Generation: 2, Proxies: 1})
+	s.end()
+	if got := s.pusher.Programmed().Uses; len(got) > 0 {
+		t.Errorf("a proxy that has ended is counted: %+v", got)
+	}
+}
+
 // TestAResumedProxyIsCounted: an agent that starts again knows nothing but what its
 // proxies say they have.
 func TestAResumedProxyIsCounted(t *testing.T) {
@@ -98,10 +120,12 @@ func TestAResumedProxyIsCounted(t *testing.T) {
 	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_Subscribe{Subscribe: &proxypb.Subscribe{
 		Versions: map[string]string{name: u.GetResources()[0].GetVersion()}, ProxyVersion: "v1",
 	}}})
-	s.programmed("resumed", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
-	if diff := cmp.Diff(map[string]int{"v1": 1}, s.pusher.Versions()); diff != "" {
-		t.Errorf("versions: %s", diff)
+	for deadline := time.Now().Add(5 * time.Second); !cmp.Equal(map[string]int{"v1": 1}, s.pusher.Versions()); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("versions: %v", s.pusher.Versions())
+		}
 	}
+	s.programmed("resumed", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
 	answer := httptest.NewRecorder()
 	s.pusher.ServeProgrammed(answer, httptest.NewRequest("GET", ProgrammedPath, nil))
 	var served model.Programmed

@@ -69,6 +69,9 @@ type Pusher struct {
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
+	// heard are the last sessions in which a proxy said what it has: one that does not
+	// answer any more has that still.
+	heard map[*launch.Instance]*session
 }
 
 // Changed wakes all sessions: the View is another.
@@ -99,6 +102,7 @@ func (p *Pusher) Session(ctx context.Context, i *launch.Instance) {
 	}
 	defer conn.Close()
 	defer p.Metrics.Forget(i)
+	defer p.forget(i)
 	for ctx.Err() == nil {
 		err := p.stream(ctx, i, proxypb.NewControlClient(conn))
 		if ctx.Err() == nil {
@@ -164,6 +168,21 @@ func (p *Pusher) add(s *session) {
 		p.sessions = map[*session]struct{}{}
 	}
 	p.sessions[s] = struct{}{}
+}
+
+func (p *Pusher) hear(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.heard == nil {
+		p.heard = map[*launch.Instance]*session{}
+	}
+	p.heard[s.instance] = s
+}
+
+func (p *Pusher) forget(i *launch.Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.heard, i)
 }
 
 func (p *Pusher) remove(s *session) {

@@ -111,6 +111,7 @@ type setup struct {
 	instance *launch.Instance
 	logs     chan *proxypb.AccessLog
 	metrics  fakeMetrics
+	end      func() // of the session
 }
 
 // fakeMetrics has what sessions say in words.
@@ -184,9 +185,12 @@ func start(t *testing.T) *setup {
 		defer close(done)
 		s.pusher.Session(ctx, s.instance)
 	}()
-	t.Cleanup(func() {
+	s.end = func() {
 		cancel()
 		<-done
+	}
+	t.Cleanup(func() {
+		s.end()
 		server.Stop()
 	})
 	return s

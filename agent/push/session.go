@@ -186,6 +186,7 @@ func (s *session) receive() error {
 			s.measure(m.Metrics)
 		case *proxypb.FromProxy_Subscribe:
 			s.subscribe(m.Subscribe)
+			s.pusher.hear(s)
 		case *proxypb.FromProxy_Unsubscribe:
 			s.unsubscribe(m.Unsubscribe)
 		case *proxypb.FromProxy_Ack:

@@ -16,6 +16,9 @@ import (
 // controllerName is whose entries of a route's status are Weir's.
 const controllerName = "weirmesh.io/mesh-controller"
 
+// programmed is a condition of Weir's own, and its reason.
+const programmed = "Programmed"
+
 // unresolved are the manifests of the suite's mesh tests that refer to what is not
 // there, with the reason of ResolvedRefs.
 var unresolved = map[string]gatewayv1.RouteConditionReason{
@@ -55,7 +58,8 @@ func judged(ctx context.Context, c *cluster.Cluster, file string) error {
 }
 
 // judged: each parentRef has an entry of ours that says, of what the route is now,
-// that it is accepted, and of its references what is so; and there is no other.
+// that it is accepted, of its references what is so, and that proxies have it; and
+// there is no other.
 func (r judgedRoute) judged(resolved gatewayv1.RouteConditionReason) error {
 	if len(r.Status.Parents) != len(r.Spec.ParentRefs) {
 		return fmt.Errorf("%d entries of status for %d parents", len(r.Status.Parents), len(r.Spec.ParentRefs))
@@ -66,6 +70,7 @@ func (r judgedRoute) judged(resolved gatewayv1.RouteConditionReason) error {
 		}
 		for condition, reason := range map[gatewayv1.RouteConditionType]gatewayv1.RouteConditionReason{
 			gatewayv1.RouteConditionAccepted: gatewayv1.RouteReasonAccepted, gatewayv1.RouteConditionResolvedRefs: resolved,
+			programmed: programmed,
 		} {
 			if !r.says(entry, condition, reason) {
 				return fmt.Errorf("parents[%d] does not say %s of generation %d: %v", i, reason, r.Generation, entry.Conditions)

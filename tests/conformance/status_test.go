@@ -16,6 +16,7 @@ func TestOnlyTheWholeTruthIsAStatus(t *testing.T) {
 			Status: gatewayv1.RouteStatus{Parents: []gatewayv1.RouteParentStatus{{ControllerName: controllerName, Conditions: []metav1.Condition{
 				{Type: "Accepted", Status: metav1.ConditionTrue, Reason: "Accepted", ObservedGeneration: 2},
 				{Type: "ResolvedRefs", Status: status, Reason: string(resolved), ObservedGeneration: 2},
+				{Type: "Programmed", Status: metav1.ConditionTrue, Reason: "Programmed", ObservedGeneration: 2},
 			}}}},
 		}
 	}
@@ -30,6 +31,7 @@ func TestOnlyTheWholeTruthIsAStatus(t *testing.T) {
 		"not accepted":           func(_ *judgedRoute, s *gatewayv1.RouteParentStatus) { s.Conditions[0].Status = metav1.ConditionFalse },
 		"for another reason":     func(_ *judgedRoute, s *gatewayv1.RouteParentStatus) { s.Conditions[1].Reason = "BackendNotFound" },
 		"without a condition":    func(_ *judgedRoute, s *gatewayv1.RouteParentStatus) { s.Conditions = s.Conditions[:1] },
+		"not with the proxies":   func(_ *judgedRoute, s *gatewayv1.RouteParentStatus) { s.Conditions[2].Status = metav1.ConditionFalse },
 		"of another controller":  func(_ *judgedRoute, s *gatewayv1.RouteParentStatus) { s.ControllerName = "example.com/other" },
 		"of one parent of two": func(r *judgedRoute, _ *gatewayv1.RouteParentStatus) {
 			r.Spec.ParentRefs = make([]gatewayv1.ParentReference, 2)

@@ -1,0 +1,271 @@
+package controller
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+	gatewayfake "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned/fake"
+
+	policyfake "github.com/weirmesh/weir/agent/api/client/fake"
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/agent/push"
+)
+
+const canary = "HTTPRoute/shop/canary"
+
+// sees is an agent that knows the route in a generation, and some of whose proxies
+// use it.
+func sees(generation int64, proxies, acknowledged, refused int) *model.Programmed {
+	out := &model.Programmed{Routes: map[string]int64{canary: generation}}
+	if proxies > 0 {
+		out.Uses = []model.RouteUse{{
+			Route: canary, Service: "shop/back", Generation: generation, Proxies: proxies, Acknowledged: acknowledged, Refused: refused,
+		}}
+	}
+	return out
+}
+
+func TestProgrammedIsWhatAllAgentsSay(t *testing.T) {
+	for _, tt := range []struct {
+		promise string
+		agents  []answer
+		want    string
+	}{
+		{"all proxies of all nodes have it", []answer{{"n1", true, sees(3, 5, 5, 0)}, {"n2", true, sees(3, 9, 9, 0)}},
+			"True/Programmed: 14 of 14 proxies"},
+		{"nobody has asked for the Service", []answer{{"n1", true, sees(3, 0, 0, 0)}},
+			"True/Programmed: 0 of 0 proxies"},
+		{"some have yet to acknowledge", []answer{{"n1", true, sees(3, 5, 3, 0)}, {"n2", true, sees(3, 9, 9, 0)}},
+			"False/Pending: 12 of 14 proxies"},
+		{"what was acknowledged is older", []answer{{"n1", true, sees(3, 5, 5, 0)}, {"n2", true, sees(2, 9, 9, 0)}},
+			"False/Pending: 5 of 14 proxies; agents that do not know this generation yet: n2"},
+		{"an agent that does not know it may have proxies that it governs", []answer{{"n1", true, sees(3, 5, 5, 0)}, {"n2", true, &model.Programmed{}}},
+			"False/Pending: 5 of 5 proxies; agents that do not know this generation yet: n2"},
+		{"a proxy has refused it", []answer{{"n1", true, sees(3, 5, 3, 2)}, {"n2", true, sees(2, 9, 9, 0)}},
+			"False/Rejected: 3 of 14 proxies; 2 refused it and keep what they had: their agents' logs say why; agents that do not know this generation yet: n2"},
+		{"an agent that is ready does not answer", []answer{{"n1", true, sees(3, 5, 5, 0)}, {"n2", true, nil}},
+			"Unknown/AgentsUnreachable: 5 of 5 proxies; agents that are ready and do not answer on the port of their metrics: n2"},
+		{"an agent that is starting, or whose node is away, is left out", []answer{{"n1", true, sees(3, 5, 5, 0)}, {"n2", false, nil}},
+			"True/Programmed: 5 of 5 proxies; not counted, as the agent is not ready: n2"},
+		{"no agent is ready", []answer{{"n2", false, nil}},
+			"Unknown/AgentsUnreachable: 0 of 0 proxies; not counted, as the agent is not ready: n2"},
+		{"there is none", nil, "Unknown/AgentsUnreachable: 0 of 0 proxies; there is no agent"},
+		{"of many nodes some are named", []answer{{"n1", false, nil}, {"n2", false, nil}, {"n3", false, nil}, {"n4", false, nil}, {"n5", false, nil}, {"n6", false, nil}, {"n7", true, sees(3, 1, 1, 0)}},
+			"True/Programmed: 1 of 1 proxies; not counted, as the agent is not ready: n1, n2, n3, n4, n5 and 1 more"},
+	} {
+		t.Run(tt.promise, func(t *testing.T) {
+			c := &census{rounds: 1, answers: map[string]answer{}}
+			for _, a := range tt.agents {
+				c.answers[a.node] = a
+			}
+			a := c.tally().programmed(canary, "shop/back", 3)
+			if diff := cmp.Diff(tt.want, fmt.Sprintf("%s/%s: %s", a.status, a.reason, a.message)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// fleet are agents, by their address.
+type fleet struct {
+	mu    sync.Mutex
+	says  map[string]*model.Programmed // nil: it does not answer
+	asked int
+}
+
+func (f *fleet) ask(_ context.Context, ip string) (model.Programmed, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	if f.says[ip] == nil {
+		return model.Programmed{}, errors.New("connection refused")
+	}
+	return *f.says[ip], nil
+}
+
+// say has an agent say something from now on, and returns how often all were asked
+// since the last time.
+func (f *fleet) say(ip string, what *model.Programmed) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.says[ip] = what
+	asked := f.asked
+	f.asked = 0
+	return asked
+}
+
+func agentAt(node, ip string) *corev1.Pod {
+	p := aPod("agent-"+node, node, 0, 0)
+	p.Status.PodIP = ip
+	return p
+}
+
+// programmedOf is the condition in the route's one entry.
+func programmedOf(t *testing.T, routes *gatewayfake.Clientset) string {
+	t.Helper()
+	synctest.Wait()
+	r, err := routes.GatewayV1().HTTPRoutes("shop").Get(t.Context(), "canary", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range r.Status.Parents {
+		for _, c := range p.Conditions {
+			if c.Type == conditionProgrammed {
+				return fmt.Sprintf("%s/%s@%d: %s", c.Status, c.Reason, c.ObservedGeneration, c.Message)
+			}
+		}
+	}
+	return ""
+}
+
+func patches(routes *gatewayfake.Clientset) int {
+	n := 0
+	for _, a := range routes.Actions() {
+		if a.GetVerb() == "patch" {
+			n++
+		}
+	}
+	return n
+}
+
+func TestTheLeaderAsksAgents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		routes := gatewayfake.NewClientset(anHTTPRoute("canary", "back"))
+		starting := agentAt("n3", "10.0.0.3")
+		starting.Status.ContainerStatuses[0].Ready = false
+		client := fake.NewClientset(aService("back"), agentAt("n1", "10.0.0.1"), agentAt("n2", "10.0.0.2"), starting)
+		agents := &fleet{says: map[string]*model.Programmed{"10.0.0.1": sees(3, 5, 5, 0), "10.0.0.2": sees(2, 9, 9, 0)}}
+		replicas := []replica{
+			startReplicaThatAsks(t, clients{client, routes, policyfake.New()}, "a", agents.ask),
+			startReplicaThatAsks(t, clients{client, routes, policyfake.New()}, "b", agents.ask),
+		}
+		is := func(want string) {
+			t.Helper()
+			if got := programmedOf(t, routes); got != want {
+				t.Errorf("Programmed is %s\nwant %s", got, want)
+			}
+		}
+		const notCounted = "; not counted, as the agent is not ready: n3"
+		time.Sleep(time.Second)
+		is("False/Pending@3: 5 of 14 proxies; agents that do not know this generation yet: n2" + notCounted)
+		if asked := agents.say("10.0.0.2", sees(3, 9, 9, 0)); asked != 2 {
+			t.Errorf("%d questions, not one to each that is ready, by the leader", asked)
+		}
+		time.Sleep(2 * soon)
+		is("True/Programmed@3: 14 of 14 proxies" + notCounted)
+
+		// All is well: agents are asked seldom, and nothing is written.
+		time.Sleep(seldom)
+		agents.say("10.0.0.1", sees(3, 5, 5, 0))
+		written := patches(routes)
+		time.Sleep(10 * seldom)
+		if asked := agents.say("10.0.0.1", sees(3, 6, 6, 0)); asked > 2*11 {
+			t.Errorf("%d questions in five minutes", asked)
+		}
+		if n := patches(routes) - written; n > 0 {
+			t.Errorf("%d patches that change nothing", n)
+		}
+		time.Sleep(2 * seldom)
+		is("True/Programmed@3: 15 of 15 proxies" + notCounted)
+
+		agents.say("10.0.0.2", nil)
+		time.Sleep(10 * seldom)
+		is("Unknown/AgentsUnreachable@3: 6 of 6 proxies; agents that are ready and do not answer on the port of their metrics: n2" + notCounted)
+		changed := anHTTPRoute("canary", "nobody")
+		changed.Generation = 4
+		check(t)(routes.GatewayV1().HTTPRoutes("shop").Update(t.Context(), changed, metav1.UpdateOptions{}))
+		time.Sleep(time.Second)
+		is("False/NotAccepted@4: see the condition Accepted")
+		var log string
+		for _, r := range replicas {
+			r.stop()
+			log += r.log.String()
+		}
+		if n := strings.Count(log, "agent does not say which routes its proxies have"); n != 1 {
+			t.Errorf("logged %d times:\n%s", n, log)
+		}
+	})
+}
+
+// TestCountsThatMoveAreWrittenNowAndThen: pods come and go all the time, and every
+// agent hears of every status.
+func TestCountsThatMoveAreWrittenNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		routes, said := gatewayfake.NewClientset(), &model.Programmed{Routes: map[string]int64{}}
+		const many = 5 * countsEach
+		for i := range many {
+			name := fmt.Sprintf("r%d", i)
+			check(t)(routes.GatewayV1().HTTPRoutes("shop").Create(t.Context(), anHTTPRoute(name, "back"), metav1.CreateOptions{}))
+			said.Routes["HTTPRoute/shop/"+name] = 3
+		}
+		with := func(proxies int) *model.Programmed {
+			out := &model.Programmed{Routes: said.Routes}
+			for name := range said.Routes {
+				out.Uses = append(out.Uses, model.RouteUse{Route: name, Service: "shop/back", Generation: 3, Proxies: proxies, Acknowledged: proxies})
+			}
+			return out
+		}
+		agents := &fleet{says: map[string]*model.Programmed{"10.0.0.1": with(1)}}
+		client := fake.NewClientset(aService("back"), agentAt("n1", "10.0.0.1"))
+		startReplicaThatAsks(t, clients{client, routes, policyfake.New()}, "a", agents.ask)
+		time.Sleep(seldom + seldom/2)
+		before := patches(routes)
+		agents.say("10.0.0.1", with(2))
+		for round := 1; round <= many/countsEach; round++ {
+			time.Sleep(seldom)
+			synctest.Wait()
+			if n := patches(routes) - before; n != round*countsEach {
+				t.Errorf("%d statuses written in %d rounds", n, round)
+			}
+		}
+	})
+}
+
+func TestAgentsAreAskedOnTheirPort(t *testing.T) {
+	var answer string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != push.ProgrammedPath {
+			http.NotFound(w, r)
+			return
+		}
+		fmt.Fprint(w, answer)
+	}))
+	defer server.Close()
+	host, port, err := net.SplitHostPort(server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := *sees(3, 2, 1, 1)
+	content, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer = string(content)
+	got, err := AskOn(number)(t.Context(), host)
+	if err != nil || !cmp.Equal(want, got) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	answer = strings.Repeat(" ", maxAnswer) + answer
+	if _, err := AskOn(number)(t.Context(), host); err == nil {
+		t.Error("an answer without end is read")
+	}
+}
