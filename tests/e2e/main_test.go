@@ -142,7 +142,10 @@ func (b *testBed) up(ctx context.Context) error {
 	if err := b.loadImages(ctx); err != nil {
 		return err
 	}
-	step("installing Weir")
+	step("installing the Gateway API and Weir")
+	if err := b.installGateway(ctx); err != nil {
+		return err
+	}
 	if err := b.install(ctx); err != nil {
 		return err
 	}
