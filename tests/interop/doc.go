@@ -1,6 +1,7 @@
 // Package interop proves on clients and servers that others wrote that the proxies
 // are not noticed: curl, nginx, HAProxy, wrk, h2load, gRPC's own interoperability
-// tests, WebSocket, Redis, MariaDB, OpenSSH. It also sends what no server may see.
+// tests, WebSocket, Redis, MariaDB, PostgreSQL, Postfix, OpenSSH. It also sends what no
+// server may see.
 //
 // All run in two captured pods of a node of package pod, with a real agent and
 // weir-cni: each connection from one pod to the other goes through both pods'

@@ -2,9 +2,11 @@ package interop
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -104,6 +106,59 @@ func TestMariaDB(t *testing.T) {
 	statements := "CREATE TABLE t (v LONGTEXT); INSERT INTO t VALUES ('" + text + "'); SELECT LENGTH(v), v = REPEAT('fedcba9876543210', 524288) FROM t;"
 	if out := mustCall(t, strings.NewReader(statements), "mariadb", client...); out != "8388608\t1\n" {
 		t.Errorf("8 MB up: %q", out)
+	}
+}
+
+const postgresPort = 5432
+
+var toPostgres = declare("postgres", postgresPort, "tcp")
+
+func TestPostgreSQL(t *testing.T) {
+	throughBoth(t)
+	t.Parallel()
+	found, err := filepath.Glob("/usr/lib/postgresql/*/bin")
+	if err != nil || len(found) == 0 {
+		t.Fatalf("there is no PostgreSQL, %v: make packages installs it", err)
+	}
+	bin, dir := found[len(found)-1], folder(t)
+	data := filepath.Join(dir, "data")
+	initdb := program(t.Context(), t, filepath.Join(bin, "initdb"), "-D", data, "-U", "weir", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+	initdb.SysProcAttr, initdb.Dir = as(nobody), dir
+	if out, err := initdb.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	write(t, "host all all all trust\n", data, "pg_hba.conf")
+	serve(t, called, filepath.Join(bin, "postgres"), "-D", data, "-p", fmt.Sprint(postgresPort), "-c", "listen_addresses=*", "-k", dir, "-F")
+	listens(t, called, on(postgresPort))
+
+	// A startup message (PostgreSQL's protocol, 3.0), which is answered at once.
+	expectNoWaiting(t, postgresPort, "\x00\x00\x00\x25\x00\x03\x00\x00user\x00weir\x00database\x00postgres\x00\x00")
+	random, rows := rand.NewChaCha8([32]byte{11}), strings.Builder{}
+	for range 1000 {
+		row := make([]byte, 6<<10)
+		_, _ = random.Read(row)
+		rows.WriteString(base64.StdEncoding.EncodeToString(row) + "\n")
+	}
+	host := func(to netip.AddrPort) []string {
+		return []string{"-h", to.Addr().String(), "-p", fmt.Sprint(to.Port()), "-U", "weir"}
+	}
+	for i, to := range []netip.AddrPort{on(postgresPort), on6(postgresPort), toPostgres, over6(toPostgres)} {
+		logged := len(accessLog.String())
+		psql := append(host(to), "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", "postgres")
+		table := fmt.Sprint("t", i)
+		mustCall(t, strings.NewReader(rows.String()), "psql", append(psql, "-c", "CREATE TABLE "+table+" (n serial, v text)", "-c", `\copy `+table+` (v) FROM pstdin`)...)
+		if out := mustCall(t, nil, "psql", append(psql, "-c", `\copy (SELECT v FROM `+table+` ORDER BY n) TO pstdout`)...); out != rows.String() {
+			t.Errorf("by %s: got %d bytes, want the %d that were sent", to, len(out), rows.Len())
+		}
+		recordsOf(t, logged, to)
+	}
+	pgbench := append(host(toPostgres), "-n")
+	mustCall(t, nil, "pgbench", append(pgbench, "-i", "-q", "postgres")...)
+	for _, protocol := range []string{"simple", "prepared"} {
+		out := mustCall(t, nil, "pgbench", append(pgbench, "-c", "8", "-j", "2", "-t", "50", "-M", protocol, "postgres")...)
+		if !strings.Contains(out, "actually processed: 400/400\n") || !strings.Contains(out, "failed transactions: 0 ") {
+			t.Errorf("pgbench, %s: %s", protocol, out)
+		}
 	}
 }
 

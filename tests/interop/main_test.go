@@ -143,17 +143,29 @@ type declaration struct {
 	port uint16
 }
 
-// declare makes a Service of a port of called. It returns where that is dialled.
+// declare makes a Service, of both families, of a port of called. It returns where
+// that is dialled.
 func declare(name string, port uint16, appProtocol string) netip.AddrPort {
 	address := netip.AddrFrom4([4]byte{10, 96, 7, byte(len(services) + 1)})
+	at := netip.AddrPortFrom(address, 80)
 	services = append(services, declaration{pod.Service{
-		Namespace: namespace, Name: name, Port: 80, AppProtocol: appProtocol, ClusterIPs: []netip.Addr{address},
+		Namespace: namespace, Name: name, Port: 80, AppProtocol: appProtocol, ClusterIPs: []netip.Addr{address, over6(at).Addr()},
 	}, port})
-	return netip.AddrPortFrom(address, 80)
+	return at
+}
+
+// over6 is a Service's other address.
+func over6(service netip.AddrPort) netip.AddrPort {
+	v6 := netip.MustParseAddr("fd00:10:96::7:0").As16()
+	v6[15] = service.Addr().As4()[3]
+	return netip.AddrPortFrom(netip.AddrFrom16(v6), service.Port())
 }
 
 // on is a port of called, which nobody declares.
 func on(port uint16) netip.AddrPort { return netip.AddrPortFrom(called.Address(false), port) }
+
+// on6 is the same by the other family.
+func on6(port uint16) netip.AddrPort { return netip.AddrPortFrom(called.Address(true), port) }
 
 // listen listens on a port of called until the test ends.
 func listen(t *testing.T, port uint16) net.Listener {
@@ -176,7 +188,7 @@ func dial(ctx context.Context, to string) (net.Conn, error) {
 	var conn net.Conn
 	err := pod.In(caller.Netns, func() error {
 		var err error
-		conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp4", to)
+		conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", to)
 		return err
 	})
 	return conn, err
@@ -186,11 +198,18 @@ func dial(ctx context.Context, to string) (net.Conn, error) {
 // with the test: it is in memory.
 func folder(t *testing.T) string {
 	t.Helper()
-	dir := filepath.Join(pod.NodeDir, "interop", t.Name())
+	dir := folderIn(t, pod.NodeDir, "interop", t.Name())
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// folderIn makes one more, in another.
+func folderIn(t *testing.T, path ...string) string {
+	t.Helper()
+	dir := filepath.Join(path...)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	if err := os.Chown(dir, nobody, nobody); err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +245,7 @@ func listens(t *testing.T, p *pod.Pod, addr netip.AddrPort) {
 	t.Helper()
 	eventually(t, 20*time.Second, fmt.Sprintf("nothing listens on %s of %s", addr, p.ID()), func() error {
 		return pod.In(p.Netns, func() error {
-			conn, err := net.DialTimeout("tcp4", addr.String(), time.Second)
+			conn, err := net.DialTimeout("tcp", addr.String(), time.Second)
 			if err == nil {
 				conn.Close()
 			}

@@ -49,10 +49,7 @@ func serve(t *testing.T, p *pod.Pod, name string, args ...string) {
 func serveAs(t *testing.T, p *pod.Pod, uid uint32, name string, args ...string) {
 	t.Helper()
 	cmd := program(context.Background(), t, name, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Credential: &syscall.Credential{Uid: uid, Gid: uid},
-		Setpgid:    true,
-	}
+	cmd.SysProcAttr = as(uid)
 	cmd.Dir = "/"
 	said := &output{}
 	cmd.Stdout, cmd.Stderr = said, said
@@ -72,6 +69,11 @@ func serveAs(t *testing.T, p *pod.Pod, uid uint32, name string, args ...string) 
 			t.Logf("what %s said:\n%s", name, said)
 		}
 	})
+}
+
+// as has a program run as that user, in a process group of its own.
+func as(uid uint32) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}, Setpgid: true}
 }
 
 // output is what a program says while it runs.
