@@ -76,7 +76,7 @@ func serveSite(t *testing.T) string {
 		}
 		file.Close()
 	}
-	server := fmt.Sprintf("server { listen %d; listen %d http2; root %s; dav_methods PUT; }", nginxPort, nginxH2Port, files)
+	server := fmt.Sprintf("server { listen %[1]d; listen [::]:%[1]d; listen %[2]d http2; listen [::]:%[2]d http2; root %[3]s; dav_methods PUT; }", nginxPort, nginxH2Port, files)
 	serve(t, called, "nginx", "-c", write(t, fmt.Sprintf(nginxConf, files, server), files, "nginx.conf"))
 	serve(t, called, "haproxy", "-db", "-f", write(t, haproxyConf+fmt.Sprintf(`
 frontend plain
@@ -97,13 +97,7 @@ backend nginx
 // serveClients starts nginx and HAProxy in caller, as clients of those in called.
 func serveClients(t *testing.T, files string) {
 	t.Helper()
-	dir := filepath.Join(files, "clients")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(dir, nobody, nobody); err != nil {
-		t.Fatal(err)
-	}
+	dir := folderIn(t, files, "clients")
 	servers := fmt.Sprintf(`upstream kept { server %[1]s; keepalive 4; }
 	server { listen 127.0.0.1:%[2]d; location / { proxy_pass http://%[1]s; } }
 	server { listen 127.0.0.1:%[3]d; location / {
@@ -143,6 +137,10 @@ func TestBodiesArriveByteForByte(t *testing.T) {
 		{"h2c", toNginxH2, "--http2-prior-knowledge"},
 		{"HTTP/1.1 undeclared", on(nginxPort), "--http1.1"},
 		{"h2c undeclared", on(nginxH2Port), "--http2-prior-knowledge"},
+		{"HTTP/1.1 over IPv6", over6(toNginx), "--http1.1"},
+		{"h2c over IPv6", over6(toNginxH2), "--http2-prior-knowledge"},
+		{"HTTP/1.1 over IPv6 undeclared", on6(nginxPort), "--http1.1"},
+		{"h2c over IPv6 undeclared", on6(nginxH2Port), "--http2-prior-knowledge"},
 		{"HAProxy serves HTTP/1.1", toHAProxy, "--http1.1"},
 		{"HAProxy serves h2c", toHAProxyH2, "--http2-prior-knowledge"},
 		{"nginx asks in HTTP/1.0", loopback(viaNginx10), "--http1.1"},
@@ -153,6 +151,7 @@ func TestBodiesArriveByteForByte(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			// Without Expect: nginx does not say 100 in HTTP/2, and curl waits for it.
 			curl := []string{"-sS", "--fail", "-H", "Expect:", c.curl}
+			logged := len(accessLog.String())
 			for _, size := range sizes {
 				sent := filepath.Join(files, fmt.Sprint(size))
 				got := filepath.Join(files, "got")
@@ -171,6 +170,9 @@ func TestBodiesArriveByteForByte(t *testing.T) {
 				mustCall(t, file, "curl", append(curl, "-T", "-", fmt.Sprintf("http://%s/up", c.to))...)
 				file.Close()
 				expectSame(t, fmt.Sprintf("%d bytes up in chunks", size), sent, filepath.Join(files, "up"))
+			}
+			if c.to.Addr().Is6() { // the test as a whole shows it of IPv4
+				recordsOf(t, logged, c.to)
 			}
 		})
 	}
