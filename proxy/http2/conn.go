@@ -147,6 +147,7 @@ func (c *conn) run(preface func() error) error {
 	if err == nil {
 		err = c.read()
 	}
+	c.turn.Flush() // other connections wait for this turn to write what it queued for them
 	c.mu.Lock()
 	finished := c.finishing && len(c.streams) == 0
 	if c.dead {
@@ -227,6 +228,9 @@ func (c *conn) idle() bool {
 func (c *conn) readFrame() (http2.Frame, error) {
 	head, err := c.framer.ReadFrameHeader()
 	var f http2.Frame
+	if err == nil && tooShort(head) {
+		return nil, &connError{http2.ErrCodeFrameSize, fmt.Errorf("%w: %v frame of %d bytes", ErrMalformed, head.Type, head.Length)}
+	}
 	if err == nil {
 		c.large = c.large || head.Length > maxFrame/4
 		f, err = c.framer.ReadFrameForHeader(head)
@@ -250,6 +254,27 @@ func (c *conn) readFrame() (http2.Frame, error) {
 		return nil, &connError{http2.ErrCodeFrameSize, fmt.Errorf("%w: %w", ErrMalformed, err)}
 	}
 	return nil, err
+}
+
+// tooShort reports a frame without room for what its flags say is in it, which the
+// framer would take for the connection's end (RFC 9113, sections 6.1, 6.2 and 6.6).
+func tooShort(head http2.FrameHeader) bool {
+	least := uint32(0)
+	switch head.Type {
+	case http2.FrameData:
+	case http2.FrameHeaders:
+		if head.Flags.Has(http2.FlagHeadersPriority) {
+			least = 5
+		}
+	case http2.FramePushPromise:
+		least = 4
+	default:
+		return false
+	}
+	if head.Flags.Has(http2.FlagDataPadded) { // the same bit of all three
+		least++
+	}
+	return head.Length < least
 }
 
 // streamError ends a stream with RST_STREAM.

@@ -20,6 +20,8 @@ type raw struct {
 	nc    net.Conn
 	block bytes.Buffer
 	enc   *hpack.Encoder
+
+	gathered *bytes.Buffer
 }
 
 func newRaw(t testing.TB, nc net.Conn) *raw {
@@ -45,6 +47,16 @@ func dialRaw(t testing.TB, addr string, settings ...xhttp2.Setting) *raw {
 	_ = r.WriteSettings(settings...)
 	return r
 }
+
+// gather has frames wait for send.
+func (r *raw) gather() {
+	r.gathered = &bytes.Buffer{}
+	r.Framer = xhttp2.NewFramer(r.gathered, r.nc)
+	r.AllowIllegalWrites = true
+}
+
+// send sends them at once.
+func (r *raw) send() { _, _ = r.gathered.WriteTo(r.nc) }
 
 // fields sends a header block of names and values.
 func (r *raw) fields(id uint32, end bool, pairs ...string) {

@@ -1,0 +1,53 @@
+package http2_test
+
+import (
+	"io"
+	"net/http"
+	"sync/atomic"
+	"testing"
+
+	xhttp2 "golang.org/x/net/http2"
+)
+
+// TestFramesTooShortForTheirFlags end the connection, which is told, and that one
+// alone: what the client has under way is cancelled upstream, and other clients'
+// streams on the same connection go on.
+func TestFramesTooShortForTheirFlags(t *testing.T) {
+	var cancelled atomic.Int32
+	backend := serveHTTP(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.Method == "POST" {
+			_, _ = io.Copy(io.Discard, r.Body)
+			cancelled.Add(1)
+		}
+	})
+	r := newRelay(t, backend, nil)
+	other := dialRaw(t, r.addr)
+	other.request(1, true, "/")
+	if got := other.status(1); got != 200 {
+		t.Fatalf("status %d", got)
+	}
+	for i, short := range []struct {
+		kind  xhttp2.FrameType
+		flags xhttp2.Flags
+	}{
+		{xhttp2.FrameData, xhttp2.FlagDataPadded},
+		{xhttp2.FrameHeaders, xhttp2.FlagHeadersPadded},
+		{xhttp2.FrameHeaders, xhttp2.FlagHeadersPriority},
+		{xhttp2.FramePushPromise, 0},
+	} {
+		c := dialRaw(t, r.addr)
+		c.gather() // so that they are read at once
+		c.request(1, false, "/")
+		_ = c.WriteRawFrame(short.kind, short.flags, 1, nil)
+		c.send()
+		if code := c.last(); code != xhttp2.ErrCodeFrameSize {
+			t.Errorf("%v: GOAWAY says %v", short, code)
+		}
+		eventually(t, "it is cancelled upstream", func() bool { return cancelled.Load() == int32(i+1) })
+		id := uint32(2*i + 3)
+		other.request(id, true, "/")
+		if got := other.status(id); got != 200 {
+			t.Errorf("%v: another client gets status %d", short, got)
+		}
+	}
+}
