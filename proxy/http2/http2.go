@@ -128,8 +128,6 @@ var (
 	ErrAbuse = errors.New("peer floods")
 	// ErrTimeout is one of the Timeouts.
 	ErrTimeout = errors.New("timeout")
-	// ErrClientLost is a stream whose client's connection has ended.
-	ErrClientLost = errors.New("client's connection")
 	// ErrAttemptTimeout is an attempt that took longer than Stream.Attempt.
 	ErrAttemptTimeout = errors.New("the attempt's time is over")
 	// ErrGoAway is a stream that the upstream's GOAWAY excludes.
@@ -137,6 +135,9 @@ var (
 	// ErrBusy is an upstream that takes no more streams on as many connections as
 	// are allowed.
 	ErrBusy = errors.New("upstream takes no more streams")
+	// ErrClient is a stream that ends by the client's doing: it broke a rule, or its
+	// connection is gone.
+	ErrClient = errors.New("client")
 	// ErrDial is a connection that could not be made.
 	ErrDial = errors.New("dial")
 	// ErrNotReplayable is a stream opened anew of which more had gone up than was kept.

@@ -1,12 +1,16 @@
 package http2_test
 
 import (
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"sync/atomic"
 	"testing"
 
 	xhttp2 "golang.org/x/net/http2"
+
+	"github.com/weirmesh/weir/proxy/http2"
 )
 
 // TestFramesTooShortForTheirFlags end the connection, which is told, and that one
@@ -49,5 +53,35 @@ func TestFramesTooShortForTheirFlags(t *testing.T) {
 		if got := other.status(id); got != 200 {
 			t.Errorf("%v: another client gets status %d", short, got)
 		}
+	}
+}
+
+// TestWhoseFaultItWas: what a client does wrong is no failure of the upstream.
+func TestWhoseFaultItWas(t *testing.T) {
+	backend := serveHTTP(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	for name, c := range map[string]struct {
+		do        func(*raw)
+		malformed bool
+	}{
+		"less than it said": {func(c *raw) {
+			c.fields(1, false, ":method", "POST", ":scheme", "http", ":authority", "a", ":path", "/", "content-length", "5")
+			_ = c.WriteData(1, true, []byte("1234"))
+		}, true},
+		"a frame of nothing": {func(c *raw) {
+			c.request(1, false, "/")
+			_ = c.WriteData(0, true, nil)
+		}, true},
+		"hangs up": {func(c *raw) {
+			c.request(1, false, "/")
+			_ = c.nc.(*net.TCPConn).CloseWrite()
+		}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRelay(t, backend, nil)
+			c.do(dialRaw(t, r.addr))
+			if err := r.outcome(t).Err; !errors.Is(err, http2.ErrClient) || errors.Is(err, http2.ErrMalformed) != c.malformed {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }

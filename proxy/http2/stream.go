@@ -526,7 +526,7 @@ func (s *Stream) broken(h *half, code Code, err error, t *Turn) {
 	switch {
 	case s.done:
 	case h == &s.down:
-		s.abort(true, code, true, http2.ErrCodeCancel, err, t)
+		s.abort(true, code, true, http2.ErrCodeCancel, fmt.Errorf("%w: %w", ErrClient, err), t)
 	case h == s.up:
 		s.attemptFailed(h, Failure{Err: err}, true, code, t)
 		return
@@ -540,7 +540,7 @@ func (s *Stream) connLost(h *half, err error, unsent bool, t *Turn) {
 	switch {
 	case s.done:
 	case h == &s.down:
-		s.abort(false, 0, true, http2.ErrCodeCancel, fmt.Errorf("%w: %w", ErrClientLost, err), t)
+		s.abort(false, 0, true, http2.ErrCodeCancel, fmt.Errorf("%w's connection: %w", ErrClient, err), t)
 	case h == s.up:
 		s.attemptFailed(h, Failure{Err: fmt.Errorf("upstream's connection: %w", err), Unsent: unsent}, false, http2.ErrCodeInternal, t)
 		return

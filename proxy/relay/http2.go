@@ -477,8 +477,14 @@ func (e *http2Exchange) Done(_ *http2.Stream, o http2.Outcome) {
 		e.record.fail(failure)
 	case errors.Is(o.Err, http2.ErrClosed):
 		e.record.fail(&reason.Error{Reason: reason.Shutdown, Err: o.Err})
-	case errors.Is(o.Err, http2.ErrClientLost), errors.As(o.Err, &reset) && !reset.Upstream:
+	case errors.As(o.Err, &reset) && !reset.Upstream:
 		e.record.fail(&reason.Error{Reason: reason.ClientGone, Err: o.Err})
+	case errors.Is(o.Err, http2.ErrClient):
+		why := reason.ClientGone
+		if errors.Is(o.Err, http2.ErrMalformed) || errors.Is(o.Err, http2.ErrAbuse) {
+			why = reason.BadRequest
+		}
+		e.record.fail(&reason.Error{Reason: why, Err: o.Err})
 	case o.Err != nil:
 		e.record.fail(http2Failure(o.Err))
 	}

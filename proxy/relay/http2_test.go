@@ -16,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	xhttp2 "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -212,6 +215,44 @@ func TestAFailedCallOfGRPCHasItsStatus(t *testing.T) {
 			records := b.ended(t)
 			if len(records) != 2 || records[0].GetReason() != c.reason || records[0].GetStatus() != uint32(c.status) {
 				t.Errorf("records %v", records)
+			}
+		})
+	}
+}
+
+// TestWhatAClientDoesWrongIsNotTheApplicationsFault in the records.
+func TestWhatAClientDoesWrongIsNotTheApplicationsFault(t *testing.T) {
+	app := serving2(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	for _, c := range []struct {
+		name, want string
+		then       func(*xhttp2.Framer, *net.TCPConn)
+	}{
+		{"ends its body early", "bad_request", func(f *xhttp2.Framer, _ *net.TCPConn) { _ = f.WriteData(1, true, []byte("1234")) }},
+		{"breaks a rule of the connection", "bad_request", func(f *xhttp2.Framer, _ *net.TCPConn) { _ = f.WriteWindowUpdate(0, 0) }},
+		{"hangs up", "client_gone", func(_ *xhttp2.Framer, c *net.TCPConn) { _ = c.CloseWrite() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBench(t, behind(app))
+			conn := b.conn(t, listen.Outbound, vip)
+			_, _ = io.WriteString(conn, xhttp2.ClientPreface)
+			f := xhttp2.NewFramer(conn, conn)
+			f.AllowIllegalWrites = true
+			_ = f.WriteSettings()
+			var block bytes.Buffer
+			fields := hpack.NewEncoder(&block)
+			for _, field := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "back"}, {":path", "/"}, {"content-length", "5"}} {
+				_ = fields.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]})
+			}
+			_ = f.WriteHeaders(xhttp2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true})
+			c.then(f, conn)
+			for ended := false; !ended; { // a stream or the connection
+				frame, err := f.ReadFrame()
+				_, reset := frame.(*xhttp2.RSTStreamFrame)
+				ended = err != nil || reset
+			}
+			b.clients = append(b.clients, conn)
+			if records := b.ended(t); len(records) != 1 || records[0].GetReason() != c.want {
+				t.Errorf("records %v, want the reason %s", records, c.want)
 			}
 		})
 	}
