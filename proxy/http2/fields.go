@@ -152,7 +152,9 @@ func checkRequest(fields []Field) (int64, error) {
 		case ":scheme":
 			scheme = f.Value
 		case ":authority":
-			authority = f.Value
+			if authority = f.Value; authority == "" {
+				return -1, fmt.Errorf("%w: :authority is empty", ErrMalformed)
+			}
 		case ":path":
 			path = f.Value
 		case "host":
@@ -167,15 +169,34 @@ func checkRequest(fields []Field) (int64, error) {
 		if scheme != "" || path != "" || authority == "" {
 			return -1, fmt.Errorf("%w: CONNECT", ErrMalformed)
 		}
-	case scheme == "":
-		return -1, fmt.Errorf("%w: no :scheme", ErrMalformed)
-	case !strings.HasPrefix(path, "/") && (path != "*" || method != "OPTIONS"):
+	case !validScheme(scheme):
+		return -1, fmt.Errorf("%w: :scheme %q", ErrMalformed, scheme)
+	case !strings.HasPrefix(path, "/") && (path != "*" || method != "OPTIONS"), strings.ContainsAny(path, " \t"):
 		return -1, fmt.Errorf("%w: :path %q", ErrMalformed, path)
 	}
-	if hosts > 1 || hosts == 1 && authority != "" && !strings.EqualFold(host, authority) {
+	if authority == "" {
+		authority = host
+	}
+	if hosts > 1 || hosts == 1 && !strings.EqualFold(host, authority) {
 		return -1, fmt.Errorf("%w: host %q, :authority %q", ErrMalformed, host, authority)
 	}
+	if authority == "" || !httpguts.ValidHostHeader(authority) {
+		return -1, fmt.Errorf("%w: :authority %q", ErrMalformed, authority)
+	}
 	return contentLength(fields)
+}
+
+// validScheme is RFC 3986, section 3.1, in lower or upper case.
+func validScheme(scheme string) bool {
+	for i := range len(scheme) {
+		switch c := scheme[i] | 0x20; { // letters become lower case
+		case 'a' <= c && c <= 'z':
+		case i > 0 && ('0' <= c && c <= '9' || strings.IndexByte("+-.", scheme[i]) >= 0):
+		default:
+			return false
+		}
+	}
+	return scheme != ""
 }
 
 // checkResponse is section 8.3.2. It returns the status and the body's declared

@@ -13,6 +13,47 @@ import (
 	"github.com/weirmesh/weir/proxy/http2"
 )
 
+// TestRequestsThatNameNothing: who is asked, and for what, is text that no other
+// version of HTTP would read otherwise.
+func TestRequestsThatNameNothing(t *testing.T) {
+	backend := serveHTTP(t, func(http.ResponseWriter, *http.Request) {})
+	r := newRelay(t, backend, nil)
+	c := dialRaw(t, r.addr)
+	for i, pairs := range [][]string{
+		{":method", "GET", ":scheme", "http", ":path", "/"},
+		{":method", "GET", ":scheme", "http", ":path", "/", ":authority", ""},
+		{":method", "GET", ":scheme", "http", ":path", "/", "host", ""},
+		{":method", "GET", ":scheme", "http", ":path", "/", ":authority", "", "host", "a"},
+		{":method", "GET", ":scheme", "http", ":path", "/", ":authority", "a b"},
+		{":method", "GET", ":scheme", "http", ":path", "/", ":authority", "a/b"},
+		{":method", "GET", ":scheme", "http", ":path", "/", ":authority", "u@a"},
+		{":method", "GET", ":scheme", "http", ":path", "/", "host", "u@a"},
+		{":method", "CONNECT", ":authority", "u@a:1"},
+		{":method", "GET", ":scheme", "http", ":path", "/a b", ":authority", "a"},
+		{":method", "GET", ":scheme", "http", ":path", "/a\tb", ":authority", "a"},
+		{":method", "GET", ":scheme", "", ":path", "/", ":authority", "a"},
+		{":method", "GET", ":scheme", "1http", ":path", "/", ":authority", "a"},
+		{":method", "GET", ":scheme", "http://b/", ":path", "/", ":authority", "a"},
+	} {
+		id := uint32(2*i + 1)
+		c.fields(id, true, pairs...)
+		if reset := next[*xhttp2.RSTStreamFrame](c); reset.StreamID != id || reset.ErrCode != xhttp2.ErrCodeProtocol {
+			t.Errorf("%q: %v", pairs, reset)
+		}
+	}
+	for i, pairs := range [][]string{
+		{":method", "GET", ":scheme", "http", ":path", "/", "host", "a"},
+		{":method", "GET", ":scheme", "http", ":path", "/", ":authority", "A:80", "host", "a:80"},
+		{":method", "GET", ":scheme", "http", ":path", "/%20?b#c", ":authority", "[fd00::1]:80"},
+	} {
+		id := uint32(2*i + 101)
+		c.fields(id, true, pairs...)
+		if got := c.status(id); got != 200 {
+			t.Errorf("%q: status %d", pairs, got)
+		}
+	}
+}
+
 // TestFramesTooShortForTheirFlags end the connection, which is told, and that one
 // alone: what the client has under way is cancelled upstream, and other clients'
 // streams on the same connection go on.
