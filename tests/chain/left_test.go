@@ -179,6 +179,17 @@ func TestWhatIsLeftIsSeen(t *testing.T) {
 			}
 			return func() error { return netlink.LinkDel(link) }
 		}},
+		{"a cgroup", func(t *testing.T) func() error {
+			parents, err := filepath.Glob("/sys/fs/cgroup/*/" + node.Name)
+			if len(parents) == 0 { // v2 alone
+				parents = []string{filepath.Join("/sys/fs/cgroup", node.Name)}
+			}
+			left := filepath.Join(parents[0], "left")
+			if err := errors.Join(err, os.Mkdir(left, 0o755)); err != nil {
+				t.Fatal(err)
+			}
+			return func() error { return os.Remove(left) }
+		}},
 		{"a file", func(t *testing.T) func() error {
 			path := filepath.Join(pod.NodeDir, "weir/attachments/left.json.bad")
 			if err := os.WriteFile(path, nil, 0o600); err != nil {

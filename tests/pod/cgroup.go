@@ -171,11 +171,15 @@ func (n *Node) Cgroups() ([]string, error) {
 	}
 	var out []string
 	for _, mount := range mounts {
-		found, err := filepath.Glob(filepath.Join(mount, n.Name, "*") + "/")
-		if err != nil {
+		entries, err := os.ReadDir(filepath.Join(mount, n.Name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		out = append(out, found...)
+		for _, e := range entries {
+			if e.IsDir() {
+				out = append(out, filepath.Join(mount, n.Name, e.Name()))
+			}
+		}
 	}
 	return out, nil
 }
