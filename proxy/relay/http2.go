@@ -270,7 +270,7 @@ var errNoPlace = &reason.Error{Reason: reason.CircuitOpen, Err: errors.New("no p
 func (e *http2Exchange) displaced(t *http2.Turn) {
 	e.picked.done(balance.Unknown)
 	e.attempt--
-	e.record.unsend()
+	e.record.unsent()
 	if endpoint, ok := e.pickWithRoom(); ok {
 		e.openAt(t, endpoint)
 		return
@@ -369,6 +369,9 @@ func (e *http2Exchange) Failed(t *http2.Turn, _ *http2.Stream, f http2.Failure) 
 	}
 	e.freed()
 	e.patience = time.Time{}
+	if errors.Is(f.Err, http2.ErrDial) || errors.Is(f.Err, http2.ErrBusy) {
+		e.record.unsent()
+	}
 	failure := &attemptError{cause: http2Failure(f.Err), endpoint: e.picked.addr, unsent: f.Unsent}
 	switch {
 	case errors.Is(f.Err, errNoPlace):

@@ -216,6 +216,9 @@ func TestAFailedCallOfGRPCHasItsStatus(t *testing.T) {
 			if len(records) != 2 || records[0].GetReason() != c.reason || records[0].GetStatus() != uint32(c.status) {
 				t.Errorf("records %v", records)
 			}
+			if sent := c.reason == "request_timeout"; len(records) > 0 && (records[0].GetAttempts() > 0 != sent || records[0].GetSentBytes() > 0 != sent) {
+				t.Errorf("%v says that it was sent: want %t", records[0], sent)
+			}
 		})
 	}
 }

@@ -136,8 +136,8 @@ func (r *record) send(e route.Endpoint, own bool) {
 	}
 }
 
-// unsend is when a stream was not opened after all.
-func (r *record) unsend() { r.entry.Attempts-- }
+// unsent takes send back: there was no connection to send it on.
+func (r *record) unsent() { r.entry.Attempts-- }
 
 // firstByte notes when an answer begins; informational ones are followed by
 // another.
@@ -169,7 +169,9 @@ func (r *record) responseBody(n int) { r.entry.ResponseBody += uint64(n) }
 
 // ended notes what a stream carried. Heads are compressed: their bytes are nobody's.
 func (r *record) ended(o http2.Outcome) {
-	r.entry.Sent, r.entry.RequestBody = o.Received, o.Received
+	if r.entry.Attempts > 0 {
+		r.entry.Sent, r.entry.RequestBody = o.Received, o.Received
+	}
 	r.entry.Received, r.entry.ResponseBody = o.Sent, o.Sent
 	r.entry.GRPCStatus = o.GRPCStatus
 }
