@@ -94,6 +94,7 @@ func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, ea
 		for _, entry := range h.record.entries(time.Now()) {
 			s.Log(entry)
 		}
+		h.record = nil // a kilobyte that an idle connection need not hold
 		if h.last {
 			return requests + 1, nil
 		}
