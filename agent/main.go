@@ -40,9 +40,6 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-// proxyMaxProcs is GOMAXPROCS of a proxy.
-const proxyMaxProcs = 2
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -163,7 +160,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		HostCgroupNS: f.cgroupNS,
 		HostMountNS:  f.mountNS,
 		UIDBase:      uint32(f.uidBase),
-		MaxProcs:     proxyMaxProcs,
+		MaxProcs:     view.options.ProxyMaxProcs,
 		Limits:       launch.Limits{Memory: decide.DefaultMemoryLimit, CPUWeight: decide.DefaultCPUWeight},
 		Log:          log,
 		Session:      pusher.Session,

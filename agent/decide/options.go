@@ -24,6 +24,7 @@ type Options struct {
 	AllowRuntimeClasses []string          `json:"allowRuntimeClasses"`
 	KeepClientAddress   bool              `json:"keepClientAddress"`
 	MeshRanges          []netip.Prefix    `json:"meshRanges"`
+	ProxyMaxProcs       int               `json:"proxyMaxProcs"`
 	Annotations         map[string]string `json:"annotations"`
 }
 
@@ -36,6 +37,7 @@ var options = []option{
 	{"allowRuntimeClasses", "Values of `runtimeClassName` whose pods can be captured, as all of their packets pass through the rules of the pod's network namespace. With gVisor or Kata they do not, so a class that is not listed is refused. A pod without a class is always fine."},
 	{"keepClientAddress", "Applications see their callers' own addresses, for which proxies get `CAP_NET_RAW`, which any default container has, and nothing else. If not, or where a node's rules are iptables', they see the pod's own address. Counts for pods that start from then on."},
 	{"meshRanges", "Address ranges of pods and Services: before it connects to an address in them that it does not know, a proxy asks the agent."},
+	{"proxyMaxProcs", "How many processors a proxy uses at once (GOMAXPROCS), of those that the node has. Counts for proxies that start from then on."},
 	{"annotations", "What holds for pods that lack an annotation of that name: [ANNOTATIONS.md](ANNOTATIONS.md) has them all. `weirmesh.io/quic: reject`, for example."},
 }
 
@@ -48,6 +50,7 @@ func Defaults() Options {
 			netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
 			netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
 		},
+		ProxyMaxProcs: 2,
 	}
 }
 
@@ -81,6 +84,8 @@ func (o Options) Validate() error {
 		return errors.New("allowRuntimeClasses: an entry is empty; pods without a class are always allowed")
 	case slices.ContainsFunc(o.MeshRanges, func(p netip.Prefix) bool { return !p.IsValid() }):
 		return errors.New("meshRanges: an entry is empty")
+	case o.ProxyMaxProcs < 1 || o.ProxyMaxProcs > 64:
+		return fmt.Errorf("proxyMaxProcs: %d is none of 1 to 64", o.ProxyMaxProcs)
 	}
 	var scratch Decision
 	for _, key := range slices.Sorted(maps.Keys(o.Annotations)) {

@@ -37,6 +37,7 @@ exemptStaticPods: true
 allowRuntimeClasses: [nvidia]
 keepClientAddress: false
 meshRanges: [10.1.2.3/16]
+proxyMaxProcs: 4
 annotations:
   weirmesh.io/quic: reject
   weirmesh.io/exclude-outbound-ports: "3306,5432"
@@ -53,6 +54,7 @@ annotations:
 		ExemptStaticPods:    true,
 		AllowRuntimeClasses: []string{"nvidia"},
 		MeshRanges:          []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
+		ProxyMaxProcs:       4,
 		Annotations:         map[string]string{"weirmesh.io/quic": "reject", "weirmesh.io/exclude-outbound-ports": "3306,5432"},
 	}
 	if diff := cmp.Diff(want, got, prefixes); diff != "" {
@@ -80,6 +82,7 @@ func TestOptionsThatCannotBeMeant(t *testing.T) {
 	for document, want := range map[string]string{
 		"exemptNamespaces: [a, '']":                       "exemptNamespaces: an entry is empty",
 		"allowRuntimeClasses: ['']":                       "allowRuntimeClasses: an entry is empty; pods without a class are always allowed",
+		"proxyMaxProcs: 0":                                "proxyMaxProcs: 0 is none of 1 to 64",
 		"meshRanges: ['']":                                "meshRanges: an entry is empty",
 		"meshRanges: [10.0.0.1]":                          `netip.ParsePrefix("10.0.0.1"): no '/'`,
 		"exemptNamespace: [a]":                            `unknown field "exemptNamespace"`,
