@@ -82,6 +82,10 @@ bench-dataplane: ## requests and bytes through a pair of proxies, beside nginx, 
 bench-config: ## how soon a change in a real API server is every proxy's, and the memory for it; needs root and cluster-build
 	@$(GO) run ./tests/bench config $(BENCH_FLAGS)
 
+.PHONY: bench-memory
+bench-memory: ## memory of proxies that idle, and of idle connections; needs root
+	@$(GO) run ./tests/bench memory $(BENCH_FLAGS)
+
 # ---- testing: `make test` runs these as stages, see .ci/test
 
 .PHONY: test

@@ -55,8 +55,8 @@ type http1Conn struct {
 	method   []byte     // a copy: it outlives the buffer
 	view     http1Request
 	plan     plan
-	record   record
-	out      []byte // for heads that are not passed on as they came
+	record   *record // lent by records
+	out      []byte  // for heads that are not passed on as they came
 	attempt  int
 	up       *httpUpstream // of the request; nil: none, or done with
 	upload   *upload
@@ -94,7 +94,8 @@ func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, ea
 		for _, entry := range h.record.entries(time.Now()) {
 			s.Log(entry)
 		}
-		h.record = nil // a kilobyte that an idle connection need not hold
+		records.Put(h.record) // a kilobyte that an idle connection need not hold
+		h.record = nil
 		if h.last {
 			return requests + 1, nil
 		}
@@ -214,6 +215,7 @@ func (h *http1Conn) refuse(err error) (bool, error) {
 	default:
 		return false, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
+	h.record = records.Get().(*record)
 	h.record.reset(h.accepted)
 	h.record.begin(time.Now(), 1, nil, nil)
 	failure := &reason.Error{Reason: reason.BadRequest, Err: err}
@@ -254,6 +256,7 @@ func (h *http1Conn) begin() {
 	h.method = append(h.method[:0], h.request.Method...)
 	h.up, h.upload, h.answered, h.last = nil, nil, false, h.request.Close
 	path, _ := h.request.Path()
+	h.record = records.Get().(*record)
 	h.record.reset(h.accepted)
 	h.record.begin(time.Now(), h.request.Minor, h.method, path)
 }
@@ -282,7 +285,7 @@ func (h *http1Conn) decide() error {
 		}
 	}
 	h.view = http1Request{Head: &h.request}
-	return h.plan.make(h.Server, h.accepted, d, &h.view, &h.record)
+	return h.plan.make(h.Server, h.accepted, d, &h.view, h.record)
 }
 
 // gather waits for the rest of a body, as long as it fits into the buffer.

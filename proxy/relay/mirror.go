@@ -49,8 +49,7 @@ func (h *http1Conn) copyTo(ctx context.Context, backend *route.Backend) {
 func (s *Server) sendMirror(ctx context.Context, c listen.Conn, backend *route.Backend, text, method []byte) {
 	defer s.handlers.Done()
 	defer s.mirrors.Add(-1)
-	m := &http1Conn{Server: s, accepted: c, method: method}
-	m.record.reset(c)
+	m := &http1Conn{Server: s, accepted: c, method: method, record: newRecord(c)}
 	m.plan.backend, m.plan.key.Client = *backend, c.Peer.Addr()
 	f, ok, err := m.find(ownerOf(backend), nil, false)
 	if !ok || err != nil {

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/weirmesh/weir/proxy/http2"
@@ -25,6 +26,9 @@ type record struct {
 	answer    time.Time // its first byte; zero: not there yet, or passed on
 	out       [2]*telemetry.Record
 }
+
+// records are lent to requests of HTTP/1.
+var records = sync.Pool{New: func() any { return &record{} }}
 
 func newRecord(c listen.Conn) *record {
 	r := &record{}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,13 +21,12 @@ import (
 // addFlags are the command line of the benchmark of ADD.
 type addFlags struct {
 	iterations int
-	proxies    int
 	burst      int
 	bin        string
 	smoke      bool
 }
 
-// smokeRuns are how many iterations and proxies show that the benchmark works.
+// smokeRuns are how many iterations and pods show that the benchmark works.
 const smokeRuns = 3
 
 func parseAdd(args []string, stderr io.Writer) (addFlags, error) {
@@ -36,11 +37,10 @@ func parseAdd(args []string, stderr io.Writer) (addFlags, error) {
 		fmt.Fprint(stderr, "bench add measures the making of a pod, side by side with what else there is:\n"+
 			"weir-cni with its proxy ready, the program alone, our rules alone, the same purpose by\n"+
 			"iptables rule by rule and by iptables-restore, another chained plugin (portmap), and the\n"+
-			"rest of the chain; then pods that are made all at once, and proxies that idle.\n\n  bench add [flags]\n\n")
+			"rest of the chain; then pods that are made all at once.\n\n  bench add [flags]\n\n")
 		fs.PrintDefaults()
 	}
 	fs.IntVar(&f.iterations, "n", 200, "iterations")
-	fs.IntVar(&f.proxies, "proxies", 50, "proxies that idle together")
 	fs.IntVar(&f.burst, "burst", 110, "pods that are made all at once")
 	fs.StringVar(&f.bin, "bin", "", "`folder` of built programs; empty: build them into out/bin")
 	fs.BoolVar(&f.smoke, "smoke", false, "only show that it works, in seconds: no targets are judged")
@@ -50,12 +50,12 @@ func parseAdd(args []string, stderr io.Writer) (addFlags, error) {
 		return addFlags{}, err
 	case err != nil:
 		return addFlags{}, errUsage
-	case fs.NArg() > 0 || f.iterations < 1 || f.proxies < 1 || f.burst < 1:
+	case fs.NArg() > 0 || f.iterations < 1 || f.burst < 1:
 		fs.Usage()
 		return addFlags{}, errUsage
 	}
 	if f.smoke {
-		f.iterations, f.proxies, f.burst = smokeRuns, smokeRuns, smokeRuns
+		f.iterations, f.burst = smokeRuns, smokeRuns
 	}
 	return f, nil
 }
@@ -112,17 +112,12 @@ func measureAdd(ctx context.Context, f addFlags, node *pod.Node, stdout, stderr 
 	if err != nil {
 		return fmt.Errorf("%w\nthe end of the agent's log:\n%s", err, tail(b.agent.Log()))
 	}
-	fmt.Fprintf(stderr, "%d proxies that idle\n", f.proxies)
-	memory, err := b.idle(ctx, f.proxies)
-	if err != nil {
-		return fmt.Errorf("%w\nthe end of the agent's log:\n%s", err, tail(b.agent.Log()))
-	}
 	r, err := report.New("add", "What capture adds to a pod's ADD")
 	if err != nil {
 		return err
 	}
 	r.Series = append(b.series(), report.Series{Name: "proxy: launch to first config acknowledged", Unit: "ms", Samples: launch})
-	r.Series = append(append(r.Series, atOnce...), memory...)
+	r.Series = append(r.Series, atOnce...)
 	if f.smoke {
 		r.Notes = append(r.Notes, "A smoke run: targets are not judged.")
 	} else {
@@ -154,7 +149,6 @@ func judge(r *report.Report) {
 	r.AtMost("weir-cni DEL, its proxy ended, p99", find(nameDEL).Quantile(0.99), 50, "ms")
 	r.AtMost("weir-cni ADD of pods all at once, p99", find(nameBurst).Quantile(0.99), 1000, "ms")
 	r.AtMost("proxy, launch to first config acknowledged, p50", find(nameLaunch).Quantile(0.5), 12, "ms")
-	r.AtMost("proxy, memory of its own while idle (PSS), p50", find(nameIdle).Quantile(0.5), 4, "MB")
 	r.Notes = append(r.Notes, "The slower flavour of iptables counts: "+each.Name+".")
 }
 
@@ -169,8 +163,6 @@ const (
 	nameRules    = "our rules alone (nftables, both families)"
 	nameChain    = "the chain without us (bridge, host-local)"
 	nameLaunch   = "proxy: launch to first config acknowledged"
-	nameOpen     = "proxy: memory (PSS), 20 destinations, 20 connections open"
-	nameIdle     = "proxy: memory (PSS), 20 destinations, idle"
 )
 
 func nameEach(flavour string) string    { return "30 rules by 30 executions, iptables-" + flavour }
@@ -182,7 +174,6 @@ type addBench struct {
 	binaries pod.Binaries
 	chain    *pod.Chain
 	agent    *pod.Agent
-	records  lines
 	rules    capture.Ruleset
 	n        int
 	made     int                   // namespaces so far
@@ -194,12 +185,7 @@ type addBench struct {
 func newAddBench(ctx context.Context, f addFlags, node *pod.Node) (*addBench, error) {
 	b := &addBench{node: node, n: f.iterations, costs: map[string][]cost{}}
 	var err error
-	if f.bin != "" {
-		b.binaries, err = pod.Find(f.bin)
-	} else {
-		b.binaries, err = pod.FindBuilt()
-	}
-	if err != nil {
+	if b.binaries, err = findBinaries(f.bin); err != nil {
 		return nil, err
 	}
 	b.chain, err = node.NewChain(b.binaries.Folders(), func(command string, r pod.Ran) {
@@ -210,10 +196,14 @@ func newAddBench(ctx context.Context, f addFlags, node *pod.Node) (*addBench, er
 	if err != nil {
 		return nil, err
 	}
-	if err := b.writeManifests(f); err != nil {
+	objects := []any{pod.CapturedNamespace(namespace), (&pod.Pod{Namespace: namespace, Name: "pod"}).Manifest()}
+	for i := range f.burst {
+		objects = append(objects, burstPod(i).Manifest())
+	}
+	if err := node.Write("bench.yaml", objects...); err != nil {
 		return nil, err
 	}
-	if b.agent, err = node.StartAgent(ctx, b.binaries, &b.records); err != nil {
+	if b.agent, err = node.StartAgent(ctx, b.binaries, io.Discard); err != nil {
 		return nil, err
 	}
 	bypass, err := node.Bypass()
@@ -372,4 +362,27 @@ func millis(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 func tail(log string) string {
 	lines := strings.Split(log, "\n")
 	return strings.Join(lines[max(0, len(lines)-20):], "\n")
+}
+
+var proxyMillis = regexp.MustCompile(`msg="pod captured".* container=(\S+) .*\bproxy_ms=([0-9.]+)`)
+
+// launchTimes reads from the agent's log how long proxies took, in ms, of
+// containers whose ID begins with prefix.
+func launchTimes(log, prefix string) ([]float64, error) {
+	var out []float64
+	for line := range strings.Lines(log) {
+		m := proxyMillis.FindStringSubmatch(line)
+		if m == nil || !strings.HasPrefix(m[1], prefix) {
+			continue
+		}
+		ms, err := strconv.ParseFloat(m[2], 64)
+		if err != nil {
+			return nil, fmt.Errorf("agent's log: %w", err)
+		}
+		out = append(out, ms)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("the agent's log tells of no proxy")
+	}
+	return out, nil
 }

@@ -47,8 +47,8 @@ func smoke(t *testing.T, name string) (report.Report, string) {
 func TestTheBenchmarkOfTheDataPlaneRuns(t *testing.T) {
 	r, _ := smoke(t, "dataplane")
 	const (
-		requests = 7*2 + 6*2     // throughput of each lane, CPU of those with proxies
-		latency  = 2 * (7*2 + 6) // two quantiles, and CPU
+		requests = 8*2 + 7*2     // throughput of each lane, CPU of those with proxies
+		latency  = 2 * (8*2 + 7) // two quantiles, and CPU
 		two      = 2 * (2*2 + 2) // Weir and HAProxy: HTTP/2 with CPU, TCP both ways
 	)
 	if want := requests + latency + two; len(r.Series) != want {
@@ -67,7 +67,7 @@ func TestTheBenchmarkOfADDRuns(t *testing.T) {
 	}
 	r, out := smoke(t, "add")
 	want := []string{nameADD, nameDEL, nameExempt, nameVersion, nameRules, nameEach("nft"), nameEach("legacy"), nameRestore("nft"), nameRestore("legacy"),
-		namePeer("iptables"), namePeer("nftables"), nameChain, nameLaunch, nameBurst, nameBurstDEL, nameOpen, nameIdle}
+		namePeer("iptables"), namePeer("nftables"), nameChain, nameLaunch, nameBurst, nameBurstDEL}
 	if len(r.Series) != len(want) {
 		t.Fatalf("%d series, want %d", len(r.Series), len(want))
 	}
@@ -99,6 +99,22 @@ func TestTheBenchmarkOfConfigurationRuns(t *testing.T) {
 	}
 	if len(want) > 0 {
 		t.Errorf("there is none of %v", slices.Collect(maps.Keys(want)))
+	}
+}
+
+func TestTheBenchmarkOfMemoryRuns(t *testing.T) {
+	r, _ := smoke(t, "memory")
+	want := []string{nameIdle(smokeRuns)}
+	for _, d := range []string{outbound, inbound} {
+		want = append(want, nameKept(d), nameKernel(d))
+	}
+	if len(r.Series) != len(want) {
+		t.Fatalf("%d series, want %d", len(r.Series), len(want))
+	}
+	for i, s := range r.Series {
+		if s.Name != want[i] || len(s.Samples) == 0 {
+			t.Errorf("series %d is %q with %d samples, want %q", i, s.Name, len(s.Samples), want[i])
+		}
 	}
 }
 

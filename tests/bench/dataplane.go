@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -43,8 +44,9 @@ func parseDataplane(args []string, stderr io.Writer) (dataplaneFlags, error) {
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
 		fmt.Fprint(stderr, "bench dataplane measures requests through a pair of proxies, the caller's and the\n"+
-			"callee's, side by side with pairs of nginx, HAProxy and net/http's ReverseProxy in\n"+
-			"namespaces like the pods': CPU for a request, throughput, latency.\n\n  bench dataplane [flags]\n\n")
+			"callee's, side by side with a pair that uses one processor, and pairs of nginx, HAProxy\n"+
+			"and net/http's ReverseProxy in namespaces like the pods': CPU for a request,\n"+
+			"throughput, latency.\n\n  bench dataplane [flags]\n\n")
 		fs.PrintDefaults()
 	}
 	fs.IntVar(&f.rounds, "rounds", 5, "rounds, of which the median counts")
@@ -126,6 +128,7 @@ type lane struct {
 // Names of the lanes.
 const (
 	laneWeir    = "Weir"
+	laneOne     = "Weir with GOMAXPROCS=1"
 	laneNginx   = "nginx"
 	laneHAProxy = "HAProxy"
 	// The same, where what goes to the application is turned aside to them by the rules
@@ -136,8 +139,11 @@ const (
 	laneDirect        = "no proxy"
 )
 
-// backServices are what the captured caller calls: back by HTTP/1, by HTTP/2, and for
-// bytes either way.
+// oneService is what the caller calls whose proxies use one processor.
+var oneService = backService("one", 5, "http")
+
+// backServices are what the other captured caller calls: back by HTTP/1, by HTTP/2,
+// and for bytes either way.
 var backServices = []struct {
 	pod.Service
 	port uint16 // of the application
@@ -258,14 +264,12 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	}
 	caller, callee := &pod.Pod{Namespace: namespace, Name: "caller", ContainerID: "caller"}, &pod.Pod{Namespace: namespace, Name: "callee", ContainerID: "callee"}
 	peerCaller, peerCallee := &pod.Pod{Namespace: "peers", Name: "caller", ContainerID: "peer-caller"}, &pod.Pod{Namespace: "peers", Name: "callee", ContainerID: "peer-callee"}
-	objects := []any{pod.CapturedNamespace(namespace), caller.Manifest(), callee.Manifest()}
+	oneCaller, oneCallee := &pod.Pod{Namespace: namespace, Name: "one-caller", ContainerID: "one-caller"}, &pod.Pod{Namespace: namespace, Name: "one-callee", ContainerID: "one-callee"}
+	objects := []any{pod.CapturedNamespace(namespace), caller.Manifest(), callee.Manifest(), oneCaller.Manifest(), oneCallee.Manifest(), oneService.Manifest()}
 	for _, s := range backServices {
 		objects = append(objects, s.Manifest())
 	}
 	if err := d.node.Write("dataplane.yaml", objects...); err != nil {
-		return err
-	}
-	if _, err := d.node.StartAgent(ctx, binaries, io.Discard); err != nil {
 		return err
 	}
 	chain, err := d.node.NewChain(binaries.Folders(), nil)
@@ -276,26 +280,43 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range []*pod.Pod{caller, callee, peerCaller, peerCallee} {
-		if p.Netns, err = d.node.NewNamespace(p.ContainerID); err != nil {
-			return err
+	add := func(with *pod.Chain, pods ...*pod.Pod) error {
+		for _, p := range pods {
+			if p.Netns, err = d.node.NewNamespace(p.ContainerID); err != nil {
+				return err
+			}
+			if err := errors.Join(with.Add(ctx, p), pod.In(p.Netns, loopbackUp)); err != nil {
+				return err
+			}
 		}
-		with := chain
-		if p.Namespace == "peers" {
-			with = bare
-		}
-		if err := errors.Join(with.Add(ctx, p), pod.In(p.Netns, loopbackUp)); err != nil {
-			return err
-		}
+		return nil
 	}
-	objects = nil
+	// A proxy stays as it was started, whichever agent looks after it.
+	options := d.dir + "/one.yaml"
+	if err := os.WriteFile(options, []byte("proxyMaxProcs: 1\n"), 0o644); err != nil {
+		return err
+	}
+	agent, err := d.node.StartAgent(ctx, binaries, io.Discard, "--options", options)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(add(chain, oneCaller, oneCallee), agent.End(syscall.SIGTERM)); err != nil {
+		return err
+	}
+	if _, err := d.node.StartAgent(ctx, binaries, io.Discard); err != nil {
+		return err
+	}
+	if err := errors.Join(add(chain, caller, callee), add(bare, peerCaller, peerCallee)); err != nil {
+		return err
+	}
+	objects = oneService.Slices(appPort, oneCallee)
 	for _, s := range backServices {
 		objects = append(objects, s.Slices(s.port, callee)...)
 	}
 	if err := d.node.Write("slices.yaml", objects...); err != nil {
 		return err
 	}
-	for _, p := range []*pod.Pod{callee, peerCallee} {
+	for _, p := range []*pod.Pod{callee, oneCallee, peerCallee} {
 		if _, err := d.startNginx(ctx, p, "app", appConfig(), inNetns); err != nil {
 			return err
 		}
@@ -306,14 +327,23 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	called := func(i int) netip.AddrPort {
 		return netip.AddrPortFrom(backServices[i].ClusterIPs[0], backServices[i].Port)
 	}
-	d.lanes = []lane{{name: laneWeir, client: caller.Netns, target: called(0), streams: called(1), source: called(2), sink: called(3), pids: func() ([]int, error) {
-		ours, err := d.node.CgroupPIDs(caller.ContainerID)
-		if err != nil {
-			return nil, err
+	pair := func(pods ...*pod.Pod) func() ([]int, error) {
+		return func() ([]int, error) {
+			var pids []int
+			for _, p := range pods {
+				own, err := d.node.CgroupPIDs(p.ContainerID)
+				if err != nil {
+					return nil, err
+				}
+				pids = append(pids, own...)
+			}
+			return pids, nil
 		}
-		theirs, err := d.node.CgroupPIDs(callee.ContainerID)
-		return append(ours, theirs...), err
-	}}}
+	}
+	d.lanes = []lane{
+		{name: laneWeir, client: caller.Netns, target: called(0), streams: called(1), source: called(2), sink: called(3), pids: pair(caller, callee)},
+		{name: laneOne, client: oneCaller.Netns, target: netip.AddrPortFrom(oneService.ClusterIPs[0], oneService.Port), pids: pair(oneCaller, oneCallee)},
+	}
 	local := func(port uint16) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
 	}

@@ -3,14 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"regexp"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -22,18 +18,16 @@ import (
 const namespace = "bench"
 
 const (
-	// destinations is how many Services each idle proxy has been asked for.
-	destinations = 20
-	// serverPort is where the one server behind all of them listens, on the node.
+	// serverPort is the first port of the servers behind the Services, on the node.
 	serverPort = 9000
 	// calm is how long after its last connection a proxy counts as idle.
 	calm = 3 * time.Second
 )
 
-// services are the destinations. Behind each is the node itself.
-func services() []pod.Service {
+// services are n destinations. Behind each is the node itself, on a port of its own.
+func services(n int) []pod.Service {
 	var out []pod.Service
-	for i := range destinations {
+	for i := range n {
 		out = append(out, pod.Service{Namespace: namespace, Name: fmt.Sprintf("s%d", i), Port: 80, ClusterIPs: []netip.Addr{
 			netip.AddrFrom4([4]byte{10, 96, 1, byte(i + 1)}),
 		}})
@@ -41,95 +35,71 @@ func services() []pod.Service {
 	return out
 }
 
-// writeManifests writes all pods and Services there will be.
-func (b *addBench) writeManifests(f addFlags) error {
-	node := &pod.Pod{Addresses: []netip.Addr{pod.PodRange4.Masked().Addr().Next()}}
-	objects := []any{pod.CapturedNamespace(namespace), (&pod.Pod{Namespace: namespace, Name: "pod"}).Manifest()}
-	for i := range f.proxies {
-		objects = append(objects, idlePod(i).Manifest())
-	}
-	for i := range f.burst {
-		objects = append(objects, burstPod(i).Manifest())
-	}
-	for _, s := range services() {
-		objects = append(objects, s.Manifest())
-		objects = append(objects, s.Slices(serverPort, node)...)
-	}
-	return b.node.Write("bench.yaml", objects...)
-}
-
 func idlePod(i int) *pod.Pod {
 	return &pod.Pod{Namespace: namespace, Name: fmt.Sprintf("idle-%d", i), ContainerID: fmt.Sprintf("idle-%d", i)}
 }
 
-// idle makes pods whose proxies know all destinations, and measures the proxies'
-// memory, with the connections open and after they have ended.
-func (b *addBench) idle(ctx context.Context, n int) ([]report.Series, error) {
-	server, err := net.Listen("tcp4", fmt.Sprintf(":%d", serverPort))
-	if err != nil {
-		return nil, err
-	}
+// idle makes n pods whose proxies know all destinations, and measures the proxies'
+// memory some time after their last connections have ended.
+func (b *memoryBench) idle(ctx context.Context, n, destinations int) (report.Series, error) {
 	var serving sync.WaitGroup
-	serving.Go(func() { echo(server) })
 	defer serving.Wait()
-	defer server.Close()
+	for i := range destinations {
+		server, err := net.Listen("tcp4", fmt.Sprintf(":%d", serverPort+i))
+		if err != nil {
+			return report.Series{}, err
+		}
+		serving.Go(func() { echo(server) })
+		defer server.Close()
+	}
 
 	var pods []*pod.Pod
-	var open []net.Conn
 	for i := range n {
 		p := idlePod(i)
-		if p.Netns, err = b.node.NewNamespace(p.ContainerID); err != nil {
-			return nil, err
+		if err := b.add(ctx, p); err != nil {
+			return report.Series{}, err
 		}
-		if err := b.chain.Add(ctx, p); err != nil {
-			return nil, err
+		if err := callAll(ctx, p, destinations); err != nil {
+			return report.Series{}, fmt.Errorf("pod %s: %w", p.ID(), err)
 		}
-		conns, err := callAll(ctx, p)
-		if err != nil {
-			return nil, fmt.Errorf("pod %s: %w", p.ID(), err)
-		}
-		pods, open = append(pods, p), append(open, conns...)
+		pods = append(pods, p)
 	}
-	busy, err := proxyMemory(b.node, nameOpen, pods)
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range open {
-		c.Close()
-	}
-	select {
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	case <-time.After(calm):
+	if err := wait(ctx, calm); err != nil {
+		return report.Series{}, err
 	}
 	if err := b.records.checkServices(n * destinations); err != nil {
-		return nil, err
+		return report.Series{}, err
 	}
-	quiet, err := proxyMemory(b.node, nameIdle, pods)
-	if err != nil {
-		return nil, err
-	}
-	return []report.Series{busy, quiet}, nil
+	return proxyMemory(b.node, nameIdle(destinations), pods)
 }
 
-// callAll opens a connection from the pod to every Service, and sees it answered.
-func callAll(ctx context.Context, p *pod.Pod) ([]net.Conn, error) {
-	var open []net.Conn
-	err := pod.In(p.Netns, func() error {
-		for _, s := range services() {
+// wait waits, unless ctx is done.
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// callAll connects from the pod to every Service once, and sees it answered.
+func callAll(ctx context.Context, p *pod.Pod, destinations int) error {
+	return pod.In(p.Netns, func() error {
+		for _, s := range services(destinations) {
 			dialer := net.Dialer{Timeout: 5 * time.Second}
 			c, err := dialer.DialContext(ctx, "tcp4", netip.AddrPortFrom(s.ClusterIPs[0], s.Port).String())
 			if err != nil {
 				return err
 			}
-			open = append(open, c)
-			if err := ping(c); err != nil {
+			err = ping(c)
+			c.Close()
+			if err != nil {
 				return fmt.Errorf("service %s: %w", s.Name, err)
 			}
 		}
 		return nil
 	})
-	return open, err
 }
 
 func ping(c net.Conn) error {
@@ -163,20 +133,25 @@ func echo(l net.Listener) {
 func proxyMemory(node *pod.Node, name string, pods []*pod.Pod) (report.Series, error) {
 	s := report.Series{Name: name, Unit: "MB"}
 	for _, p := range pods {
-		pids, err := node.CgroupPIDs(p.ContainerID)
-		if err != nil {
-			return s, err
-		}
-		if len(pids) != 1 {
-			return s, fmt.Errorf("pod %s: %d proxies", p.ID(), len(pids))
-		}
-		m, err := pss(pids[0])
+		m, err := proxyPSS(node, p)
 		if err != nil {
 			return s, err
 		}
 		s.Samples = append(s.Samples, m)
 	}
 	return s, nil
+}
+
+// proxyPSS is the memory of a pod's proxy, in MB.
+func proxyPSS(node *pod.Node, p *pod.Pod) (float64, error) {
+	pids, err := node.CgroupPIDs(p.ContainerID)
+	if err != nil {
+		return 0, err
+	}
+	if len(pids) != 1 {
+		return 0, fmt.Errorf("pod %s: %d proxies", p.ID(), len(pids))
+	}
+	return pss(pids[0])
 }
 
 // lines counts the records of the access log that name a Service: each shows
@@ -210,27 +185,4 @@ func (l *lines) checkServices(want int) error {
 		return fmt.Errorf("%d connections to Services are in the access log, %d were made", l.services, want)
 	}
 	return nil
-}
-
-var proxyMillis = regexp.MustCompile(`msg="pod captured".* container=(\S+) .*\bproxy_ms=([0-9.]+)`)
-
-// launchTimes reads from the agent's log how long proxies took, in ms, of
-// containers whose ID begins with prefix.
-func launchTimes(log, prefix string) ([]float64, error) {
-	var out []float64
-	for line := range strings.Lines(log) {
-		m := proxyMillis.FindStringSubmatch(line)
-		if m == nil || !strings.HasPrefix(m[1], prefix) {
-			continue
-		}
-		ms, err := strconv.ParseFloat(m[2], 64)
-		if err != nil {
-			return nil, fmt.Errorf("agent's log: %w", err)
-		}
-		out = append(out, ms)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("the agent's log tells of no proxy")
-	}
-	return out, nil
 }

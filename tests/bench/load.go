@@ -232,7 +232,7 @@ func (r results) series() []report.Series {
 			out = append(out, report.Series{Name: name, Unit: unit, Samples: samples})
 		}
 	}
-	lanes := []string{laneWeir, laneNginx, laneHAProxy, laneNginxTurned, laneHAProxyTurned, laneReverse, laneDirect}
+	lanes := []string{laneWeir, laneOne, laneNginx, laneHAProxy, laneNginxTurned, laneHAProxyTurned, laneReverse, laneDirect}
 	for _, c := range connections {
 		for _, l := range lanes {
 			add(nameThroughput(l, c), "/s")
@@ -278,6 +278,7 @@ func (r results) judge(out *report.Report) {
 		out.AtMost(fmt.Sprintf("CPU a request, %d connections, relative to HAProxy", c), cpu(laneWeir)/cpu(laneHAProxy), 1.05, "×")
 		out.AtMost(fmt.Sprintf("CPU a request, %d connections, relative to nginx, captured", c), cpu(laneWeir)/cpu(laneNginxTurned), 1, "×")
 		out.AtMost(fmt.Sprintf("CPU a request, %d connections, relative to HAProxy, captured", c), cpu(laneWeir)/cpu(laneHAProxyTurned), 1.05, "×")
+		out.AtMost(fmt.Sprintf("CPU a request, %d connections, relative to GOMAXPROCS=1", c), cpu(laneWeir)/cpu(laneOne), 1.1, "×")
 		best := max(r.median(nameThroughput(laneNginx, c)), r.median(nameThroughput(laneHAProxy, c)))
 		out.AtLeast(fmt.Sprintf("throughput, %d connections, relative to the better of both", c), r.median(nameThroughput(laneWeir, c))/best, 1, "×")
 	}

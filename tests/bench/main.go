@@ -18,15 +18,16 @@ import (
 
 // benchmarks are all there are, by name.
 var benchmarks = map[string]func(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error){
-	"add": runAdd, "dataplane": runDataplane, "config": runConfig,
+	"add": runAdd, "dataplane": runDataplane, "config": runConfig, "memory": runMemory,
 }
 
 const usage = `bench measures what Weir costs. It prints Markdown, and with OUT=folder in the
 environment writes JSON with all samples.
 
-  bench add [flags]   what capture adds to the making of a pod; what a proxy takes
+  bench add [flags]         what capture adds to the making of a pod
   bench dataplane [flags]   what requests cost, beside nginx, HAProxy and ReverseProxy
-  bench config [flags]   how soon a change in the API server is every proxy's, and what memory that takes
+  bench config [flags]      how soon a change in the API server is every proxy's, and what memory that takes
+  bench memory [flags]      what a proxy takes while it idles, and an idle connection
 
 `
 
