@@ -150,7 +150,7 @@ func TestPostgreSQL(t *testing.T) {
 		if out := mustCall(t, nil, "psql", append(psql, "-c", `\copy (SELECT v FROM `+table+` ORDER BY n) TO pstdout`)...); out != rows.String() {
 			t.Errorf("by %s: got %d bytes, want the %d that were sent", to, len(out), rows.Len())
 		}
-		recordsOf(t, logged, to)
+		recordsOf(t, logged, caller, to)
 	}
 	pgbench := append(host(toPostgres), "-n")
 	mustCall(t, nil, "pgbench", append(pgbench, "-i", "-q", "postgres")...)

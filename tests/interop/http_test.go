@@ -172,7 +172,7 @@ func TestBodiesArriveByteForByte(t *testing.T) {
 				expectSame(t, fmt.Sprintf("%d bytes up in chunks", size), sent, filepath.Join(files, "up"))
 			}
 			if c.to.Addr().Is6() { // the test as a whole shows it of IPv4
-				recordsOf(t, logged, c.to)
+				recordsOf(t, logged, caller, c.to)
 			}
 		})
 	}

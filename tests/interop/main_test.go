@@ -32,6 +32,8 @@ var (
 	// caller has the clients, called the servers.
 	caller = &pod.Pod{Namespace: namespace, Name: "caller", ContainerID: "caller"}
 	called = &pod.Pod{Namespace: namespace, Name: "called", ContainerID: "called"}
+	// counted has clients of whose every connection it is known what becomes.
+	counted = &pod.Pod{Namespace: namespace, Name: "counted", ContainerID: "counted"}
 )
 
 // grpcTools is the folder of gRPC's client and server, in out/bin.
@@ -65,14 +67,20 @@ func ready(ctx context.Context, entered *pod.Node, found pod.Binaries) error {
 		return err
 	}
 	// One file: an agent that knows the pod knows the Services.
-	manifests := []any{caller.Manifest()}
+	manifests := []any{caller.Manifest(), counted.Manifest()}
 	for _, s := range services {
 		manifests = append(append(manifests, s.Manifest()), s.Slices(s.port, called)...)
 	}
 	if err := node.Write("caller.yaml", manifests...); err != nil {
 		return err
 	}
-	return add(ctx, chain, caller)
+	for i, p := range []*pod.Pod{caller, counted} {
+		if err := add(ctx, chain, p); err != nil {
+			return err
+		}
+		manifests[i] = p.Running(nil) // by its addresses it is known whose workload it is
+	}
+	return node.Write("caller.yaml", manifests...)
 }
 
 func add(ctx context.Context, chain *pod.Chain, p *pod.Pod) error {
@@ -83,14 +91,25 @@ func add(ctx context.Context, chain *pod.Chain, p *pod.Pod) error {
 	return chain.Add(ctx, p)
 }
 
-// throughBoth skips a test that has no node. At the test's end it looks whether
-// caller's connections were turned aside, and what came in to called was recorded:
-// the connection between the two proxies may be one that was there before.
-func throughBoth(t *testing.T) {
+// onNode skips a test that has no node, and shows the logs of one that fails.
+func onNode(t *testing.T) {
 	t.Helper()
 	if node == nil {
 		t.Skip("a node of one's own needs root")
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the end of the agent's log:\n%s", end(agent.Log()))
+			t.Logf("the end of the access log, of what failed:\n%s", end(failures(accessLog.String())))
+		}
+	})
+}
+
+// throughBoth is onNode. At the test's end it looks whether caller's connections were turned aside, and what came in to called was recorded:
+// the connection between the two proxies may be one that was there before.
+func throughBoth(t *testing.T) {
+	t.Helper()
+	onNode(t)
 	before, logged := turned(t), len(accessLog.String())
 	t.Cleanup(func() {
 		if now := turned(t); now == before {
@@ -102,10 +121,6 @@ func throughBoth(t *testing.T) {
 			}
 			return nil
 		})
-		if t.Failed() {
-			t.Logf("the end of the agent's log:\n%s", end(agent.Log()))
-			t.Logf("the end of the access log, of what failed:\n%s", end(failures(accessLog.String())))
-		}
 	})
 }
 
@@ -184,9 +199,11 @@ func listen(t *testing.T, port uint16) net.Listener {
 }
 
 // dial connects from caller.
-func dial(ctx context.Context, to string) (net.Conn, error) {
+func dial(ctx context.Context, to string) (net.Conn, error) { return dialFrom(ctx, caller, to) }
+
+func dialFrom(ctx context.Context, p *pod.Pod, to string) (net.Conn, error) {
 	var conn net.Conn
-	err := pod.In(caller.Netns, func() error {
+	err := pod.In(p.Netns, func() error {
 		var err error
 		conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", to)
 		return err

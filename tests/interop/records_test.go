@@ -9,12 +9,13 @@ import (
 	"testing"
 
 	"github.com/weirmesh/weir/agent/telemetry"
+	"github.com/weirmesh/weir/tests/pod"
 )
 
 // recordsOf waits for what both proxies recorded, in the access log from that byte
-// on, of a connection that caller made to an address, or of a request on it. Of
+// on, of a connection that a pod made to an address, or of a request on it. Of
 // several it finds one.
-func recordsOf(t *testing.T, from int, to netip.AddrPort) (telemetry.Record, telemetry.Record) {
+func recordsOf(t *testing.T, from int, client *pod.Pod, to netip.AddrPort) (telemetry.Record, telemetry.Record) {
 	t.Helper()
 	var out, in telemetry.Record
 	eventually(t, patience, fmt.Sprintf("records of the way to %s", to), func() error {
@@ -23,11 +24,11 @@ func recordsOf(t *testing.T, from int, to netip.AddrPort) (telemetry.Record, tel
 			return err
 		}
 		for _, out = range all {
-			if out.Direction != "outbound" || out.Pod != caller.ID() || out.Server != to.String() {
+			if out.Direction != "outbound" || out.Pod != client.ID() || out.Server != to.String() {
 				continue
 			}
 			for _, in = range all {
-				if in.Direction == "inbound" && in.Pod == called.ID() && in.Server == out.Upstream && hostOf(in.Client) == caller.Address(to.Addr().Is6()) {
+				if in.Direction == "inbound" && in.Pod == called.ID() && in.Server == out.Upstream && hostOf(in.Client) == client.Address(to.Addr().Is6()) {
 					return nil
 				}
 			}

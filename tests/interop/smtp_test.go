@@ -116,7 +116,7 @@ func TestSMTP(t *testing.T) {
 		if _, got, _ := strings.Cut(got, "\n\n"); got != want {
 			t.Errorf("by %s: got %d bytes, want the %d that were sent", to, len(got), len(want))
 		}
-		recordsOf(t, logged, to)
+		recordsOf(t, logged, caller, to)
 	}
 	const messages = 200
 	mustCall(t, nil, "env", run[0], filepath.Join(run[1], "sbin/smtp-source"), "-s", "10", "-m", fmt.Sprint(messages), "-l", "20000",
