@@ -171,7 +171,7 @@ func judgeConfig(r *report.Report, f configFlags) {
 // and after the cluster has grown.
 func (c *configBench) measure(ctx context.Context) ([]report.Series, []string, error) {
 	watched := c.watchMemory(ctx)
-	restSlices, restRoutes, restCPU, err := c.changes(ctx, "at rest")
+	rest, err := c.changes(ctx, "at rest")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -180,7 +180,7 @@ func (c *configBench) measure(ctx context.Context) ([]report.Series, []string, e
 		return nil, nil, err
 	}
 	began, storm := time.Now(), c.startStorm(ctx)
-	stormSlices, stormRoutes, _, err := c.changes(ctx, "in the storm")
+	stormy, err := c.changes(ctx, "in the storm")
 	written, stormErr := storm()
 	if err := errors.Join(err, stormErr); err != nil {
 		return nil, nil, err
@@ -222,8 +222,8 @@ func (c *configBench) measure(ctx context.Context) ([]report.Series, []string, e
 		return report.Series{Name: name, Unit: "ms", Samples: samples}
 	}
 	return []report.Series{
-			ms(nameSlices, restSlices), ms(nameRoutes, restRoutes), ms(nameStormSlices, stormSlices), ms(nameStormRoutes, stormRoutes),
-			ms(nameAgentCPURest, restCPU),
+			ms(nameSlices, rest.slices), ms(nameRoutes, rest.routes), ms(nameStormSlices, stormy.slices), ms(nameStormRoutes, stormy.routes),
+			ms(nameAgentCPURest, rest.cpu),
 			{Name: nameAgentCPU, Unit: "×", Samples: []float64{(after - before).Seconds() / lasted.Seconds()}},
 			{Name: nameAgentPSS, Unit: "MB", Samples: agentPSS},
 			{Name: nameAgentRSS, Unit: "MB", Samples: agentRSS},

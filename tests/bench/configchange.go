@@ -144,9 +144,13 @@ func (c *caller) arrives(ctx context.Context, service netip.Addr, shows func(htt
 	}
 }
 
-// changes measures changes of both kinds, one at a time: how long, in ms, each takes
-// into each proxy, and how much CPU time of the agent, in ms, each takes in all.
-func (c *configBench) changes(ctx context.Context, when string) (slices, routes, cpu []float64, _ error) {
+// taken is what changes took: each into each proxy, in ms, and each of the agent's
+// CPU time in all, in ms.
+type taken struct{ slices, routes, cpu []float64 }
+
+// changes measures changes of both kinds, one at a time.
+func (c *configBench) changes(ctx context.Context, when string) (taken, error) {
+	var out taken
 	for n := range c.f.changes {
 		if n%10 == 0 {
 			fmt.Fprintf(c.progress, "%s: change %d of %d\n", when, n+1, c.f.changes)
@@ -156,31 +160,31 @@ func (c *configBench) changes(ctx context.Context, when string) (slices, routes,
 			write   func(context.Context, int) (func(http.Header) bool, error)
 			samples *[]float64
 		}{
-			{slicesProbe, c.changeSlice, &slices},
-			{routesProbe, c.changeRoute, &routes},
+			{slicesProbe, c.changeSlice, &out.slices},
+			{routesProbe, c.changeRoute, &out.routes},
 		} {
 			before, err := cpuTime(c.agent.PID())
 			if err != nil {
-				return nil, nil, nil, err
+				return out, err
 			}
 			took, err := c.change(ctx, kind.service, kind.write)
 			if err != nil {
-				return nil, nil, nil, err
+				return out, err
 			}
 			*kind.samples = append(*kind.samples, took...)
 			select {
 			case <-ctx.Done():
-				return nil, nil, nil, context.Cause(ctx)
+				return out, context.Cause(ctx)
 			case <-time.After(pause):
 			}
 			after, err := cpuTime(c.agent.PID())
 			if err != nil {
-				return nil, nil, nil, err
+				return out, err
 			}
-			cpu = append(cpu, millis(after-before))
+			out.cpu = append(out.cpu, millis(after-before))
 		}
 	}
-	return slices, routes, cpu, nil
+	return out, nil
 }
 
 // change writes one change and waits until it shows in every pod.

@@ -151,7 +151,7 @@ func installCRDs(ctx context.Context, kubectl, kubeconfig string) error {
 	}
 	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
-		return fmt.Errorf("Weir's CRDs: %w", err)
+		return fmt.Errorf("the CRDs of this repository: %w", err)
 	}
 	for _, args := range [][]string{
 		{
