@@ -296,7 +296,7 @@ func (e *http2Exchange) sendInLine() {
 	defer e.conn.handlers.Done()
 	h, backend := e.conn, &e.plan.backend
 	if e.patience.IsZero() {
-		e.patience = h.Server.patience(time.Time{})
+		e.patience = h.patience(time.Time{})
 	}
 	var endpoint route.Endpoint
 	err := h.stand(backend, ownerOf(backend), e.patience, e.waitFor, func() (bool, error) {
