@@ -17,7 +17,11 @@ import (
 // from the world to the pod.
 func through(t *testing.T, inbound bool) (*net.TCPConn, *net.TCPConn, *testPod) {
 	t.Helper()
-	p := newTestPod(t, captured)
+	return newTestPod(t, captured).through(t, inbound)
+}
+
+func (p *testPod) through(t *testing.T, inbound bool) (*net.TCPConn, *net.TCPConn, *testPod) {
+	t.Helper()
 	p.agent.connect(t, p.proxy.control)
 	from, to, addr := p.pod, p.world, "10.9.0.1:9000"
 	if inbound {
@@ -120,7 +124,29 @@ func TestBulk(t *testing.T) { bothWays(t, testBulk) }
 
 func testBulk(t *testing.T, inbound bool) {
 	client, server, p := through(t, inbound)
-	const size = 100 << 20
+	bulk(t, client, server, p, 100<<20)
+}
+
+// TestLinksOfOtherSizes: packets that are smaller or larger than usual carry the same
+// bytes.
+func TestLinksOfOtherSizes(t *testing.T) {
+	for _, mtu := range []string{"1400", "9000"} {
+		t.Run(mtu, func(t *testing.T) {
+			bothWays(t, func(t *testing.T, inbound bool) {
+				p := newTestPod(t, captured)
+				for _, ns := range []*namespace{p.pod, p.world} {
+					ns.sh(t, "ip link set eth0 mtu "+mtu)
+				}
+				client, server, _ := p.through(t, inbound)
+				bulk(t, client, server, p, 10<<20)
+			})
+		})
+	}
+}
+
+// bulk sends that many bytes each way, at once.
+func bulk(t *testing.T, client, server *net.TCPConn, p *testPod, size int64) {
+	t.Helper()
 	sums := make(chan [32]byte, 4)
 	send := func(conn *net.TCPConn, seed uint64) {
 		h := sha256.New()
@@ -151,7 +177,7 @@ func testBulk(t *testing.T, inbound bool) {
 	if len(seen) != 2 {
 		t.Error("not the same bytes")
 	}
-	if r := p.agent.record(t, 0); r.GetSentBytes() != size || r.GetReceivedBytes() != size {
+	if r := p.agent.record(t, 0); r.GetSentBytes() != uint64(size) || r.GetReceivedBytes() != uint64(size) {
 		t.Errorf("record %v", r)
 	}
 }

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -17,7 +18,7 @@ import (
 )
 
 const (
-	// headTimeout is how long a head may take from its first byte on.
+	// headTimeout is Server.Head's, and how long a body may take that is to be kept.
 	headTimeout = 30 * time.Second
 	// keepAlive is how long a client's connection may be idle, lastIdle how long
 	// once the proxy is to end.
@@ -135,13 +136,15 @@ func (h *http1Conn) readRequest() error {
 		if n > 0 {
 			return h.request.ParseRequest(h.client.bytes()[:n])
 		}
-		// Moved lazily: a deadline is a timer.
+		// Moved lazily: a deadline is a timer. Without one, what there is of the head was
+		// read when it was looked at what the client speaks.
 		now := time.Now()
+		head := cmp.Or(h.Head, headTimeout)
 		switch left := h.client.deadline.Sub(now); {
 		case len(h.client.bytes()) == 0 && left < keepAlive/2:
 			h.client.readBy(now.Add(keepAlive))
-		case len(h.client.bytes()) > 0 && left > headTimeout:
-			h.client.readBy(now.Add(headTimeout))
+		case len(h.client.bytes()) > 0 && (left > head || h.client.deadline.IsZero()):
+			h.client.readBy(now.Add(head))
 		}
 		if len(h.client.bytes()) > 0 {
 			if err := h.client.fill(); err != nil {

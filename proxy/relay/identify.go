@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -136,9 +137,16 @@ func awaitEither(client *conn, up *upstream.Conn) error {
 // when it is nothing known.
 func (s *Server) look(client *conn, until time.Time) sniff.Protocol {
 	defer client.readBy(time.Time{})
+	begun := false
 	for {
 		if p := sniff.Look(client.bytes()); p != sniff.Undecided {
 			return p
+		}
+		if len(client.bytes()) > 0 && !begun {
+			begun = true
+			if head := time.Now().Add(cmp.Or(s.Head, headTimeout)); head.Before(until) {
+				until = head
+			}
 		}
 		client.readBy(until)
 		if client.fill() != nil {

@@ -62,6 +62,9 @@ type Server struct {
 	MaxConnections int           // at a time, more are reset; 0: no limit
 	KeepClient     bool          // the application sees its callers' addresses
 
+	// Head is how long a request's head may take, from its first byte on; 0: 30 s.
+	Head time.Duration
+
 	// Begun is told of each request that goes to an endpoint, and again when it goes to
 	// another one, and of each connection that is passed on as it is; nil: nobody is.
 	Begun Log
