@@ -37,7 +37,7 @@ var options = []option{
 	{"allowRuntimeClasses", "Values of `runtimeClassName` whose pods can be captured, as all of their packets pass through the rules of the pod's network namespace. With gVisor or Kata they do not, so a class that is not listed is refused. A pod without a class is always fine."},
 	{"keepClientAddress", "Applications see their callers' own addresses, for which proxies get `CAP_NET_RAW`, which any default container has, and nothing else. If not, or where a node's rules are iptables', they see the pod's own address. Counts for pods that start from then on."},
 	{"meshRanges", "Address ranges of pods and Services: before it connects to an address in them that it does not know, a proxy asks the agent."},
-	{"proxyMaxProcs", "How many processors a proxy uses at once (GOMAXPROCS), of those that the node has. Counts for proxies that start from then on."},
+	{"proxyMaxProcs", "How many processors a proxy uses at most (GOMAXPROCS), of those that the node has; as long as one is enough it uses one. Counts for proxies that start from then on."},
 	{"annotations", "What holds for pods that lack an annotation of that name: [ANNOTATIONS.md](ANNOTATIONS.md) has them all. `weirmesh.io/quic: reject`, for example."},
 }
 

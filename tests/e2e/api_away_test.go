@@ -154,7 +154,8 @@ func findAgent(node *cluster.Node) process {
 		return process{}
 	}
 	for _, p := range all {
-		if p.in(node.Name) && p.args[0] == "/weir-agent" && !(len(p.args) > 1 && p.args[1] == "ready") {
+		// Not `weir-agent ready` and not `weir-agent controller`, which may be there, too.
+		if p.in(node.Name) && p.args[0] == "/weir-agent" && len(p.args) > 1 && strings.HasPrefix(p.args[1], "--") {
 			return p
 		}
 	}
