@@ -33,12 +33,14 @@ const (
 
 	// Shares of one processor: from high on it is not enough, below low it would be;
 	// below idle there is hardly anything to do.
-	high = 0.80
-	low  = 0.50
+	high = 0.90
+	low  = 0.70
 	idle = 0.05
 
-	// calm is how many looks in a row must be below low before the other processors
-	// are given back, and below idle before memory is: the latter takes 20 s.
+	// rush is how many looks in a row must be above high before there are more
+	// processors: a burst is none. calm is how many must be below low before they are
+	// given back, and below idle before memory is: the latter takes 20 s.
+	rush = 3
 	calm = 10
 )
 
@@ -79,6 +81,7 @@ func cpuTime() time.Duration {
 // governor decides.
 type governor struct {
 	most, now int           // processors
+	pressed   int           // looks in a row that were above high
 	quiet     int           // looks in a row that were below low
 	resting   int           // looks in a row that were below idle, since one that was not
 	every     time.Duration // until the next look
@@ -91,8 +94,11 @@ func (g *governor) look(share float64) bool {
 	if g.quiet++; share >= low {
 		g.quiet = 0
 	}
+	if g.pressed++; share < high {
+		g.pressed = 0
+	}
 	switch {
-	case share >= high:
+	case g.pressed >= rush:
 		g.now = g.most
 	case g.quiet >= calm:
 		g.now = 1

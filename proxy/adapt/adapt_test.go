@@ -22,11 +22,12 @@ func TestOneProcessorUntilItIsNotEnough(t *testing.T) {
 		looks int
 		want  int
 	}{
-		{0.01, 20, 1}, {0.6, 100, 1}, {0.79, 100, 1},
-		{0.85, 1, 4},
-		{1.9, 10, 4}, {0.6, 100, 4}, // less would do, but not by much
+		{0.01, 20, 1}, {0.6, 100, 1}, {0.89, 100, 1},
+		{0.95, rush - 1, 1}, {0.5, 1, 1}, {0.95, rush - 1, 1}, // bursts
+		{0.95, 1, 4},
+		{1.9, 10, 4}, {0.8, 100, 4}, // less would do, but not by much
 		{0.3, calm - 1, 4}, {0.3, 1, 1},
-		{0.95, 1, 4}, {0.3, calm - 1, 4}, {0.7, 1, 4}, {0.3, calm - 1, 4},
+		{0.95, rush, 4}, {0.3, calm - 1, 4}, {0.8, 1, 4}, {0.3, calm - 1, 4},
 	} {
 		if got := looks(g, step.share, step.looks); got != step.want {
 			t.Fatalf("after %d looks at %.2f: %d processors, want %d", step.looks, step.share, got, step.want)
