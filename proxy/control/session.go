@@ -73,7 +73,7 @@ func (s *service) Session(stream stream) error {
 		case <-current.newer:
 			return status.Error(codes.Aborted, errSuperseded.Error())
 		case <-s.done:
-			_, err := current.report()
+			_, err := current.report(telemetry.Limit / telemetry.Batch)
 			return errors.Join(err, current.measure(s.meter.Last()))
 		case err = <-broken:
 			return err
@@ -171,6 +171,9 @@ const (
 	// last. Each message costs more than it seems: the Go runtime's monitor wakes with
 	// the system call, and looks around every 20 µs for a millisecond.
 	gatherFor = 100 * time.Millisecond
+	// breath is between messages while there are more: all at once would keep requests
+	// waiting, here and where the agent writes its log.
+	breath = time.Millisecond
 	// measureEvery is how long counts wait for each other.
 	measureEvery = 5 * time.Second
 )
@@ -182,22 +185,26 @@ func newTimer() *time.Timer {
 	return t
 }
 
-// gather sends the records that are there. Those that come while pause runs go
-// together when it is over; it returns what else to wait for, nil meanwhile.
+// gather sends a message of the records that are there. The rest, and those that come
+// while pause runs, go when it is over; it returns what else to wait for, nil meanwhile.
 func (s *session) gather(pause *time.Timer) (<-chan struct{}, error) {
-	sent, err := s.report()
+	sent, err := s.report(1)
 	if !sent {
 		return s.records.Ready(), err
 	}
-	pause.Reset(gatherFor)
+	wait := gatherFor
+	if s.records.Len() > 0 {
+		wait = breath
+	}
+	pause.Reset(wait)
 	return nil, err
 }
 
-// report sends access log records, as many as there are now, and reports whether
-// there were any. They are bounded, so that no update waits for long.
-func (s *session) report() (bool, error) {
+// report sends access log records in so many messages at most, and reports whether
+// there were any.
+func (s *session) report(messages int) (bool, error) {
 	sent := false
-	for range telemetry.Limit / telemetry.Batch {
+	for range messages {
 		records := s.records.Take(s.batch)
 		if records == nil {
 			break
