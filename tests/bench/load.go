@@ -270,6 +270,9 @@ func (r results) median(name string) float64 {
 	return s.Quantile(0.5)
 }
 
+// noise is how much latency cannot be told from none, in µs.
+const noise = 10
+
 // judge adds what is to be held.
 func (r results) judge(out *report.Report) {
 	for _, c := range connections {
@@ -293,7 +296,7 @@ func (r results) judge(out *report.Report) {
 	for _, rate := range rates {
 		// What a pair adds: without what there is without any.
 		added := func(l, q string) float64 {
-			return r.median(nameLatency(l, rate, q)) - r.median(nameLatency(laneDirect, rate, q))
+			return max(r.median(nameLatency(l, rate, q))-r.median(nameLatency(laneDirect, rate, q)), noise)
 		}
 		for q, want := range map[string]float64{"p50": 1, "p99": 1.3} {
 			best := min(added(laneNginx, q), added(laneHAProxy, q))
