@@ -53,7 +53,12 @@ func TestCluster(t *testing.T) {
 	applyWeb(ctx, t, c)
 	for _, family := range []string{"tcp4", "tcp6"} {
 		args := []string{"exec", "client", "--", "/web", "get", family, "http://web.default.svc.cluster.local/"}
+		// The node's kube-proxy may hear of a pod that is ready a moment after we do.
 		out, err := c.Kubectl(ctx, args...)
+		for deadline := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(deadline); {
+			time.Sleep(200 * time.Millisecond)
+			out, err = c.Kubectl(ctx, args...)
+		}
 		if err != nil {
 			t.Fatalf("%s: %v", family, err)
 		}
