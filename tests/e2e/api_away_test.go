@@ -95,7 +95,7 @@ func apiAway(t *testing.T) {
 	// And to the cluster's DNS, which takes its time: the next tests need it.
 	service(t, ns, "back-later", 8080)
 	patch(t, pods[0], `{"metadata":{"labels":{"app":"back-later"}}}`)
-	eventually(t, startLimit, "the cluster's DNS to know a new Service", func() error {
+	eventually(t, 2*startLimit, "the cluster's DNS to know a new Service", func() error {
 		if failed := failures(get(t, front, "http://back-later:8080/")); len(failed) > 0 {
 			return errors.New(failed[0])
 		}

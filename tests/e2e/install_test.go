@@ -54,7 +54,8 @@ func (b *testBed) install(ctx context.Context) error {
 
 // waitInstalled waits until Weir's pods are ready and the plugin is chained.
 func (b *testBed) waitInstalled(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	// A container that ends as it starts is tried again after 10, 20 and 40 s.
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	return poll(ctx, "Weir to be installed", func() error {
 		if err := b.agentsReady(ctx, len(b.Nodes)); err != nil {
@@ -76,6 +77,20 @@ func (b *testBed) waitInstalled(ctx context.Context) error {
 	})
 }
 
+// unready says which containers of pods are not ready, and in which state they are.
+func unready(pods []corev1.Pod) string {
+	out := ""
+	for _, p := range pods {
+		for _, c := range p.Status.ContainerStatuses {
+			if !c.Ready {
+				out += fmt.Sprintf("; %s of %s on %s, restarted %d times: %s, before that %s",
+					c.Name, p.Name, p.Spec.NodeName, c.RestartCount, c.State.String(), c.LastTerminationState.String())
+			}
+		}
+	}
+	return out
+}
+
 // agentsReady says whether the DaemonSet has come to rest with n ready pods.
 func (b *testBed) agentsReady(ctx context.Context, n int) error {
 	ds, err := b.kube.AppsV1().DaemonSets(weirNamespace).Get(ctx, agentName, metav1.GetOptions{})
@@ -89,8 +104,8 @@ func (b *testBed) agentsReady(ctx context.Context, n int) error {
 	s := ds.Status
 	if s.ObservedGeneration < ds.Generation || int(s.DesiredNumberScheduled) != n ||
 		int(s.UpdatedNumberScheduled) != n || int(s.NumberReady) != n || len(pods) != n {
-		return fmt.Errorf("%d of %d agents are ready, %d of them up to date, of %d pods",
-			s.NumberReady, n, s.UpdatedNumberScheduled, len(pods))
+		return fmt.Errorf("%d of %d agents are ready, %d of them up to date, of %d pods%s",
+			s.NumberReady, n, s.UpdatedNumberScheduled, len(pods), unready(pods))
 	}
 	return nil
 }
