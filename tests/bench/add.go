@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -67,31 +66,9 @@ func runAdd(ctx context.Context, args []string, stdout, stderr io.Writer) (int, 
 	if err != nil {
 		return 0, err
 	}
-	node, err := pod.Enter()
-	if err != nil {
-		return 0, err
-	}
-	if node != nil {
-		return 0, errors.Join(measureAdd(ctx, f, node, stdout, stderr), node.Close())
-	}
-	if err := errors.Join(checkIPTables(), checkOut()); err != nil {
-		return 0, err
-	}
-	if f.bin == "" {
-		if _, err := pod.Build(ctx); err != nil {
-			return 0, err
-		}
-	}
-	return pod.Isolate(ctx, "bench")
-}
-
-// checkOut refuses a folder that a node hides.
-func checkOut() error {
-	out, err := filepath.Abs(os.Getenv("OUT"))
-	if err == nil && strings.HasPrefix(out, pod.NodeDir+"/") {
-		return fmt.Errorf("OUT=%s cannot be written to from a node, which has a %s of its own", out, pod.NodeDir)
-	}
-	return err
+	return onNode(ctx, "bench", f.bin, checkIPTables, func(node *pod.Node) error {
+		return measureAdd(ctx, f, node, stdout, stderr)
+	})
 }
 
 // measureAdd measures, and publishes the report.

@@ -77,25 +77,17 @@ func runConfig(ctx context.Context, args []string, stdout, stderr io.Writer) (in
 	if err != nil {
 		return 0, err
 	}
-	node, err := pod.Enter()
-	if err != nil {
-		return 0, err
-	}
-	if node != nil {
-		return 0, errors.Join(measureConfig(ctx, f, node, stdout, stderr), node.Close())
-	}
+	return onNode(ctx, "config", f.bin, checkCluster, func(node *pod.Node) error {
+		return measureConfig(ctx, f, node, stdout, stderr)
+	})
+}
+
+// checkCluster refuses a machine on which no API server can run.
+func checkCluster() error {
 	if _, err := cluster.FindBinaries(""); err != nil {
-		return 0, err
+		return err
 	}
-	if err := errors.Join(cluster.CheckHost(), checkOut()); err != nil {
-		return 0, err
-	}
-	if f.bin == "" {
-		if _, err := pod.Build(ctx); err != nil {
-			return 0, err
-		}
-	}
-	return pod.Isolate(ctx, "config")
+	return cluster.CheckHost()
 }
 
 // Names of the series.

@@ -86,27 +86,19 @@ func runDataplane(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	if err != nil {
 		return 0, err
 	}
-	node, err := pod.Enter()
-	if err != nil {
-		return 0, err
-	}
-	if node != nil {
-		return 0, errors.Join(measureDataplane(ctx, f, node, stdout, stderr), node.Close())
-	}
+	return onNode(ctx, "dataplane", f.bin, checkPeers, func(node *pod.Node) error {
+		return measureDataplane(ctx, f, node, stdout, stderr)
+	})
+}
+
+// checkPeers refuses a machine without the programs that are measured against.
+func checkPeers() error {
 	for _, program := range []string{nginx, haproxy, wrk, h2load} {
 		if _, err := os.Stat(program); err != nil {
-			return 0, fmt.Errorf("%w; run `apt-get install --no-install-recommends nginx-light haproxy wrk nghttp2-client`", err)
+			return fmt.Errorf("%w; run `apt-get install --no-install-recommends nginx-light haproxy wrk nghttp2-client`", err)
 		}
 	}
-	if err := checkOut(); err != nil {
-		return 0, err
-	}
-	if f.bin == "" {
-		if _, err := pod.Build(ctx); err != nil {
-			return 0, err
-		}
-	}
-	return pod.Isolate(ctx, "dataplane")
+	return nil
 }
 
 // dataplane is what the measurements share.
@@ -280,17 +272,6 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	if err != nil {
 		return err
 	}
-	add := func(with *pod.Chain, pods ...*pod.Pod) error {
-		for _, p := range pods {
-			if p.Netns, err = d.node.NewNamespace(p.ContainerID); err != nil {
-				return err
-			}
-			if err := errors.Join(with.Add(ctx, p), pod.In(p.Netns, loopbackUp)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
 	// A proxy stays as it was started, whichever agent looks after it.
 	options := d.dir + "/one.yaml"
 	if err := os.WriteFile(options, []byte("proxyMaxProcs: 1\n"), 0o644); err != nil {
@@ -300,13 +281,13 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(add(chain, oneCaller, oneCallee), agent.End(syscall.SIGTERM)); err != nil {
+	if err := errors.Join(d.add(ctx, chain, oneCaller, oneCallee), agent.End(syscall.SIGTERM)); err != nil {
 		return err
 	}
 	if _, err := d.node.StartAgent(ctx, binaries, io.Discard); err != nil {
 		return err
 	}
-	if err := errors.Join(add(chain, caller, callee), add(bare, peerCaller, peerCallee)); err != nil {
+	if err := errors.Join(d.add(ctx, chain, caller, callee), d.add(ctx, bare, peerCaller, peerCallee)); err != nil {
 		return err
 	}
 	objects = oneService.Slices(appPort, oneCallee)
@@ -403,13 +384,8 @@ func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, s
 	id := strings.ToLower(strings.ReplaceAll(name, ", ", "-"))
 	caller := &pod.Pod{Namespace: "peers", Name: id + "-caller", ContainerID: id + "-caller"}
 	callee := &pod.Pod{Namespace: "peers", Name: id + "-callee", ContainerID: id + "-callee"}
-	for _, p := range []*pod.Pod{caller, callee} {
-		if p.Netns, err = d.node.NewNamespace(p.ContainerID); err != nil {
-			return lane{}, err
-		}
-		if err := errors.Join(chain.Add(ctx, p), pod.In(p.Netns, loopbackUp)); err != nil {
-			return lane{}, err
-		}
+	if err := d.add(ctx, chain, caller, callee); err != nil {
+		return lane{}, err
 	}
 	if _, err := d.startNginx(ctx, callee, "app", appConfig(), inNetns); err != nil {
 		return lane{}, err
@@ -437,6 +413,20 @@ func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, s
 		}
 	}
 	return lane{name: name, client: caller.Netns, target: called, pids: func() ([]int, error) { return pids, nil }}, nil
+}
+
+// add makes pods' namespaces and runs a chain's ADD in them.
+func (d *dataplane) add(ctx context.Context, chain *pod.Chain, pods ...*pod.Pod) error {
+	for _, p := range pods {
+		var err error
+		if p.Netns, err = d.node.NewNamespace(p.ContainerID); err != nil {
+			return err
+		}
+		if err := errors.Join(chain.Add(ctx, p), pod.In(p.Netns, loopbackUp)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // loopbackUp is what a container runtime does before the chain.

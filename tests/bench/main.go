@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/weirmesh/weir/tests/bench/report"
@@ -68,3 +70,39 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 var errUsage = errors.New("usage")
+
+// onNode measures on a node of its own: outside it checks and builds, unless bin has
+// the programs, and runs this command again on one called name. check, if not nil,
+// refuses a machine that lacks something.
+func onNode(ctx context.Context, name, bin string, check func() error, measure func(*pod.Node) error) (int, error) {
+	node, err := pod.Enter()
+	if err != nil {
+		return 0, err
+	}
+	if node != nil {
+		return 0, errors.Join(measure(node), node.Close())
+	}
+	if check != nil {
+		if err := check(); err != nil {
+			return 0, err
+		}
+	}
+	if err := checkOut(); err != nil {
+		return 0, err
+	}
+	if bin == "" {
+		if _, err := pod.Build(ctx); err != nil {
+			return 0, err
+		}
+	}
+	return pod.Isolate(ctx, name)
+}
+
+// checkOut refuses a folder that a node hides.
+func checkOut() error {
+	out, err := filepath.Abs(os.Getenv("OUT"))
+	if err == nil && strings.HasPrefix(out, pod.NodeDir+"/") {
+		return fmt.Errorf("OUT=%s cannot be written to from a node, which has a %s of its own", out, pod.NodeDir)
+	}
+	return err
+}

@@ -59,22 +59,9 @@ func runMemory(ctx context.Context, args []string, stdout, stderr io.Writer) (in
 	if err != nil {
 		return 0, err
 	}
-	node, err := pod.Enter()
-	if err != nil {
-		return 0, err
-	}
-	if node != nil {
-		return 0, errors.Join(measureMemory(ctx, f, node, stdout, stderr), node.Close())
-	}
-	if err := checkOut(); err != nil {
-		return 0, err
-	}
-	if f.bin == "" {
-		if _, err := pod.Build(ctx); err != nil {
-			return 0, err
-		}
-	}
-	return pod.Isolate(ctx, "memory")
+	return onNode(ctx, "memory", f.bin, nil, func(node *pod.Node) error {
+		return measureMemory(ctx, f, node, stdout, stderr)
+	})
 }
 
 // memoryBench is what the measurements share.

@@ -60,52 +60,53 @@ func cgroupMounts() ([]string, error) {
 	return out, nil
 }
 
-// Bypass is the cgroup of the node's proxies, as rules recognise it. An agent
-// makes it.
-func (n *Node) Bypass() (capture.Bypass, error) {
+// cgroup2 is the mount point of the hierarchy of version 2.
+func cgroup2() (string, error) {
 	mounts, err := cgroupMounts()
 	if err != nil {
-		return capture.Bypass{}, fmt.Errorf("bypass: %w", err)
+		return "", err
 	}
 	for _, mount := range mounts {
 		var fs unix.Statfs_t
-		if err := unix.Statfs(mount, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
-			continue
+		if err := unix.Statfs(mount, &fs); err == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+			return mount, nil
 		}
-		var st unix.Stat_t
-		if err := unix.Stat(filepath.Join(mount, n.Name), &st); err != nil {
-			return capture.Bypass{}, fmt.Errorf("bypass: %w", err)
-		}
-		return capture.Bypass{Path: n.Name, ID: st.Ino, Level: 1}, nil
 	}
-	return capture.Bypass{}, errors.New("bypass: there is no cgroup v2 hierarchy")
+	return "", errors.New("there is no cgroup v2 hierarchy")
+}
+
+// Bypass is the cgroup of the node's proxies, as rules recognise it. An agent
+// makes it.
+func (n *Node) Bypass() (capture.Bypass, error) {
+	mount, err := cgroup2()
+	if err != nil {
+		return capture.Bypass{}, fmt.Errorf("bypass: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(mount, n.Name), &st); err != nil {
+		return capture.Bypass{}, fmt.Errorf("bypass: %w", err)
+	}
+	return capture.Bypass{Path: n.Name, ID: st.Ino, Level: 1}, nil
 }
 
 // LikeProxy has a command start in a cgroup of that name below that of the node's
 // proxies: the rules let its connections by, as they do the proxies'. It returns what
 // to call when it has been started.
 func (n *Node) LikeProxy(cmd *exec.Cmd, name string) (func(), error) {
-	mounts, err := cgroupMounts()
+	mount, err := cgroup2()
 	if err != nil {
 		return nil, err
 	}
-	for _, mount := range mounts {
-		var fs unix.Statfs_t
-		if err := unix.Statfs(mount, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
-			continue
-		}
-		path := filepath.Join(mount, n.Name, name)
-		if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			return nil, err
-		}
-		dir, err := os.Open(path)
-		if err != nil {
-			return nil, err
-		}
-		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-		return func() { dir.Close() }, nil
+	path := filepath.Join(mount, n.Name, name)
+	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
 	}
-	return nil, errors.New("there is no cgroup v2 hierarchy")
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	return func() { dir.Close() }, nil
 }
 
 // CgroupPIDs lists the processes in one proxy's cgroup, by its container ID.
