@@ -8,7 +8,6 @@ import (
 	"net"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -237,30 +236,15 @@ var brokenBodies = []string{
 // recorder2 is a server of HTTP/2 that keeps all it gets, and answers what is whole.
 // It takes as much of a body as a client may send unasked, and no more.
 type recorder2 struct {
-	mu       sync.Mutex
-	seen     bytes.Buffer
+	recorder
 	complete []string // paths of whole requests
-	conns    []net.Conn
 }
 
 // record2 starts a recorder2 on a port of called.
 func record2(t *testing.T, port uint16) *recorder2 {
 	t.Helper()
 	r := &recorder2{}
-	l := listen(t, port)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			r.mu.Lock()
-			r.conns = append(r.conns, conn)
-			r.mu.Unlock()
-			go r.keep(conn)
-		}
-	}()
-	t.Cleanup(r.close)
+	r.serve(t, port, r.keep)
 	return r
 }
 
@@ -306,15 +290,6 @@ func (r *recorder2) keep(conn net.Conn) {
 			r.mu.Unlock()
 			_ = framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: []byte(block(":status", "200")), EndHeaders: true, EndStream: true})
 		}
-	}
-}
-
-// close ends the connections, which the proxies would keep.
-func (r *recorder2) close() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, conn := range r.conns {
-		conn.Close()
 	}
 }
 

@@ -144,6 +144,13 @@ type recorder struct {
 func record(t *testing.T, port uint16) *recorder {
 	t.Helper()
 	r := &recorder{}
+	r.serve(t, port, r.keep)
+	return r
+}
+
+// serve has connections to a port of called kept until the test ends.
+func (r *recorder) serve(t *testing.T, port uint16, keep func(net.Conn)) {
+	t.Helper()
 	l := listen(t, port)
 	go func() {
 		for {
@@ -154,11 +161,10 @@ func record(t *testing.T, port uint16) *recorder {
 			r.mu.Lock()
 			r.conns = append(r.conns, conn)
 			r.mu.Unlock()
-			go r.keep(conn)
+			go keep(conn)
 		}
 	}()
 	t.Cleanup(r.close)
-	return r
 }
 
 func (r *recorder) keep(conn net.Conn) {
