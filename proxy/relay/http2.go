@@ -299,7 +299,7 @@ func (e *http2Exchange) sendInLine() {
 		e.patience = h.patience(time.Time{})
 	}
 	var endpoint route.Endpoint
-	err := h.stand(backend, ownerOf(backend), e.patience, e.waitFor, func() (bool, error) {
+	err := h.stand(backend, ownerOf(backend), e.patience, e.waitFor(), func() (bool, error) {
 		var ok bool
 		if endpoint, ok = e.pickWithRoom(); ok {
 			return true, nil
@@ -328,17 +328,8 @@ func (e *http2Exchange) sendInLine() {
 }
 
 // waitFor is the waiting of a stream.
-func (e *http2Exchange) waitFor(something <-chan struct{}, until time.Time) (bool, error) {
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-something:
-		return true, nil
-	case <-timer.C:
-		return false, nil
-	case <-e.end():
-		return false, &reason.Error{Reason: reason.ClientGone}
-	}
+func (e *http2Exchange) waitFor() waiting {
+	return waitUnless(e.end(), func() error { return &reason.Error{Reason: reason.ClientGone} })
 }
 
 // Response implements http2.Observer.

@@ -185,6 +185,11 @@ func (s *Server) patience(ends time.Time) time.Time {
 
 // waitIn is the waiting of what has nobody else to look after.
 func waitIn(ctx context.Context) waiting {
+	return waitUnless(ctx.Done(), func() error { return &reason.Error{Reason: reason.Shutdown, Err: ctx.Err()} })
+}
+
+// waitUnless gives up when end is closed, with what why says then.
+func waitUnless(end <-chan struct{}, why func() error) waiting {
 	return func(something <-chan struct{}, until time.Time) (bool, error) {
 		timer := time.NewTimer(time.Until(until))
 		defer timer.Stop()
@@ -193,8 +198,8 @@ func waitIn(ctx context.Context) waiting {
 			return true, nil
 		case <-timer.C:
 			return false, nil
-		case <-ctx.Done():
-			return false, &reason.Error{Reason: reason.Shutdown, Err: ctx.Err()}
+		case <-end:
+			return false, why()
 		}
 	}
 }
