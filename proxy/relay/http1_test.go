@@ -3,6 +3,7 @@ package relay
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -97,7 +98,8 @@ func answered(t *testing.T, r *bufio.Reader, method string) (*http.Response, str
 
 const hello = "GET /hello HTTP/1.1\r\nHost: back\r\n\r\n"
 
-// records waits until everything has ended, and returns what was logged.
+// ended waits until everything has ended, and returns what was logged, in the order of the requests'
+// begin: an HTTP/2 stream's record may be written after its client has the answer and asks again.
 func (b *bench) ended(t testing.TB) []*proxypb.AccessLog {
 	t.Helper()
 	for _, c := range b.clients {
@@ -108,6 +110,9 @@ func (b *bench) ended(t testing.TB) []*proxypb.AccessLog {
 	b.streams.close()
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	slices.SortStableFunc(b.records, func(x, y *proxypb.AccessLog) int {
+		return cmp.Compare(x.GetStartUnixNanos(), y.GetStartUnixNanos())
+	})
 	return b.records
 }
 

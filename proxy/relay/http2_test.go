@@ -35,14 +35,19 @@ func serving2(t *testing.T, handler http.HandlerFunc) netip.AddrPort {
 	return server.Listener.Addr().(*net.TCPAddr).AddrPort()
 }
 
-// client2 is a client with one connection, on which HTTP/2 is spoken after a pause.
+// client2 is a client with one connection, on which HTTP/2 is spoken after a pause. A request that
+// comes as another ends makes net/http dial before it sees that the connection is free: it waits.
 func (b *bench) client2(t *testing.T, d listen.Direction, original netip.AddrPort, pause time.Duration) *http.Client {
 	t.Helper()
 	var dialled atomic.Bool
 	transport := &http.Transport{
 		Protocols: new(http.Protocols),
-		DialContext: func(context.Context, string, string) (net.Conn, error) {
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			if dialled.Swap(true) {
+				select {
+				case <-ctx.Done(): // the request's timeout, where none becomes free
+				case <-t.Context().Done():
+				}
 				return nil, errors.New("a second connection")
 			}
 			c := b.conn(t, d, original)
