@@ -45,28 +45,31 @@ const (
 )
 
 // Run adapts the process until ctx is done, to at most so many processors.
-func Run(ctx context.Context, processors int) {
+func Run(ctx context.Context, processors int) { run(ctx, processors, cpuTime) }
+
+// run is Run by what used says that the process has used.
+func run(ctx context.Context, processors int, used func() time.Duration) {
 	debug.SetGCPercent(gcPercent)
 	g := governor{most: processors, now: 1, every: shortest}
 	runtime.GOMAXPROCS(1)
 	timer := time.NewTimer(g.every)
 	defer timer.Stop()
-	at, used := time.Now(), cpuTime()
+	at, before := time.Now(), used()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
 		}
-		now, total := time.Now(), cpuTime()
-		rested := g.look(float64(total-used) / float64(now.Sub(at)))
+		now, total := time.Now(), used()
+		rested := g.look(float64(total-before) / float64(now.Sub(at)))
 		if g.now != runtime.GOMAXPROCS(0) {
 			runtime.GOMAXPROCS(g.now)
 		}
 		if rested {
 			debug.FreeOSMemory()
 		}
-		at, used = now, total
+		at, before = now, total
 		timer.Reset(g.every)
 	}
 }

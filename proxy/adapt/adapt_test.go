@@ -71,6 +71,8 @@ func TestMemoryIsGivenBackOnceAfterEachBusyTime(t *testing.T) {
 	}
 }
 
+// TestABusyProcessGetsMore goes by a clock and not by what it uses itself, which is up
+// to the machine.
 func TestABusyProcessGetsMore(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
@@ -78,7 +80,8 @@ func TestABusyProcessGetsMore(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		Run(ctx, 2)
+		start := time.Now()
+		run(ctx, 2, func() time.Duration { return time.Since(start) })
 	}()
 	defer func() {
 		cancel()
@@ -93,5 +96,14 @@ func TestABusyProcessGetsMore(t *testing.T) {
 			t.Fatal("a process that keeps a processor busy still has one")
 		}
 		runtime.Gosched()
+	}
+}
+
+func TestWhatIsUsedIsSeen(t *testing.T) {
+	before := cpuTime()
+	for deadline := time.Now().Add(20 * time.Second); cpuTime() == before; {
+		if time.Now().After(deadline) {
+			t.Fatalf("a process that did something has used as much as before, %v", before)
+		}
 	}
 }
