@@ -153,6 +153,14 @@ func (s *Store) Destination(ctx context.Context, addr netip.AddrPort) (route.Des
 	return route.Destination{}, nil
 }
 
+// Known is Destination where the answer is there.
+func (s *Store) Known(addr netip.AddrPort) (route.Destination, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.use(addr)
+	return h.value, h.version != ""
+}
+
 // Destinations are those held that the agent has answered.
 func (s *Store) Destinations() []route.Destination {
 	s.mu.Lock()

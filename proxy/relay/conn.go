@@ -36,8 +36,10 @@ type conn struct {
 	buf  []byte            // nil: none is held
 	r, w int               // of buf, what is not passed on
 
+	socket   uintptr // good until who has the connection closes it
 	eof      bool
 	err      error
+	missed   error              // of takeNow: fill's next
 	fd       func(uintptr) bool // fill's, once and not an allocation per call
 	deadline time.Time          // of reading
 
@@ -53,7 +55,7 @@ func newConn(tcp *net.TCPConn) (*conn, error) {
 	}
 	c := &conn{TCPConn: tcp, raw: raw}
 	c.fd, c.writing = c.readable, c.writable
-	return c, nil
+	return c, raw.Control(func(fd uintptr) { c.socket = fd })
 }
 
 // Write writes all of p. One goroutine at a time.
@@ -122,6 +124,10 @@ func (c *conn) fill() error {
 	if c.eof {
 		return io.EOF
 	}
+	if err := c.missed; err != nil {
+		c.missed = nil
+		return err
+	}
 	c.room()
 	c.err = nil
 	if err := c.raw.Read(c.fd); err != nil {
@@ -150,6 +156,37 @@ func (c *conn) tryFill() error {
 		return os.ErrDeadlineExceeded
 	}
 	return c.err
+}
+
+// takeNow takes what is there, for who is told when something comes: it does not ask
+// the runtime. It reports whether there was something; a failure, and an end, is
+// fill's.
+func (c *conn) takeNow() bool {
+	if c.eof || c.missed != nil {
+		return true
+	}
+	c.room()
+	c.err = nil
+	if !c.readable(c.socket) {
+		return false
+	}
+	if !c.eof {
+		c.missed = c.err
+	}
+	return true
+}
+
+// more reports whether the last read took as much as it could.
+func (c *conn) more() bool { return c.buf != nil && c.w == len(c.buf) }
+
+// writeNow writes as much of p as there is room for, in the same way, and returns
+// what it did not.
+func (c *conn) writeNow(p []byte) ([]byte, error) {
+	c.rest, c.failed = p, nil
+	c.writable(c.socket)
+	rest := c.rest
+	c.rest = nil
+	return rest, c.failed
 }
 
 // room makes room for more bytes behind those that are there.

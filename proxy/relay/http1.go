@@ -66,44 +66,64 @@ type http1Conn struct {
 	idle     idleness
 	answered bool // a final head went to the client, or part of one
 	last     bool // no other request is read
+	served   int  // requests that were logged
+
+	quick
+	outer   context.Context // of mirrors, which outlive the connection
+	planned error           // why the plan could not be made, with the request atPlan
+	rest    []byte          // of what is being sent atSending, passed on atPassing
+	bodied  int             // of the answer's body, what is in the latter
 }
 
 // serveHTTP1 serves a client until one of the ends closes. early, if not nil, is an
 // upstream connection that is there already, for the first request. Of each
 // request there is a record; it reports how many there were.
 func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, early *httpUpstream) (int, error) {
-	h := &http1Conn{Server: s, accepted: c, client: client, held: early}
+	h := &http1Conn{Server: s, accepted: c, client: client, held: early, outer: ctx}
 	h.ctx, h.cancel = context.WithCancel(ctx)
 	defer h.cancel()
+	h.quick.at, h.quick.poller = away, s.pollers.get(s.Processors)
 	s.watch(h)
 	defer s.unwatch(h)
 	defer h.end()
-	for requests := 0; ; requests++ {
-		if err := h.readRequest(); err != nil {
-			if requests > 0 && len(h.client.bytes()) == 0 {
-				// Between requests a reset is an end like any other: HAProxy ends so what it
-				// does not keep.
-				return requests, nil
+	for {
+		at := h.wait()
+		if at == atHead {
+			if err := h.readRequest(); err != nil {
+				if h.served > 0 && len(h.client.bytes()) == 0 {
+					// Between requests a reset is an end like any other: HAProxy ends so what it
+					// does not keep.
+					return h.served, nil
+				}
+				refused, err := h.refuse(err)
+				if refused {
+					h.served++
+				}
+				return h.served, err
 			}
-			refused, err := h.refuse(err)
-			if refused {
-				requests++
-			}
-			return requests, err
 		}
-		h.serveRequest(ctx)
-		for _, entry := range h.record.entries(time.Now()) {
-			s.Log(entry)
-		}
-		records.Put(h.record) // a kilobyte that an idle connection need not hold
-		h.record = nil
+		h.serveRequest(at)
+		h.log(time.Now())
 		if h.last {
-			return requests + 1, nil
+			return h.served, nil
 		}
 	}
 }
 
+// log passes on what is known of the request, which ended now.
+func (h *http1Conn) log(now time.Time) {
+	for _, entry := range h.record.entries(now) {
+		h.Log(entry)
+	}
+	records.Put(h.record) // a kilobyte that an idle connection need not hold
+	h.record = nil
+	h.served++
+}
+
 func (h *http1Conn) end() {
+	if h.quick.timer != nil {
+		h.quick.timer.Stop()
+	}
 	if h.held != nil {
 		h.held.picked.done(balance.Unknown)
 		h.held.Close()
@@ -122,6 +142,7 @@ func (h *http1Conn) abort(reason.Reason, error) {
 	if up := h.awaited.Load(); up != nil {
 		_ = up.SetDeadline(past)
 	}
+	h.takeBack(false)
 }
 
 // readRequest waits for a request's head. The error is an *http1.Error,
@@ -146,6 +167,9 @@ func (h *http1Conn) readRequest() error {
 		case len(h.client.bytes()) > 0 && (left > head || h.client.deadline.IsZero()):
 			h.client.readBy(now.Add(head))
 		}
+		if h.aborted.Load() {
+			return os.ErrDeadlineExceeded // that of abort, if ours has taken its place
+		}
 		if len(h.client.bytes()) > 0 {
 			if err := h.client.fill(); err != nil {
 				return err
@@ -163,7 +187,10 @@ func (h *http1Conn) readRequest() error {
 
 // drain has the connection end soon, if it is idle. Its client may be about to send
 // a request: this is no worse than what any server does, and rarer.
-func (h *http1Conn) drain() { h.idle.shorten(h.client) }
+func (h *http1Conn) drain() {
+	h.idle.shorten(h.client)
+	h.takeBack(true)
+}
 
 // idleness is whether a client's connection is between requests, when its time may
 // be shortened from another goroutine.
@@ -232,17 +259,22 @@ func (h *http1Conn) refuse(err error) (bool, error) {
 	return true, nil
 }
 
-// serveRequest serves the request whose head is read.
-func (h *http1Conn) serveRequest(ctx context.Context) {
-	h.begin()
-	h.plan = plan{}
-	err := h.take()
-	if err == nil {
-		err = h.decide()
+// serveRequest serves the request whose head is read, and which has come so far.
+func (h *http1Conn) serveRequest(at step) {
+	err := h.planned
+	h.planned = nil
+	if at == atHead {
+		h.begin()
+		h.plan = plan{}
+		if err = h.take(); err == nil {
+			err = h.decide()
+		}
 	}
 	if err == nil && h.plan.answer == nil {
-		h.mirror(ctx)
-		err = h.forward()
+		if at <= atPlan {
+			h.mirror(h.outer)
+		}
+		err = h.forward(at)
 	}
 	switch {
 	case err != nil:
@@ -251,7 +283,7 @@ func (h *http1Conn) serveRequest(ctx context.Context) {
 		h.answer(h.plan.answer)
 	}
 	h.plan.leave(h.Server)
-	h.finish()
+	h.finish(time.Now())
 }
 
 // begin notes what the request is.
@@ -314,18 +346,22 @@ func (h *http1Conn) gather() error {
 }
 
 // forward has the request answered by an endpoint, by another one where that did
-// not work and may be tried again.
-func (h *http1Conn) forward() error {
+// not work and may be tried again. The first attempt has come so far.
+func (h *http1Conn) forward(at step) error {
 	var tried []netip.AddrPort
 	var before error // of the attempt before
 	fresh := false
 	for h.attempt = 1; ; h.attempt++ {
-		up, err := h.obtain(h.ctx, tried, fresh)
+		up, err := h.up, error(nil)
+		if at <= atPlan {
+			up, err = h.obtain(h.ctx, tried, fresh)
+		}
 		if up == nil && before != nil && errors.Is(err, errNobodyLeft) {
 			return before
 		}
 		if err == nil {
-			err = h.try(up)
+			err = h.try(up, at)
+			at = atHead
 			up.picked.done(outcome(h.response.Status, err))
 			if h.up = up; err != nil {
 				h.discard()
@@ -391,17 +427,31 @@ func (h *http1Conn) mayTry(failure *attemptError) bool {
 }
 
 // try sends the request to up and passes the answer on.
-func (h *http1Conn) try(up *httpUpstream) error {
+func (h *http1Conn) try(up *httpUpstream, at step) error {
 	now := time.Now()
-	h.record.use(now, up, !h.plan.direct && h.Config.Own(up.endpoint.Addr.Addr()))
-	up.begin(now, h.plan.limit(now))
+	if at <= atPlan {
+		h.sending(up, now)
+		up.begin(now, h.plan.limit(now))
+	} else {
+		up.extend(now)
+	}
 	h.awaited.Store(up)
 	defer h.awaited.Store(nil)
-	if h.aborted.Load() {
+	switch {
+	case h.aborted.Load():
 		return &reason.Error{Reason: reason.Shutdown}
+	case at == atAnswer && (h.gone || h.client.reset()):
+		return &reason.Error{Reason: reason.ClientGone}
+	case at == atPassing:
+		return h.passRest(up)
 	}
-	if err := h.send(up); err != nil {
-		return err
+	if at < atAnswer {
+		if at <= atPlan {
+			h.rest = h.textFor(up)
+		}
+		if err := h.send(up); err != nil {
+			return err
+		}
 	}
 	if err := h.receive(up); err != nil {
 		return err
@@ -409,14 +459,26 @@ func (h *http1Conn) try(up *httpUpstream) error {
 	return h.passOn(up)
 }
 
-// send writes what is there of the request, and has the rest follow.
-func (h *http1Conn) send(up *httpUpstream) error {
+// sending notes that the request is sent to up now.
+func (h *http1Conn) sending(up *httpUpstream, now time.Time) {
+	h.record.use(now, up, !h.plan.direct && h.Config.Own(up.endpoint.Addr.Addr()))
+}
+
+// textFor is what is there of the request, as up is to have it.
+func (h *http1Conn) textFor(up *httpUpstream) []byte {
 	taken := h.client.bytes()[:h.taken]
 	if hop := h.hopTo(up); !h.request.Unchanged(hop) {
 		h.out = append(h.request.AppendTo(h.out[:0], hop), taken[len(h.request.Raw()):]...)
-		taken = h.out
+		return h.out
 	}
-	n, err := up.Write(taken)
+	return taken
+}
+
+// send writes the rest of what is there of the request, and has what is not there
+// follow.
+func (h *http1Conn) send(up *httpUpstream) error {
+	n, err := up.Write(h.rest)
+	h.rest = nil
 	h.record.sent(uint64(n))
 	h.record.requestBody(h.taken - len(h.request.Raw()))
 	if err != nil {
@@ -528,14 +590,7 @@ func (h *http1Conn) passOn(up *httpUpstream) error {
 	if err != nil {
 		return &reason.Error{Reason: reason.BadResponse, Err: err}
 	}
-	hop := h.conclude(up)
-	h.plan.edit(&h.response)
-	h.answered = true
-	out := up.bytes()[:head+n]
-	if !h.response.Unchanged(hop) {
-		h.out = append(h.response.AppendTo(h.out[:0], hop), out[head:]...)
-		out = h.out
-	}
+	out := h.answerFor(up, n)
 	for {
 		m, err := h.client.Write(out)
 		h.record.received(uint64(m))
@@ -562,6 +617,39 @@ func (h *http1Conn) passOn(up *httpUpstream) error {
 		}
 		out = up.bytes()[:n]
 	}
+}
+
+// answerFor is the answer's head, with the beginning of its body, as the client is to
+// have it.
+func (h *http1Conn) answerFor(up *httpUpstream, n int) []byte {
+	head := len(h.response.Raw())
+	hop := h.conclude(up)
+	h.plan.edit(&h.response)
+	h.answered = true
+	out := up.bytes()[:head+n]
+	if !h.response.Unchanged(hop) {
+		h.out = append(h.response.AppendTo(h.out[:0], hop), out[head:]...)
+		return h.out
+	}
+	return out
+}
+
+// passRest passes on the rest of an answer that is all there.
+func (h *http1Conn) passRest(up *httpUpstream) error {
+	n, err := h.client.Write(h.rest)
+	h.rest = nil
+	h.record.received(uint64(n))
+	if err != nil {
+		return &reason.Error{Reason: reason.ClientGone, Err: err}
+	}
+	h.passed(up)
+	return nil
+}
+
+// passed is when that is done.
+func (h *http1Conn) passed(up *httpUpstream) {
+	h.record.responseBody(h.bodied)
+	up.skip(len(h.response.Raw()) + h.bodied)
 }
 
 // conclude settles by the answer's head whether the connections are good for more,
@@ -620,7 +708,7 @@ func (h *http1Conn) answer(a *answer) {
 }
 
 // finish settles what becomes of the client's connection after a request.
-func (h *http1Conn) finish() {
+func (h *http1Conn) finish(now time.Time) {
 	if h.upload != nil && !h.upload.wait(lingering) {
 		h.last = true
 		h.client.readBy(time.Unix(1, 0))
@@ -633,7 +721,7 @@ func (h *http1Conn) finish() {
 	if h.upload != nil {
 		h.record.uploaded(h.upload.moved)
 	}
-	h.giveBack()
+	h.giveBack(now)
 	h.client.skip(h.taken)
 	h.taken = 0
 	if h.last {

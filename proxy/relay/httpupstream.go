@@ -5,12 +5,14 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/poll"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
 	"github.com/weirmesh/weir/proxy/upstream"
@@ -37,6 +39,10 @@ type httpUpstream struct {
 	took     time.Duration  // to connect, if that was for this request
 
 	limit time.Time // of this attempt; zero: none
+	since time.Time // it has been idle; of one that is held
+
+	poller *poll.Poller              // that tells user; nil: nobody is told
+	user   atomic.Pointer[http1Conn] // whose request it has, if a poller serves that
 }
 
 func newHTTPUpstream(c *upstream.Conn, e route.Endpoint) (*httpUpstream, error) {
@@ -50,6 +56,7 @@ func newHTTPUpstream(c *upstream.Conn, e route.Endpoint) (*httpUpstream, error) 
 
 // Close ends the connection.
 func (u *httpUpstream) Close() error {
+	u.unwatch()
 	u.drop()
 	return u.dialled.Close()
 }
@@ -247,8 +254,8 @@ func (h *http1Conn) discard() {
 }
 
 // giveBack keeps the request's upstream connection for the next one, if it is good
-// for that.
-func (h *http1Conn) giveBack() {
+// for that, from now on.
+func (h *http1Conn) giveBack(now time.Time) {
 	up := h.up
 	h.up = nil
 	switch {
@@ -256,12 +263,12 @@ func (h *http1Conn) giveBack() {
 	case up.spent || len(up.bytes()) > 0 || up.dialled.Looped():
 		up.Close()
 	case up.shared:
-		h.pool.Put(upstream.Key{Addr: up.endpoint.Addr, Owner: up.owner}, up, time.Now())
+		h.pool.Put(upstream.Key{Addr: up.endpoint.Addr, Owner: up.owner}, up, now)
 		h.lines.call(up.owner)
 	case h.last:
 		up.Close()
 	default:
-		up.reused = true
+		up.reused, up.since = true, now
 		h.held = up
 	}
 }

@@ -66,7 +66,7 @@ func (s *Server) sendMirror(ctx context.Context, c listen.Conn, backend *route.B
 	if err != nil {
 		m.discard()
 	}
-	m.giveBack()
+	m.giveBack(time.Now())
 }
 
 // exchange sends text and drops the answer.

@@ -39,6 +39,10 @@ func (f *fakeConfig) Opaque(port uint16) bool     { return port == f.opaque }
 func (f *fakeConfig) Inbound(uint16) *route.Policy {
 	return f.inbound
 }
+func (f *fakeConfig) Known(a netip.AddrPort) (route.Destination, bool) {
+	d, _ := f.Destination(context.Background(), a)
+	return d, true
+}
 func (f *fakeConfig) Destination(_ context.Context, a netip.AddrPort) (route.Destination, error) {
 	if a == f.service {
 		return f.destination, nil
@@ -63,6 +67,10 @@ func newBench(t testing.TB, config *fakeConfig) *bench {
 		b.records = append(b.records, r.AccessLog())
 	}
 	t.Cleanup(b.pipes.close)
+	t.Cleanup(func() {
+		b.handlers.Wait() // as Serve does
+		b.pollers.close()
+	})
 	return b
 }
 
@@ -84,6 +92,8 @@ func (b *bench) connOf(t testing.TB, d listen.Direction, caller netip.Addr, orig
 	return client
 }
 
+// loopback is a client's connection, and its other end, which is for the handler to
+// close.
 func loopback(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -99,11 +109,8 @@ func loopback(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []net.Conn{client, server} {
-		t.Cleanup(func() { c.Close() })
-		_ = c.SetDeadline(time.Now().Add(20 * time.Second))
-	}
-	_ = server.SetDeadline(time.Time{})
+	t.Cleanup(func() { client.Close() })
+	_ = client.SetDeadline(time.Now().Add(20 * time.Second))
 	return client.(*net.TCPConn), server.(*net.TCPConn)
 }
 

@@ -46,6 +46,8 @@ type Config interface {
 	Opaque(port uint16) bool
 	// Inbound is the policy that holds for callers of the application's port; nil: none.
 	Inbound(port uint16) *route.Policy
+	// Known is Destination where that need not be waited for.
+	Known(netip.AddrPort) (route.Destination, bool)
 	// Destination says what an original destination stands for.
 	Destination(context.Context, netip.AddrPort) (route.Destination, error)
 }
@@ -61,6 +63,7 @@ type Server struct {
 	Drain          time.Duration // how long connections may go on once Serve is to end
 	MaxConnections int           // at a time, more are reset; 0: no limit
 	KeepClient     bool          // the application sees its callers' addresses
+	Processors     int           // that it may ever use
 
 	// Head is how long a request's head may take, from its first byte on; 0: 30 s.
 	Head time.Duration
@@ -74,6 +77,7 @@ type Server struct {
 	dialer   upstream.Dialer
 	balancer balance.Balancer
 	pipes    pipes
+	pollers  pollers
 	pool     upstream.Pool[*httpUpstream]
 	streams  http2Clients
 	lines    lines
@@ -100,6 +104,7 @@ type carrier interface {
 func (s *Server) Serve(ctx context.Context, listeners []*listen.Listener) error {
 	s.balancer.Ejected = s.Ejected
 	defer s.pipes.close()
+	defer s.pollers.close()
 	defer s.pool.Close()
 	defer s.streams.close()
 	accepting, stop := context.WithCancel(ctx)

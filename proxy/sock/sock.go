@@ -19,7 +19,8 @@ import (
 
 // Read reads into p, which is not empty. 0 is the end.
 func Read(fd uintptr, p []byte) (int, error) {
-	return result(unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p))))
+	return result(unix.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)),
+		unix.MSG_DONTWAIT, 0, 0))
 }
 
 // Write writes p, which is not empty, as far as there is room. A peer that is gone

@@ -51,15 +51,15 @@ type pooled[C Reusable] struct {
 	since time.Time
 }
 
-// certainly is how long after it became idle a connection is taken without a look:
-// a server that closed it so soon would have said so before.
-const certainly = 5 * time.Millisecond
+// Fresh is how long after it became idle a connection is taken without a look: a
+// server that closed it so soon would have said so before.
+const Fresh = 5 * time.Millisecond
 
 // Get takes a connection of that key out, if there is one that is still good.
 func (p *Pool[C]) Get(key Key, now time.Time) (C, bool) {
 	for {
 		c, since, ok := p.pop(key)
-		if !ok || now.Sub(since) < certainly || c.Quiet() {
+		if !ok || now.Sub(since) < Fresh || c.Quiet() {
 			return c, ok
 		}
 		c.Close()

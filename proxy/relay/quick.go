@@ -1,0 +1,393 @@
+package relay
+
+import (
+	"os"
+	"sync"
+	"time"
+
+	"github.com/weirmesh/weir/proxy/balance"
+	"github.com/weirmesh/weir/proxy/http1"
+	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/poll"
+	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/upstream"
+)
+
+// Most requests are small, go to an endpoint that a connection is open to, and are
+// answered with something small, so that nothing is waited for but the answer. A
+// poller serves these, in place of the connection's goroutine, which sleeps: two calls
+// for each that read and write what is there, and nothing in between. Whatever is not
+// so ordinary wakes the goroutine, which goes on where the poller was, and waits for
+// whatever there is to wait for; http1.go is how it does that.
+
+// step is how far a request has come.
+type step uint8
+
+const (
+	atHead    step = iota // it is being read, or not there yet
+	atPlan                // it has a plan
+	atSending             // part of it is sent to h.up
+	atAnswer              // all of it is; the answer is not there yet
+	atPassing             // part of the answer is passed on
+	away                  // the goroutine has it
+)
+
+// pollers serve connections in turn. The zero value is ready for use; close it.
+type pollers struct {
+	mu      sync.Mutex
+	all     []*poll.Poller
+	next    int
+	closed  bool
+	running sync.WaitGroup
+}
+
+// get returns one for a connection; nil if there is none.
+func (p *pollers) get(most int) *poll.Poller {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.all) < max(most, 1) && !p.closed {
+		one, err := poll.New()
+		if err != nil {
+			return nil
+		}
+		p.all = append(p.all, one)
+		p.running.Go(one.Run)
+	}
+	if p.closed {
+		return nil
+	}
+	p.next++
+	return p.all[p.next%len(p.all)]
+}
+
+func (p *pollers) close() {
+	p.mu.Lock()
+	p.closed = true
+	for _, one := range p.all {
+		one.Close()
+	}
+	p.mu.Unlock()
+	p.running.Wait()
+}
+
+// quick is what a poller and the connection's goroutine share. Everything else of the
+// connection is the poller's, under the lock, while at is not away; and else the
+// goroutine's.
+type quick struct {
+	poller *poll.Poller // nil: there is none
+
+	mu      sync.Mutex
+	at      step
+	said    bool // the client has said something since it was read
+	ended   bool // and that was, or was followed by, its end or a failure
+	gone    bool // it is known to have broken off
+	watched bool // by the poller
+	resume  chan step
+	due     time.Time // when the goroutine is to take over
+	timer   *time.Timer
+	rings   time.Time // the timer
+}
+
+// wait has the poller serve requests until one is not ordinary, and returns how far
+// that has come.
+func (h *http1Conn) wait() step {
+	q := &h.quick
+	if q.poller == nil {
+		return atHead
+	}
+	q.mu.Lock()
+	if h.draining.Load() || h.aborted.Load() {
+		q.mu.Unlock()
+		return atHead
+	}
+	if !q.watched && q.poller.Add(int(h.client.socket), h) != nil {
+		q.mu.Unlock()
+		return atHead
+	}
+	q.watched, q.at, q.said = true, atHead, true // what came meanwhile was not heard
+	q.dueBy(time.Now().Add(keepAlive))
+	h.advance()
+	q.mu.Unlock()
+	for {
+		select {
+		case at := <-q.resume:
+			if at == atHead {
+				h.client.readBy(time.Time{}) // it is that of a head long ago
+			}
+			return at
+		case <-q.timer.C:
+			h.late()
+		}
+	}
+}
+
+// dueBy sets when the goroutine takes over. The timer is moved when it rings too
+// early, and not each time.
+func (q *quick) dueBy(t time.Time) {
+	q.due = t
+	switch {
+	case q.timer == nil:
+		q.resume, q.timer = make(chan step, 1), time.NewTimer(time.Until(t))
+	case t.Before(q.rings):
+		q.timer.Reset(time.Until(t))
+	default:
+		return
+	}
+	q.rings = t
+}
+
+// late is when the timer rings.
+func (h *http1Conn) late() {
+	q := &h.quick
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.at == away:
+	case time.Now().Before(q.due):
+		q.rings = time.Time{}
+		q.timer.Reset(time.Until(q.due))
+		q.rings = q.due
+	default:
+		if q.at == atHead {
+			h.client.missed = os.ErrDeadlineExceeded
+		}
+		h.handOver(q.at)
+	}
+}
+
+// handOver wakes the goroutine. The poller is told to be silent, as it would wake for
+// every packet of a large body.
+func (h *http1Conn) handOver(at step) {
+	h.unwatch()
+	if h.up != nil {
+		h.up.unwatch()
+	}
+	h.quick.at = away
+	h.resume <- at
+}
+
+// unwatch has the poller forget the client.
+func (h *http1Conn) unwatch() {
+	if h.quick.watched {
+		h.quick.watched = false
+		h.poller.Remove(int(h.client.socket))
+	}
+}
+
+// takeBack has the goroutine go on, from another one: there is something to be done
+// that the poller does not do.
+func (h *http1Conn) takeBack(idle bool) {
+	q := &h.quick
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.at != away && (!idle || q.at == atHead) {
+		h.handOver(q.at)
+	}
+}
+
+// Ready is poll.Handler's, of the client.
+func (h *http1Conn) Ready(ended bool) {
+	q := &h.quick
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.said, q.ended = true, q.ended || ended
+	switch {
+	case q.at == atHead:
+		h.advance()
+	case q.at == atAnswer && ended && h.client.reset():
+		q.gone = true
+		h.handOver(atAnswer)
+	}
+}
+
+// Ready is poll.Handler's, of an upstream.
+func (u *httpUpstream) Ready(bool) {
+	h := u.user.Load()
+	if h == nil {
+		return // it is idle, or a goroutine's
+	}
+	h.quick.mu.Lock()
+	defer h.quick.mu.Unlock()
+	if h.quick.at == atAnswer && h.up == u {
+		h.advance()
+	}
+}
+
+// watch has p tell of u, or nobody.
+func (u *httpUpstream) watch(p *poll.Poller) bool {
+	if u.poller == nil && p.Add(int(u.socket), u) == nil {
+		u.poller = p
+	}
+	return u.poller != nil
+}
+
+func (u *httpUpstream) unwatch() {
+	u.user.Store(nil)
+	if u.poller != nil {
+		u.poller.Remove(int(u.socket))
+		u.poller = nil
+	}
+}
+
+// advance goes on until something must be waited for, or the goroutine is to go on.
+func (h *http1Conn) advance() {
+	for h.quick.at == atHead && h.quickRequest() || h.quick.at == atAnswer && h.quickAnswer() {
+	}
+}
+
+// quickRequest reads a request and sends it, and reports whether it is sent.
+func (h *http1Conn) quickRequest() bool {
+	q := &h.quick
+	if len(h.client.bytes()) == 0 {
+		if !q.said || !h.client.takeNow() {
+			q.said = q.ended
+			return false
+		}
+		q.said = q.ended || h.client.more()
+	}
+	d, ok := h.ordinary()
+	if !ok {
+		h.handOver(atHead)
+		return false
+	}
+	h.begin()
+	_ = h.take() // it is all there
+	h.view = http1Request{Head: &h.request}
+	h.planned = h.plan.make(h.Server, h.accepted, d, &h.view, h.record)
+	if h.planned == nil && h.plan.answer == nil {
+		h.up = h.reuse()
+	}
+	if h.up == nil {
+		h.handOver(atPlan)
+		return false
+	}
+	h.mirror(h.outer)
+	h.attempt = 1
+	now := time.Now()
+	h.sending(h.up, now)
+	h.up.limit = h.plan.limit(now)
+	h.up.user.Store(h) // before there can be an answer
+	h.rest = h.textFor(h.up)
+	if h.up.watch(q.poller) {
+		before := len(h.rest)
+		h.rest, _ = h.up.writeNow(h.rest)
+		h.record.sent(uint64(before - len(h.rest)))
+	}
+	if len(h.rest) > 0 { // for want of room, or a failure, which the goroutine meets again
+		h.handOver(atSending)
+		return false
+	}
+	h.record.requestBody(h.taken - len(h.request.Raw()))
+	due := now.Add(lookEvery)
+	if limit := h.up.limit; !limit.IsZero() && limit.Before(due) {
+		due = limit
+	}
+	q.dueBy(due)
+	q.at = atAnswer
+	return true
+}
+
+// ordinary reads the request that is in the buffer, and reports whether it is one for
+// the poller: whole, with nothing to be told before its body comes, for a destination
+// that is known, on a connection that goes on. It has no effect if not.
+func (h *http1Conn) ordinary() (route.Destination, bool) {
+	var none route.Destination
+	var scan http1.Scanner
+	text := h.client.bytes()
+	n, err := scan.End(text)
+	if err != nil || n == 0 || h.request.ParseRequest(text[:n]) != nil {
+		return none, false
+	}
+	body := h.request.Body
+	if _, err := body.Next(text[n:]); err != nil || !body.Done() {
+		return none, false
+	}
+	if h.request.Expect || h.request.Close || h.request.Upgrade || h.request.Minor == 0 || h.draining.Load() {
+		return none, false
+	}
+	if h.accepted.Direction == listen.Inbound {
+		return route.Destination{Policy: h.Config.Inbound(h.accepted.Original.Port())}, true
+	}
+	return h.Config.Known(h.accepted.Original)
+}
+
+// reuse returns a connection for the request that is open already; nil: there is none,
+// or it has to be stood in line for.
+func (h *http1Conn) reuse() *httpUpstream {
+	if up := h.held; up != nil {
+		if up.dialled.Looped() || h.record.accepted.Sub(up.since) >= upstream.Fresh && !up.quiet() {
+			return nil
+		}
+		h.held = nil
+		return up
+	}
+	owner := ownerOf(&h.plan.backend)
+	if h.plan.direct || !h.lines.empty(owner) {
+		return nil
+	}
+	endpoint, ok := h.balancer.Pick(&h.plan.backend, h.plan.key, nil)
+	if !ok {
+		return nil
+	}
+	picked := pick{&h.balancer, &h.plan.backend, endpoint.Addr}
+	up, ok := h.pool.Get(upstream.Key{Addr: endpoint.Addr, Owner: owner}, h.record.accepted)
+	if !ok {
+		picked.done(balance.Unknown)
+		return nil
+	}
+	up.picked, up.reused, up.took = picked, true, 0
+	return up
+}
+
+// quickAnswer reads the answer and passes it on, and reports whether it is passed on.
+func (h *http1Conn) quickAnswer() bool {
+	up := h.up
+	if !up.takeNow() {
+		return false
+	}
+	n, ok := h.ordinaryAnswer(up)
+	if !ok {
+		h.handOver(atAnswer)
+		return false
+	}
+	h.record.firstByte(time.Now())
+	h.rest, h.bodied = h.answerFor(up, n), n
+	if !h.last {
+		before := len(h.rest)
+		h.rest, _ = h.client.writeNow(h.rest)
+		h.record.received(uint64(before - len(h.rest)))
+	}
+	if len(h.rest) > 0 {
+		h.handOver(atPassing)
+		return false
+	}
+	h.passed(up)
+	up.picked.done(outcome(h.response.Status, nil))
+	up.user.Store(nil)
+	h.plan.leave(h.Server)
+	now := time.Now()
+	h.finish(now)
+	h.log(now)
+	h.quick.dueBy(now.Add(keepAlive))
+	h.quick.at = atHead
+	return true
+}
+
+// ordinaryAnswer reads the answer that is in the buffer, and reports how long its body
+// is and whether it is one for the poller: whole, for both connections to go on after
+// it, and not to be tried again. It has no effect if not.
+func (h *http1Conn) ordinaryAnswer(up *httpUpstream) (int, bool) {
+	var scan http1.Scanner
+	text := up.bytes()
+	head, err := scan.End(text)
+	if err != nil || head == 0 || h.response.ParseResponse(text[:head], h.method) != nil {
+		return 0, false
+	}
+	r := &h.response
+	if r.Status/100 == 1 || r.Minor == 0 || r.Close || h.plan.counts(r.Status) || h.draining.Load() {
+		return 0, false
+	}
+	body := r.Body
+	n, err := body.Next(text[head:])
+	return n, err == nil && body.Done()
+}
