@@ -144,8 +144,8 @@ func TestADestinationNamesItsRoutes(t *testing.T) {
 	set(route.TCPRoute, "shop", "loser", 1)
 	set(route.HTTPRoute, "test", "ours", 7)
 	for client, want := range map[string]model.Governing{
-		"shop": {Route: "HTTPRoute/shop/back", Generation: 3},
-		"test": {Route: "HTTPRoute/test/ours", Generation: 7},
+		"shop": {Object: "HTTPRoute/shop/back", Parent: "shop/back", Generation: 3},
+		"test": {Object: "HTTPRoute/test/ours", Parent: "shop/back", Generation: 7},
 	} {
 		_, got := s.Destination(netip.MustParseAddrPort("10.96.0.7:80"), client)
 		if diff := cmp.Diff([]model.Governing{want}, got); diff != "" {
@@ -153,7 +153,7 @@ func TestADestinationNamesItsRoutes(t *testing.T) {
 		}
 	}
 	want := map[string]int64{"HTTPRoute/shop/back": 3, "TCPRoute/shop/loser": 1, "HTTPRoute/test/ours": 7}
-	if diff := cmp.Diff(want, s.Routes()); diff != "" {
+	if diff := cmp.Diff(want, s.Known()); diff != "" {
 		t.Errorf("all routes: %s", diff)
 	}
 }

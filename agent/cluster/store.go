@@ -240,26 +240,11 @@ func (s *Store) destination(addr netip.AddrPort, clientNamespace string) (route.
 			}
 		}
 	}
-	return d, governing(d, routes)
+	return d, decide.Governing(d, s.view.services[svc], addr.Port(), routes)
 }
 
-// governing are those of the routes that are in a destination.
-func governing(d route.Destination, routes []model.Route) []model.Governing {
-	if d.Routes == nil {
-		return nil
-	}
-	var out []model.Governing
-	for _, r := range routes {
-		name := r.FullName()
-		if slices.ContainsFunc(d.Routes.Rules, func(rule route.Rule) bool { return rule.Route == name }) {
-			out = append(out, model.Governing{Route: name, Generation: r.Generation})
-		}
-	}
-	return out
-}
-
-// Routes are all routes, by their full name, with their generation.
-func (s *Store) Routes() map[string]int64 {
+// Known are all routes, by their full name, with their generation.
+func (s *Store) Known() map[string]int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	out := make(map[string]int64, len(s.view.routes))

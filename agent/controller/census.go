@@ -197,14 +197,14 @@ func (c *census) tally() *tally {
 	if c.rounds == 0 {
 		return nil
 	}
-	t := &tally{round: c.rounds, uses: map[useKey][]model.RouteUse{}}
+	t := &tally{round: c.rounds, uses: map[useKey][]model.Use{}}
 	for _, a := range c.answers {
 		t.agents = append(t.agents, a)
 		if a.said == nil {
 			continue
 		}
 		for _, u := range a.said.Uses {
-			k := useKey{u.Route, u.Service}
+			k := useKey{u.Object, u.Parent}
 			t.uses[k] = append(t.uses[k], u)
 		}
 	}

@@ -26,14 +26,14 @@ const (
 	reasonUnreachable = "AgentsUnreachable" // Unknown: an agent that is ready does not answer
 )
 
-// useKey is a route, by its full name, to a Service.
-type useKey struct{ route, service string }
+// useKey is a route, by its full name, for one of its parents.
+type useKey struct{ object, parent string }
 
 // tally is what the agents have said.
 type tally struct {
 	round  int      // its number
 	agents []answer // in order of their nodes
-	uses   map[useKey][]model.RouteUse
+	uses   map[useKey][]model.Use
 }
 
 // assessment is a condition's status, why and in words.
@@ -47,7 +47,7 @@ func (t *tally) verdict(r routeObject, v decide.Verdict) assessment {
 	if !v.Accepted.True {
 		return assessment{metav1.ConditionFalse, reasonNotAccepted, "see the condition Accepted"}
 	}
-	return t.programmed(r.fullName(), v.Parent.Namespace+"/"+v.Parent.Name, r.generation)
+	return t.programmed(r.fullName(), v.Parent.String(), r.generation)
 }
 
 // setProgrammed says it. Without counts, words that alone have changed stay as they
@@ -70,11 +70,12 @@ func (t *tally) settled(r routeObject, verdicts []decide.Verdict) bool {
 	return true
 }
 
-// programmed says how far the proxies have a generation of a route to a Service. Every
-// agent must have seen that generation: who has not may have proxies that it governs.
-func (t *tally) programmed(name, service string, generation int64) assessment {
+// programmed says how far the proxies have a generation of a route for one of its
+// parents. Every agent must have seen that generation: who has not may have proxies that
+// it governs.
+func (t *tally) programmed(name, parent string, generation int64) assessment {
 	var proxies, acknowledged, refused int
-	for _, u := range t.uses[useKey{name, service}] {
+	for _, u := range t.uses[useKey{name, parent}] {
 		proxies += u.Proxies
 		if u.Generation == generation {
 			acknowledged += u.Acknowledged
@@ -88,7 +89,7 @@ func (t *tally) programmed(name, service string, generation int64) assessment {
 			starting = append(starting, a.node)
 		case a.said == nil:
 			silent = append(silent, a.node)
-		case a.said.Routes[name] != generation:
+		case a.said.Known[name] != generation:
 			behind = append(behind, a.node)
 		}
 	}

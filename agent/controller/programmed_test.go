@@ -17,13 +17,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayfake "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned/fake"
 
 	policyfake "github.com/weirmesh/weir/agent/api/client/fake"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/push"
+	"github.com/weirmesh/weir/proxy/route"
 )
 
 const canary = "HTTPRoute/shop/canary"
@@ -31,10 +34,10 @@ const canary = "HTTPRoute/shop/canary"
 // sees is an agent that knows the route in a generation, and some of whose proxies
 // use it.
 func sees(generation int64, proxies, acknowledged, refused int) *model.Programmed {
-	out := &model.Programmed{Routes: map[string]int64{canary: generation}}
+	out := &model.Programmed{Known: map[string]int64{canary: generation}}
 	if proxies > 0 {
-		out.Uses = []model.RouteUse{{
-			Route: canary, Service: "shop/back", Generation: generation, Proxies: proxies, Acknowledged: acknowledged, Refused: refused,
+		out.Uses = []model.Use{{
+			Object: canary, Parent: "shop/back", Generation: generation, Proxies: proxies, Acknowledged: acknowledged, Refused: refused,
 		}}
 	}
 	return out
@@ -202,21 +205,49 @@ func TestTheLeaderAsksAgents(t *testing.T) {
 	})
 }
 
+// TestEachParentsConditionHasTheCountOfItsPort: two ports of one Service, one of them
+// by its name, and the Service itself.
+func TestEachParentsConditionHasTheCountOfItsPort(t *testing.T) {
+	r := anHTTPRoute("canary", "back", "back", "back")
+	r.Spec.ParentRefs[0].Port = new(gatewayv1.PortNumber(80))
+	r.Spec.ParentRefs[1].SectionName = new(gatewayv1.SectionName("admin"))
+	said := model.Programmed{Known: map[string]int64{canary: 3}}
+	for parent, counts := range map[string][2]int{"shop/back:80": {5, 5}, "shop/back:admin": {7, 9}, "shop/back": {10, 12}} {
+		said.Uses = append(said.Uses, model.Use{Object: canary, Parent: parent, Generation: 3, Acknowledged: counts[0], Proxies: counts[1]})
+	}
+	w := newRouteWatches()
+	if err := errors.Join(w.services.Add(aService("back")), w.routes[route.HTTPRoute].Add(r)); err != nil {
+		t.Fatal(err)
+	}
+	view := w.view()
+	c := &census{rounds: 1, answers: map[string]answer{"n1": {"n1", true, &said}}}
+	parents, _ := parentStatus(view.routes[0], view.verdicts(view.routes[0]), c.tally(), true, noon)
+	var got []string
+	for _, p := range parents {
+		c := meta.FindStatusCondition(p.Conditions, conditionProgrammed)
+		got = append(got, fmt.Sprintf("%s/%s: %s", c.Status, c.Reason, c.Message))
+	}
+	want := []string{"True/Programmed: 5 of 5 proxies", "False/Pending: 7 of 9 proxies", "False/Pending: 10 of 12 proxies"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 // TestCountsThatMoveAreWrittenNowAndThen: pods come and go all the time, and every
 // agent hears of every status.
 func TestCountsThatMoveAreWrittenNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		routes, said := gatewayfake.NewClientset(), &model.Programmed{Routes: map[string]int64{}}
+		routes, said := gatewayfake.NewClientset(), &model.Programmed{Known: map[string]int64{}}
 		const many = 5 * countsEach
 		for i := range many {
 			name := fmt.Sprintf("r%d", i)
 			check(t)(routes.GatewayV1().HTTPRoutes("shop").Create(t.Context(), anHTTPRoute(name, "back"), metav1.CreateOptions{}))
-			said.Routes["HTTPRoute/shop/"+name] = 3
+			said.Known["HTTPRoute/shop/"+name] = 3
 		}
 		with := func(proxies int) *model.Programmed {
-			out := &model.Programmed{Routes: said.Routes}
-			for name := range said.Routes {
-				out.Uses = append(out.Uses, model.RouteUse{Route: name, Service: "shop/back", Generation: 3, Proxies: proxies, Acknowledged: proxies})
+			out := &model.Programmed{Known: said.Known}
+			for name := range said.Known {
+				out.Uses = append(out.Uses, model.Use{Object: name, Parent: "shop/back", Generation: 3, Proxies: proxies, Acknowledged: proxies})
 			}
 			return out
 		}

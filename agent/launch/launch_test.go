@@ -85,7 +85,7 @@ type nowhere struct{}
 
 func (nowhere) Inbound([]netip.Addr) map[uint16]*route.Policy { return nil }
 func (nowhere) Revision(netip.AddrPort) uint64                { return 1 }
-func (nowhere) Routes() map[string]int64                      { return nil }
+func (nowhere) Known() map[string]int64                       { return nil }
 func (nowhere) Destination(netip.AddrPort, string) (route.Destination, []model.Governing) {
 	return route.Destination{}, nil
 }

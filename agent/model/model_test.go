@@ -22,3 +22,16 @@ func TestWhichPodTheRuntimeMeans(t *testing.T) {
 		}
 	}
 }
+
+func TestAParentSaysItsPort(t *testing.T) {
+	for want, p := range map[string]ParentRef{
+		"shop/back":         {Namespace: "shop", Name: "back"},
+		"shop/back:80":      {Namespace: "shop", Name: "back", Port: 80},
+		"shop/back:http":    {Namespace: "shop", Name: "back", Section: "http"},
+		"shop/back:80:http": {Namespace: "shop", Name: "back", Port: 80, Section: "http"},
+	} {
+		if got := p.String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+}

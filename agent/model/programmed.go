@@ -4,27 +4,28 @@ package model
 // proxies have them. An agent serves it as JSON, and the controller adds up what all
 // agents say.
 type Programmed struct {
-	// Routes are all that the agent knows, by their full name, with the generation in
+	// Known are all that the agent knows, by their full name, with the generation in
 	// which it does.
-	Routes map[string]int64 `json:"routes"`
+	Known map[string]int64 `json:"known"`
 	// Uses are those that govern what a proxy of the node has asked for.
-	Uses []RouteUse `json:"uses"`
+	Uses []Use `json:"uses"`
 }
 
-// RouteUse is how far the proxies of a node have a route to a Service.
-type RouteUse struct {
-	Route      string `json:"route"`      // its full name
-	Service    string `json:"service"`    // "namespace/name": the parent whose address proxies have asked for
-	Generation int64  `json:"generation"` // of the route
-	// Proxies that it governs, once they have any config for the Service; those of
-	// them that acknowledged one made of this generation, and those that refused it.
+// Use is how far the proxies of a node have a route for one of its parents.
+type Use struct {
+	Object     string `json:"object"`     // its full name
+	Parent     string `json:"parent"`     // as ParentRef.String has it: proxies have asked for an address of that
+	Generation int64  `json:"generation"` // of the object
+	// Proxies that it governs, once they have any config for that; those of them that
+	// acknowledged one made of this generation, and those that refused it.
 	Proxies      int `json:"proxies"`
 	Acknowledged int `json:"acknowledged"`
 	Refused      int `json:"refused"`
 }
 
-// Governing is a route that is part of a destination.
+// Governing is a route that is part of a destination, for one of its parents.
 type Governing struct {
-	Route      string // its full name
+	Object     string // its full name
+	Parent     string // as ParentRef.String has it
 	Generation int64
 }

@@ -2,6 +2,7 @@ package model
 
 import (
 	"iter"
+	"strconv"
 	"time"
 
 	"github.com/weirmesh/weir/proxy/route"
@@ -71,6 +72,18 @@ type ParentRef struct {
 	Namespace, Name string
 	Section         string // name of the Service's port; empty: any
 	Port            uint16 // number of the Service's port; 0: any
+}
+
+// String is "namespace/name", with what it says of the port behind colons.
+func (p ParentRef) String() string {
+	out := p.Namespace + "/" + p.Name
+	if p.Port != 0 {
+		out += ":" + strconv.Itoa(int(p.Port))
+	}
+	if p.Section != "" {
+		out += ":" + p.Section
+	}
+	return out
 }
 
 // RouteRule is one rule of a route.

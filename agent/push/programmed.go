@@ -23,8 +23,8 @@ func (p *Pusher) ServeProgrammed(w http.ResponseWriter, _ *http.Request) {
 // waits for its first config for a Service has no requests under way that are routed
 // otherwise, and is not counted yet. One that does not answer has what it had.
 func (p *Pusher) Programmed() model.Programmed {
-	out := model.Programmed{Routes: p.View.Routes(), Uses: []model.RouteUse{}}
-	uses := map[use]*model.RouteUse{}
+	out := model.Programmed{Known: p.View.Known(), Uses: []model.Use{}}
+	uses := map[use]*model.Use{}
 	p.mu.Lock()
 	sessions := slices.Collect(maps.Values(p.heard))
 	p.mu.Unlock()
@@ -32,7 +32,7 @@ func (p *Pusher) Programmed() model.Programmed {
 		for u, got := range s.programmed() {
 			total := uses[u]
 			if total == nil {
-				total = &model.RouteUse{Route: u.route, Service: u.service, Generation: out.Routes[u.route]}
+				total = &model.Use{Object: u.object, Parent: u.parent, Generation: out.Known[u.object]}
 				uses[u] = total
 			}
 			total.Proxies++
@@ -47,14 +47,14 @@ func (p *Pusher) Programmed() model.Programmed {
 	for _, u := range uses {
 		out.Uses = append(out.Uses, *u)
 	}
-	slices.SortFunc(out.Uses, func(a, b model.RouteUse) int {
-		return cmp.Or(cmp.Compare(a.Route, b.Route), cmp.Compare(a.Service, b.Service))
+	slices.SortFunc(out.Uses, func(a, b model.Use) int {
+		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Parent, b.Parent))
 	})
 	return out
 }
 
-// use is of a route, for a Service.
-type use struct{ route, service string }
+// use is of a route, for one of its parents.
+type use struct{ object, parent string }
 
 // acknowledged is what a proxy has of a route: the oldest generation that is in what
 // it acknowledged, of all that the route governs.
@@ -73,9 +73,9 @@ func (s *session) programmed() map[use]acknowledged {
 		if h.version == "" && !refused {
 			continue
 		}
-		for _, r := range h.routes {
-			u := use{r.Route, h.service}
-			now := acknowledged{generation: h.has(r.Route), refused: refused}
+		for _, g := range h.governing {
+			u := use{g.Object, g.Parent}
+			now := acknowledged{generation: h.has(u), refused: refused}
 			if before, ok := out[u]; ok {
 				now = acknowledged{min(now.generation, before.generation), now.refused || before.refused}
 			}
@@ -87,10 +87,10 @@ func (s *session) programmed() map[use]acknowledged {
 
 // has is the generation in which a route is in what the proxy acknowledged; -1: it is
 // not in it.
-func (h held) has(name string) int64 {
-	for _, r := range h.acked {
-		if r.Route == name {
-			return r.Generation
+func (h held) has(u use) int64 {
+	for _, g := range h.acked {
+		if (use{g.Object, g.Parent}) == u {
+			return g.Generation
 		}
 	}
 	return -1

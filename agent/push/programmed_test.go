@@ -15,13 +15,13 @@ import (
 )
 
 // programmed waits until the agent says that of the one route there is.
-func (s *setup) programmed(why string, want model.RouteUse) {
+func (s *setup) programmed(why string, want model.Use) {
 	s.Helper()
-	want.Route, want.Service = "HTTPRoute/shop/back", "shop/back"
-	var got []model.RouteUse
+	want.Object, want.Parent = "HTTPRoute/shop/back", "shop/back"
+	var got []model.Use
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		got = s.pusher.Programmed().Uses
-		if cmp.Equal(got, []model.RouteUse{want}) {
+		if cmp.Equal(got, []model.Use{want}) {
 			return
 		}
 	}
@@ -38,25 +38,25 @@ func TestARouteIsProgrammedByWhatProxiesAcknowledge(t *testing.T) {
 	s.view.govern(1)
 	p.subscribe(map[string]string{proxypb.DestinationName(service): ""})
 	first := p.update()
-	if got := s.pusher.Programmed(); len(got.Uses) > 0 || got.Routes["HTTPRoute/shop/back"] != 1 {
+	if got := s.pusher.Programmed(); len(got.Uses) > 0 || got.Known["HTTPRoute/shop/back"] != 1 {
 		t.Errorf("a proxy that has nothing yet is counted: %+v", got)
 	}
 	p.ack(first)
-	s.programmed("acknowledged", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
+	s.programmed("acknowledged", model.Use{Generation: 1, Proxies: 1, Acknowledged: 1})
 
 	s.view.govern(2)
 	s.view.set(service, route.Destination{Service: "shop/back", Protocol: route.HTTP})
 	s.pusher.Changed()
 	second := p.update()
-	s.programmed("sent", model.RouteUse{Generation: 2, Proxies: 1})
+	s.programmed("sent", model.Use{Generation: 2, Proxies: 1})
 	p.nack(second)
-	s.programmed("refused", model.RouteUse{Generation: 2, Proxies: 1, Refused: 1})
+	s.programmed("refused", model.Use{Generation: 2, Proxies: 1, Refused: 1})
 
 	s.view.govern(3)
 	s.view.set(service, route.Destination{Service: "shop/back"}) // what the proxy has, after all
 	s.pusher.Changed()
 	p.silent("it has that")
-	s.programmed("unchanged by the new generation", model.RouteUse{Generation: 3, Proxies: 1, Acknowledged: 1})
+	s.programmed("unchanged by the new generation", model.Use{Generation: 3, Proxies: 1, Acknowledged: 1})
 }
 
 func TestARouteOfManyAddressesIsProgrammedOnceAllAre(t *testing.T) {
@@ -70,14 +70,51 @@ func TestARouteOfManyAddressesIsProgrammedOnceAllAre(t *testing.T) {
 	s.view.govern(1)
 	p.subscribe(map[string]string{proxypb.DestinationName(service): "", proxypb.DestinationName(other): ""})
 	p.ack(p.update())
-	s.programmed("both acknowledged", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
+	s.programmed("both acknowledged", model.Use{Generation: 1, Proxies: 1, Acknowledged: 1})
 	s.view.govern(2)
 	s.view.set(other, route.Destination{Service: "shop/back", Protocol: route.HTTP})
 	s.pusher.Changed()
 	u := p.update()
-	s.programmed("one of them is on its way", model.RouteUse{Generation: 2, Proxies: 1})
+	s.programmed("one of them is on its way", model.Use{Generation: 2, Proxies: 1})
 	p.ack(u)
-	s.programmed("both again", model.RouteUse{Generation: 2, Proxies: 1, Acknowledged: 1})
+	s.programmed("both again", model.Use{Generation: 2, Proxies: 1, Acknowledged: 1})
+}
+
+// TestEachParentOfARouteHasACountOfItsOwn: and of two ports that one proxy asks for, a
+// parent that is both counts it once.
+func TestEachParentOfARouteHasACountOfItsOwn(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	admin := netip.MustParseAddrPort("10.96.0.1:90")
+	govern := func(addr netip.AddrPort, generation int64, parents ...string) {
+		var governing []model.Governing
+		for _, parent := range parents {
+			governing = append(governing, model.Governing{Object: "HTTPRoute/shop/back", Parent: parent, Generation: generation})
+		}
+		s.view.govern(generation)
+		s.view.governed[addr] = governing
+	}
+	s.view.governed = map[netip.AddrPort][]model.Governing{}
+	become := func(generation int64, ofAdmin route.Protocol) {
+		govern(service, generation, "shop/back", "shop/back:80")
+		govern(admin, generation, "shop/back", "shop/back:90")
+		s.view.set(service, route.Destination{Service: "shop/back"})
+		s.view.set(admin, route.Destination{Service: "shop/back", Protocol: ofAdmin})
+	}
+	become(1, route.Undeclared)
+	p.subscribe(map[string]string{proxypb.DestinationName(service): "", proxypb.DestinationName(admin): ""})
+	p.ack(p.update())
+	become(2, route.HTTP)
+	s.pusher.Changed()
+	p.update() // of port 90
+	use := func(parent string, acknowledged int) model.Use {
+		return model.Use{Object: "HTTPRoute/shop/back", Parent: parent, Generation: 2, Proxies: 1, Acknowledged: acknowledged}
+	}
+	want := []model.Use{use("shop/back", 0), use("shop/back:80", 1), use("shop/back:90", 0)}
+	if diff := cmp.Diff(want, s.pusher.Programmed().Uses); diff != "" {
+		t.Errorf("port 90 is on its way (-want +got):\n%s", diff)
+	}
 }
 
 // TestAProxyThatDoesNotAnswerIsCounted: it serves what it has, and the route is not
@@ -92,10 +129,10 @@ func TestAProxyThatDoesNotAnswerIsCounted(t *testing.T) {
 	p.ack(p.update())
 	s.proxy.end <- struct{}{}
 	s.stream() // which says nothing
-	s.programmed("before it says anything", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
+	s.programmed("before it says anything", model.Use{Generation: 1, Proxies: 1, Acknowledged: 1})
 	s.view.govern(2)
 	s.pusher.Changed()
-	s.programmed("a generation it was not told of", model.RouteUse{Generation: 2, Proxies: 1})
+	s.programmed("a generation it was not told of", model.Use{Generation: 2, Proxies: 1})
 	s.end()
 	if got := s.pusher.Programmed().Uses; len(got) > 0 {
 		t.Errorf("a proxy that has ended is counted: %+v", got)
@@ -125,7 +162,7 @@ func TestAResumedProxyIsCounted(t *testing.T) {
 			t.Fatalf("versions: %v", s.pusher.Versions())
 		}
 	}
-	s.programmed("resumed", model.RouteUse{Generation: 1, Proxies: 1, Acknowledged: 1})
+	s.programmed("resumed", model.Use{Generation: 1, Proxies: 1, Acknowledged: 1})
 	answer := httptest.NewRecorder()
 	s.pusher.ServeProgrammed(answer, httptest.NewRequest("GET", ProgrammedPath, nil))
 	var served model.Programmed

@@ -41,8 +41,8 @@ type View interface {
 	Inbound(addrs []netip.Addr) map[uint16]*route.Policy
 	// Revision is another whenever Destination may be another, and never 0.
 	Revision(addr netip.AddrPort) uint64
-	// Routes are all routes, by their full name, with their generation.
-	Routes() map[string]int64
+	// Known are all routes, by their full name, with their generation.
+	Known() map[string]int64
 }
 
 // Metrics is what is counted of sessions, and in them.
@@ -204,7 +204,7 @@ func (p *Pusher) revision(name string) uint64 {
 // An unknown name gives nil.
 func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, []model.Governing) {
 	r := &proxypb.Resource{Name: name}
-	var routes []model.Governing
+	var governing []model.Governing
 	if name == proxypb.ProxyResource {
 		config := &proxypb.ProxyConfig{}
 		for _, a := range i.Attachment.Addresses {
@@ -224,11 +224,11 @@ func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, [
 			return nil, nil
 		}
 		var d route.Destination
-		d, routes = p.View.Destination(addr, i.Attachment.PodNamespace)
+		d, governing = p.View.Destination(addr, i.Attachment.PodNamespace)
 		r.Body = &proxypb.Resource_Destination{Destination: proxypb.FromDestination(d)}
 	}
 	r.Version = version(r)
-	return r, routes
+	return r, governing
 }
 
 // version is a digest of a resource's content.

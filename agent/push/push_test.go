@@ -34,7 +34,8 @@ var (
 type fakeView struct {
 	mu       sync.Mutex
 	dest     map[netip.AddrPort]route.Destination
-	routes   []model.Governing // part of every destination
+	routes   []model.Governing // part of every destination but those
+	governed map[netip.AddrPort][]model.Governing
 	revision uint64
 	computed int // how often Destination was called
 }
@@ -53,12 +54,12 @@ func (v *fakeView) Inbound(addrs []netip.Addr) map[uint16]*route.Policy {
 	return map[uint16]*route.Policy{8080: {Name: "shop/back", RateLimit: &route.RateLimit{Requests: 1, Per: time.Second, PerClient: true}}}
 }
 
-func (v *fakeView) Routes() map[string]int64 {
+func (v *fakeView) Known() map[string]int64 {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	out := map[string]int64{}
 	for _, r := range v.routes {
-		out[r.Route] = r.Generation
+		out[r.Object] = r.Generation
 	}
 	return out
 }
@@ -67,6 +68,9 @@ func (v *fakeView) Destination(addr netip.AddrPort, _ string) (route.Destination
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.computed++
+	if governing, ok := v.governed[addr]; ok {
+		return v.dest[addr], governing
+	}
 	return v.dest[addr], v.routes
 }
 
@@ -74,7 +78,7 @@ func (v *fakeView) Destination(addr netip.AddrPort, _ string) (route.Destination
 func (v *fakeView) govern(generation int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.routes = []model.Governing{{Route: "HTTPRoute/shop/back", Generation: generation}}
+	v.routes = []model.Governing{{Object: "HTTPRoute/shop/back", Parent: "shop/back", Generation: generation}}
 	v.revision++
 }
 

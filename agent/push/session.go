@@ -41,11 +41,10 @@ type session struct {
 
 // held is a resource as the proxy has it.
 type held struct {
-	version string            // "" for none
-	looked  uint64            // the revision in which it was last compared to version; 0: it was not
-	service string            // what it was about then, "namespace/name"
-	routes  []model.Governing // those that were part of it then
-	acked   []model.Governing // those that are part of what the proxy has
+	version   string            // "" for none
+	looked    uint64            // the revision in which it was last compared to version; 0: it was not
+	governing []model.Governing // what was part of it then
+	acked     []model.Governing // what is part of what the proxy has
 }
 
 // changed says that the view is another since then.
@@ -112,13 +111,13 @@ func (s *session) next() *proxypb.Update {
 		if revision != 0 && revision == h.looked {
 			continue
 		}
-		r, routes := s.pusher.resource(s.instance, name)
-		h.looked, h.service, h.routes = revision, r.GetDestination().GetService(), routes
+		r, governing := s.pusher.resource(s.instance, name)
+		h.looked, h.governing = revision, governing
 		switch {
 		case r == nil:
 			update.Removed = append(update.Removed, name)
 		case r.GetVersion() == h.version:
-			h.acked = routes
+			h.acked = governing
 		case r.GetVersion() != s.refused[name]:
 			update.Resources = append(update.Resources, r)
 		}
@@ -249,7 +248,7 @@ func (s *session) answered(nonce uint64, cause string) {
 		}
 		delete(s.refused, name)
 		if h, subscribed := s.held[name]; subscribed {
-			h.version, h.acked = r.GetVersion(), h.routes
+			h.version, h.acked = r.GetVersion(), h.governing
 			s.held[name] = h
 		}
 		if name == proxypb.ProxyResource {
