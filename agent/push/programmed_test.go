@@ -53,10 +53,18 @@ func TestARouteIsProgrammedByWhatProxiesAcknowledge(t *testing.T) {
 	s.programmed("refused", model.Use{Generation: 2, Proxies: 1, Refused: 1})
 
 	s.view.govern(3)
+	s.view.set(service, route.Destination{Service: "shop/back", Protocol: route.Opaque})
+	s.pusher.Changed()
+	third := p.update()
+	s.programmed("what was refused is not what is sent now", model.Use{Generation: 3, Proxies: 1})
+	p.nack(third)
+	s.programmed("refused again", model.Use{Generation: 3, Proxies: 1, Refused: 1})
+
+	s.view.govern(4)
 	s.view.set(service, route.Destination{Service: "shop/back"}) // what the proxy has, after all
 	s.pusher.Changed()
 	p.silent("it has that")
-	s.programmed("unchanged by the new generation", model.Use{Generation: 3, Proxies: 1, Acknowledged: 1})
+	s.programmed("unchanged by the new generation", model.Use{Generation: 4, Proxies: 1, Acknowledged: 1})
 }
 
 func TestARouteOfManyAddressesIsProgrammedOnceAllAre(t *testing.T) {

@@ -113,12 +113,15 @@ func (s *session) next() *proxypb.Update {
 		}
 		r, governing := s.pusher.resource(s.instance, name)
 		h.looked, h.governing = revision, governing
+		if s.refused[name] != r.GetVersion() {
+			delete(s.refused, name) // it has changed since
+		}
 		switch {
 		case r == nil:
 			update.Removed = append(update.Removed, name)
 		case r.GetVersion() == h.version:
 			h.acked = governing
-		case r.GetVersion() != s.refused[name]:
+		case s.refused[name] == "":
 			update.Resources = append(update.Resources, r)
 		}
 		s.held[name] = h
