@@ -21,8 +21,9 @@ func TrafficPolicy(p *v1alpha1.TrafficPolicy) (model.TrafficPolicy, error) {
 	}
 	spec := &p.Spec
 	out := model.TrafficPolicy{
-		Namespace: shared(p.Namespace), Name: p.Name, Created: p.CreationTimestamp.UTC(), Service: shared(string(spec.TargetRef.Name)),
-		Policy: route.Policy{Ejection: ejection(spec.OutlierDetection), Retry: policyRetry(spec.Retry)},
+		Namespace: shared(p.Namespace), Name: p.Name, Created: p.CreationTimestamp.UTC(), Generation: p.Generation,
+		Service: shared(string(spec.TargetRef.Name)),
+		Policy:  route.Policy{Ejection: ejection(spec.OutlierDetection), Retry: policyRetry(spec.Retry)},
 	}
 	policy := &out.Policy
 	policy.Name = out.ID()

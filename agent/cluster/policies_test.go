@@ -119,6 +119,38 @@ func TestPoliciesAreKeptForAnotherAgent(t *testing.T) {
 	}
 }
 
+// TestADestinationNamesItsPolicies: and so does what holds for callers, in the generation
+// that is known; another one of the same words is another revision.
+func TestADestinationNamesItsPolicies(t *testing.T) {
+	s := NewStore()
+	s.setService(must(Service(apiService())))
+	pod := netip.MustParseAddr("10.0.0.7")
+	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back",
+		Ports: []model.EndpointPort{{Port: 8080, Protocol: model.TCP}}, Endpoints: []model.Endpoint{{Address: pod}}})
+	address := netip.MustParseAddrPort("10.96.0.7:80")
+	revision := s.Revision(address)
+	for _, generation := range []int64{3, 4} {
+		p := apiPolicy("b", 30)
+		p.Generation = generation
+		p.Spec.RateLimit = &v1alpha1.RateLimit{Count: 1, Interval: "1s", PerClient: new(true)}
+		s.setPolicy(must(TrafficPolicy(p)))
+		want := []model.Governing{{Object: "TrafficPolicy/shop/b", Generation: generation}}
+		_, outbound := s.Destination(address, "test")
+		_, inbound := s.Inbound([]netip.Addr{pod})
+		if diff := cmp.Diff([][]model.Governing{want, want}, [][]model.Governing{outbound, inbound}); diff != "" {
+			t.Errorf("to clients, and for callers (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(map[string]int64{"TrafficPolicy/shop/b": generation}, s.Known()); diff != "" {
+			t.Errorf("all policies (-want +got):\n%s", diff)
+		}
+		now := s.Revision(address)
+		if now == revision {
+			t.Error("the revision is the same")
+		}
+		revision = now
+	}
+}
+
 const policyYAML = `apiVersion: policy.weirmesh.io/v1alpha1
 kind: TrafficPolicy
 metadata: {namespace: shop, name: careful, creationTimestamp: "2026-03-01T13:00:00+01:00"}

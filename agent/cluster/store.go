@@ -205,7 +205,7 @@ func (s *Store) Namespace(name string) model.Namespace {
 // Destination says what a connection to addr stands for, from a pod of this node
 // in a namespace: the ready endpoints of a Service, the routes that govern it and the
 // policy about it, if addr is a TCP port at one of its ClusterIPs, else the zero
-// Destination. Beside it is which routes these are.
+// Destination. Beside it is which routes and policies these are.
 func (s *Store) Destination(addr netip.AddrPort, clientNamespace string) (route.Destination, []model.Governing) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -213,8 +213,8 @@ func (s *Store) Destination(addr netip.AddrPort, clientNamespace string) (route.
 }
 
 // Inbound is what holds for callers of a pod with these addresses, by the port that
-// they reach (decide.Inbound).
-func (s *Store) Inbound(addrs []netip.Addr) map[uint16]*route.Policy {
+// they reach, and which policies that is of (decide.Inbound).
+func (s *Store) Inbound(addrs []netip.Addr) (map[uint16]*route.Policy, []model.Governing) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return decide.Inbound(addrs, slices.Collect(maps.Values(s.view.policies)), s.policies, s.service)
@@ -240,16 +240,19 @@ func (s *Store) destination(addr netip.AddrPort, clientNamespace string) (route.
 			}
 		}
 	}
-	return d, decide.Governing(d, s.view.services[svc], addr.Port(), routes)
+	return d, decide.Governing(d, s.view.services[svc], addr.Port(), routes, s.policies)
 }
 
-// Known are all routes, by their full name, with their generation.
+// Known are all routes and policies, by their full name, with their generation.
 func (s *Store) Known() map[string]int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	out := make(map[string]int64, len(s.view.routes))
+	out := make(map[string]int64, len(s.view.routes)+len(s.view.policies))
 	for _, r := range s.view.routes {
 		out[r.FullName()] = r.Generation
+	}
+	for _, p := range s.view.policies {
+		out[p.FullName()] = p.Generation
 	}
 	return out
 }

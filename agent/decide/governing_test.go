@@ -2,6 +2,7 @@ package decide
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -13,7 +14,7 @@ import (
 // shop/back.
 func (m mesh) governing(t *testing.T, namespace string, port uint16) []model.Governing {
 	t.Helper()
-	return Governing(m.dial(t, namespace, port), m.services["shop/back"], port, m.routes)
+	return Governing(m.dial(t, namespace, port), m.services["shop/back"], port, m.routes, m.about)
 }
 
 // TestARouteGovernsForTheParentsThatAreThePort: several of them name it, by its number,
@@ -40,5 +41,48 @@ func TestARouteGovernsForTheParentsThatAreThePort(t *testing.T) {
 	}
 	if diff := cmp.Diff([]model.Governing{{Object: "HTTPRoute/yard/theirs", Parent: "shop/back"}}, m.governing(t, "yard", 80)); diff != "" {
 		t.Errorf("to clients with a route of their own (-want +got):\n%s", diff)
+	}
+}
+
+// TestAPolicyGovernsWhoeverIsToldOfItsService: to clients of that Service, and of one
+// whose routes send or copy to it; but not what its own pods alone do.
+func TestAPolicyGovernsWhoeverIsToldOfItsService(t *testing.T) {
+	perClient := route.Policy{RateLimit: &route.RateLimit{Requests: 1, Per: time.Second, PerClient: true}}
+	mirror := func(namespace, name string) *model.RouteFilters {
+		return &model.RouteFilters{Mirrors: []model.RouteMirror{{Target: model.Target{Namespace: namespace, Name: name, Port: 80}, Numerator: 1, Denominator: 1}}}
+	}
+	toV1 := ref("shop", "v1", 80, 1)
+	copiedToV2 := toV1
+	copiedToV2.Filters = mirror("lab", "v2")
+	limited := perClient
+	limited.Budget = 30
+	for _, tt := range []struct {
+		promise  string
+		routes   []model.Route
+		policies []model.TrafficPolicy
+		want     []string
+	}{
+		{"that of the Service", nil, []model.TrafficPolicy{aPolicy("shop", "a", "back", 1, route.Policy{}), aPolicy("shop", "b", "v1", 1, route.Policy{})},
+			[]string{"TrafficPolicy/shop/a"}},
+		{"of two the one in force", nil, []model.TrafficPolicy{aPolicy("shop", "a", "back", 2, route.Policy{}), aPolicy("shop", "b", "back", 1, route.Policy{})},
+			[]string{"TrafficPolicy/shop/b"}},
+		{"a backend's, once", []model.Route{aRoute(route.HTTPRoute, "shop", "canary", backendRefs(toV1, toV1))}, []model.TrafficPolicy{aPolicy("shop", "a", "v1", 1, route.Policy{})},
+			[]string{"HTTPRoute/shop/canary", "TrafficPolicy/shop/a"}},
+		{"a backend's mirror's", []model.Route{aRoute(route.HTTPRoute, "shop", "canary", backendRefs(copiedToV2))}, []model.TrafficPolicy{aPolicy("lab", "a", "v2", 1, route.Policy{})},
+			[]string{"HTTPRoute/shop/canary", "TrafficPolicy/lab/a"}},
+		{"a rule's mirror's", []model.Route{aRoute(route.HTTPRoute, "shop", "canary", rule(func(r *model.RouteRule) { r.Filters = mirror("lab", "v2") }))},
+			[]model.TrafficPolicy{aPolicy("lab", "a", "v2", 1, route.Policy{})}, []string{"HTTPRoute/shop/canary", "TrafficPolicy/lab/a"}},
+		{"not one that only pods keep", nil, []model.TrafficPolicy{aPolicy("shop", "a", "back", 1, perClient)}, nil},
+		{"but one that clients keep too", nil, []model.TrafficPolicy{aPolicy("shop", "a", "back", 1, limited)}, []string{"TrafficPolicy/shop/a"}},
+	} {
+		m := newMesh(tt.routes...)
+		m.policies = tt.policies
+		var got []string
+		for _, g := range m.governing(t, "shop", 80) {
+			got = append(got, g.Object)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.promise, diff)
+		}
 	}
 }

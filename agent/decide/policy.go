@@ -39,8 +39,8 @@ func policy(svc model.Service, find Policies) *route.Policy {
 // Inbound is what holds for callers of a pod with these addresses, by the port that
 // they reach: the rate limits which count each of them, of the Services that the pod
 // is behind. policies are all there are, in any order; rivals finds those among them
-// that are about one Service.
-func Inbound(addrs []netip.Addr, policies []model.TrafficPolicy, rivals Policies, find Lookup) map[uint16]*route.Policy {
+// that are about one Service. Beside it is which of them it is made of.
+func Inbound(addrs []netip.Addr, policies []model.TrafficPolicy, rivals Policies, find Lookup) (map[uint16]*route.Policy, []model.Governing) {
 	limits := slices.DeleteFunc(slices.Clone(policies), func(p model.TrafficPolicy) bool {
 		return p.Policy.RateLimit == nil || !p.Policy.RateLimit.PerClient
 	})
@@ -48,18 +48,23 @@ func Inbound(addrs []netip.Addr, policies []model.TrafficPolicy, rivals Policies
 		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID(), b.ID()))
 	})
 	out := map[uint16]*route.Policy{}
+	var governing []model.Governing
 	for _, p := range limits {
 		if oldest, _ := inForce(rivals(p.Namespace, p.Service)); oldest.ID() != p.ID() {
 			continue
 		}
 		_, endpointSlices, _ := find(p.Namespace, p.Service)
+		before := len(out)
 		for _, port := range portsOf(addrs, endpointSlices) {
 			if out[port] == nil {
 				out[port] = &route.Policy{Name: p.ID(), RateLimit: p.Policy.RateLimit}
 			}
 		}
+		if len(out) > before {
+			governing = append(governing, governingPolicy(p))
+		}
 	}
-	return out
+	return out, governing
 }
 
 // portsOf are the TCP ports at which slices have one of the addresses, ready or not.

@@ -74,31 +74,47 @@ func TestAPodCountsItsCallersWhereAPolicySaysSo(t *testing.T) {
 	// shop/back's pod is behind lab/v2 as well, at its first port.
 	m.slices["lab/v2"][0].Endpoints = append(m.slices["lab/v2"][0].Endpoints, m.slices["shop/back"][0].Endpoints...)
 	m.slices["lab/v2"][0].Ports = m.slices["lab/v2"][0].Ports[:1]
-	limits := func(addrs ...string) map[uint16]string {
+	for i := range m.policies {
+		m.policies[i].Generation = int64(i)
+	}
+	limits := func(addrs ...string) (map[uint16]string, []model.Governing) {
 		var parsed []netip.Addr
 		for _, a := range addrs {
 			parsed = append(parsed, netip.MustParseAddr(a))
 		}
 		out := map[uint16]string{}
-		for port, p := range Inbound(parsed, m.policies, m.about, m.find) {
+		inbound, governing := Inbound(parsed, m.policies, m.about, m.find)
+		for port, p := range inbound {
 			if out[port] = p.Name; p.RateLimit == nil || !p.RateLimit.PerClient {
 				t.Errorf("port %d: %+v", port, p)
 			}
 		}
-		return out
+		return out, governing
 	}
+	old, oldest := model.Governing{Object: "TrafficPolicy/shop/old", Generation: 1}, model.Governing{Object: "TrafficPolicy/lab/oldest", Generation: 2}
 	for _, tt := range []struct {
-		addrs []string
-		want  map[uint16]string
+		addrs     []string
+		want      map[uint16]string
+		governing []model.Governing
 	}{
-		{[]string{"10.0.0.7"}, map[uint16]string{8000: "lab/oldest", 8001: "shop/old", 8002: "shop/old"}},
-		{[]string{"10.0.0.9"}, map[uint16]string{8000: "lab/oldest"}},
-		{[]string{"10.0.0.99", "fd00::7"}, map[uint16]string{8000: "shop/old", 8001: "shop/old", 8002: "shop/old"}},
-		{[]string{"10.0.0.8"}, map[uint16]string{}},
+		{[]string{"10.0.0.7"}, map[uint16]string{8000: "lab/oldest", 8001: "shop/old", 8002: "shop/old"}, []model.Governing{oldest, old}},
+		{[]string{"10.0.0.9"}, map[uint16]string{8000: "lab/oldest"}, []model.Governing{oldest}},
+		{[]string{"10.0.0.99", "fd00::7"}, map[uint16]string{8000: "shop/old", 8001: "shop/old", 8002: "shop/old"}, []model.Governing{old}},
+		{[]string{"10.0.0.8"}, map[uint16]string{}, nil},
 	} {
-		if diff := cmp.Diff(tt.want, limits(tt.addrs...)); diff != "" {
+		got, governing := limits(tt.addrs...)
+		if diff := cmp.Diff(tt.want, got); diff != "" {
 			t.Errorf("%v (-want +got):\n%s", tt.addrs, diff)
 		}
+		if diff := cmp.Diff(tt.governing, governing); diff != "" {
+			t.Errorf("%v are governed by (-want +got):\n%s", tt.addrs, diff)
+		}
+	}
+	// All ports of its pod are another's.
+	m.slices["shop/back"] = m.slices["shop/back"][:1]
+	m.slices["shop/back"][0].Ports = m.slices["shop/back"][0].Ports[:1]
+	if _, governing := limits("10.0.0.7"); !slices.Equal(governing, []model.Governing{oldest}) {
+		t.Errorf("a policy that comes too late for all ports governs: %v", governing)
 	}
 	if p := m.dial(t, "shop", 80).Policy; p == nil || p.Name != "shop/old" || p.RateLimit != nil {
 		t.Errorf("clients of shop/back are told %+v", p)

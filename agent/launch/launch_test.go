@@ -83,9 +83,11 @@ func (nobody) Rejected(string)                           {}
 
 type nowhere struct{}
 
-func (nowhere) Inbound([]netip.Addr) map[uint16]*route.Policy { return nil }
-func (nowhere) Revision(netip.AddrPort) uint64                { return 1 }
-func (nowhere) Known() map[string]int64                       { return nil }
+func (nowhere) Revision(netip.AddrPort) uint64 { return 1 }
+func (nowhere) Known() map[string]int64        { return nil }
+func (nowhere) Inbound([]netip.Addr) (map[uint16]*route.Policy, []model.Governing) {
+	return nil, nil
+}
 func (nowhere) Destination(netip.AddrPort, string) (route.Destination, []model.Governing) {
 	return route.Destination{}, nil
 }

@@ -1,20 +1,22 @@
 package model
 
-// Programmed is what one agent knows of the routes of the cluster: how far its node's
-// proxies have them. An agent serves it as JSON, and the controller adds up what all
-// agents say.
+// Programmed is what one agent knows of the routes and policies of the cluster: how far
+// its node's proxies have them. An agent serves it as JSON, and the controller adds up
+// what all agents say.
 type Programmed struct {
 	// Known are all that the agent knows, by their full name, with the generation in
 	// which it does.
 	Known map[string]int64 `json:"known"`
-	// Uses are those that govern what a proxy of the node has asked for.
+	// Uses are those that govern what a proxy of the node has asked for, or its callers.
 	Uses []Use `json:"uses"`
 }
 
-// Use is how far the proxies of a node have a route for one of its parents.
+// Use is how far the proxies of a node have a route for one of its parents, or a policy.
 type Use struct {
-	Object     string `json:"object"`     // its full name
-	Parent     string `json:"parent"`     // as ParentRef.String has it: proxies have asked for an address of that
+	Object string `json:"object"` // its full name
+	// Parent of a route, as ParentRef.String has it: proxies have asked for an address of
+	// that. A policy has none: it is one thing to a proxy, by whatever Services it comes.
+	Parent     string `json:"parent,omitempty"`
 	Generation int64  `json:"generation"` // of the object
 	// Proxies that it governs, once they have any config for that; those of them that
 	// acknowledged one made of this generation, and those that refused it.
@@ -23,9 +25,10 @@ type Use struct {
 	Refused      int `json:"refused"`
 }
 
-// Governing is a route that is part of a destination, for one of its parents.
+// Governing is a route that is part of what a proxy has, for one of its parents, or such
+// a policy.
 type Governing struct {
 	Object     string // its full name
-	Parent     string // as ParentRef.String has it
+	Parent     string // of a route, as ParentRef.String has it
 	Generation int64
 }

@@ -19,9 +19,9 @@ func (p *Pusher) ServeProgrammed(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(p.Programmed()) // who asked has gone
 }
 
-// Programmed is how far the node's proxies have the routes there are. A proxy that
-// waits for its first config for a Service has no requests under way that are routed
-// otherwise, and is not counted yet. One that does not answer has what it had.
+// Programmed is how far the node's proxies have the routes and policies there are. A
+// proxy that waits for its first config for a Service has no requests under way that are
+// routed otherwise, and is not counted yet. One that does not answer has what it had.
 func (p *Pusher) Programmed() model.Programmed {
 	out := model.Programmed{Known: p.View.Known(), Uses: []model.Use{}}
 	uses := map[use]*model.Use{}
@@ -53,17 +53,18 @@ func (p *Pusher) Programmed() model.Programmed {
 	return out
 }
 
-// use is of a route, for one of its parents.
+// use is of a route, for one of its parents, or of a policy.
 type use struct{ object, parent string }
 
-// acknowledged is what a proxy has of a route: the oldest generation that is in what
-// it acknowledged, of all that the route governs.
+// acknowledged is what a proxy has of a route or a policy: the oldest generation that is
+// in what it acknowledged, of all that is governed.
 type acknowledged struct {
 	generation int64
 	refused    bool
 }
 
-// programmed is what the session's proxy has of each route.
+// programmed is what the session's proxy has of each route and policy. One that has ceased
+// to govern it does so until the proxy has acknowledged that.
 func (s *session) programmed() map[use]acknowledged {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,7 +74,7 @@ func (s *session) programmed() map[use]acknowledged {
 		if h.version == "" && !refused {
 			continue
 		}
-		for _, g := range h.governing {
+		for _, g := range slices.Concat(h.governing, h.acked) {
 			u := use{g.Object, g.Parent}
 			now := acknowledged{generation: h.has(u), refused: refused}
 			if before, ok := out[u]; ok {
@@ -85,8 +86,8 @@ func (s *session) programmed() map[use]acknowledged {
 	return out
 }
 
-// has is the generation in which a route is in what the proxy acknowledged; -1: it is
-// not in it.
+// has is the generation in which that is in what the proxy acknowledged; -1: it is not
+// in it.
 func (h held) has(u use) int64 {
 	for _, g := range h.acked {
 		if (use{g.Object, g.Parent}) == u {

@@ -125,6 +125,63 @@ func TestEachParentOfARouteHasACountOfItsOwn(t *testing.T) {
 	}
 }
 
+// TestAPolicyIsProgrammedOnceAProxyHasAllOfIt: as a client's, and for its callers. One
+// that ceases to be about a proxy's callers is so until it has acknowledged that.
+func TestAPolicyIsProgrammedOnceAProxyHasAllOfIt(t *testing.T) {
+	const policy = "TrafficPolicy/shop/careful"
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	outbound, inbound := proxypb.DestinationName(service), proxypb.ProxyResource
+	become := func(generation int64, budget, limit uint32, ofCallers bool) {
+		governing := []model.Governing{{Object: policy, Generation: generation}}
+		s.view.mu.Lock()
+		defer s.view.mu.Unlock()
+		s.view.routes, s.view.inbound, s.view.limit = governing, nil, limit
+		if ofCallers {
+			s.view.inbound = governing
+		}
+		s.view.dest[service] = route.Destination{Service: "shop/back", Policy: &route.Policy{Name: "shop/careful", Budget: budget}}
+		s.view.revision++
+	}
+	is := func(why string, want model.Use) {
+		t.Helper()
+		want.Object = policy
+		var got []model.Use
+		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			if got = s.pusher.Programmed().Uses; cmp.Equal(got, []model.Use{want}) {
+				return
+			}
+		}
+		t.Errorf("%s: %+v", why, got)
+	}
+	become(1, 10, 1, true)
+	p.subscribe(map[string]string{outbound: "", inbound: ""})
+	p.ack(p.update())
+	is("both acknowledged: it is one proxy", model.Use{Generation: 1, Proxies: 1, Acknowledged: 1})
+
+	become(2, 10, 2, true)
+	s.pusher.Changed()
+	u := p.update()
+	is("what holds for callers is on its way", model.Use{Generation: 2, Proxies: 1})
+	p.ack(u)
+	is("acknowledged", model.Use{Generation: 2, Proxies: 1, Acknowledged: 1})
+
+	become(3, 20, 2, true)
+	s.pusher.Changed()
+	u = p.update()
+	is("what is for clients is on its way", model.Use{Generation: 3, Proxies: 1})
+	p.nack(u)
+	is("refused", model.Use{Generation: 3, Proxies: 1, Refused: 1})
+
+	become(4, 10, 3, false)
+	s.pusher.Changed()
+	u = p.update()
+	is("it is for callers no longer, and the proxy has yet to know", model.Use{Generation: 4, Proxies: 1})
+	p.ack(u)
+	is("it knows", model.Use{Generation: 4, Proxies: 1, Acknowledged: 1})
+}
+
 // TestAProxyThatDoesNotAnswerIsCounted: it serves what it has, and the route is not
 // everywhere.
 func TestAProxyThatDoesNotAnswerIsCounted(t *testing.T) {

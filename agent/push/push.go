@@ -34,14 +34,14 @@ import (
 // View is what of the cluster the proxies are told.
 type View interface {
 	// Destination says what an original destination stands for to the pods of a
-	// namespace, and which routes are part of that.
+	// namespace, and which routes and policies are part of that.
 	Destination(addr netip.AddrPort, clientNamespace string) (route.Destination, []model.Governing)
 	// Inbound is what holds for callers of a pod with these addresses, by the port that
-	// they reach.
-	Inbound(addrs []netip.Addr) map[uint16]*route.Policy
+	// they reach, and which policies are part of that.
+	Inbound(addrs []netip.Addr) (map[uint16]*route.Policy, []model.Governing)
 	// Revision is another whenever Destination may be another, and never 0.
 	Revision(addr netip.AddrPort) uint64
-	// Known are all routes, by their full name, with their generation.
+	// Known are all routes and policies, by their full name, with their generation.
 	Known() map[string]int64
 }
 
@@ -200,7 +200,8 @@ func (p *Pusher) revision(name string) uint64 {
 	return p.View.Revision(addr)
 }
 
-// resource computes one resource as it is now, and the routes that are part of it.
+// resource computes one resource as it is now, and what routes and policies are part of
+// it.
 // An unknown name gives nil.
 func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, []model.Governing) {
 	r := &proxypb.Resource{Name: name}
@@ -216,7 +217,9 @@ func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, [
 		for _, p := range i.Attachment.OpaquePorts {
 			config.OpaquePorts = append(config.OpaquePorts, &proxypb.PortRange{First: uint32(p.First), Last: uint32(p.Last)})
 		}
-		config.Inbound = proxypb.FromInbound(p.View.Inbound(i.Attachment.Addresses))
+		var inbound map[uint16]*route.Policy
+		inbound, governing = p.View.Inbound(i.Attachment.Addresses)
+		config.Inbound = proxypb.FromInbound(inbound)
 		r.Body = &proxypb.Resource_Proxy{Proxy: config}
 	} else {
 		addr, err := proxypb.ParseDestinationName(name)

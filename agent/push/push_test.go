@@ -36,6 +36,8 @@ type fakeView struct {
 	dest     map[netip.AddrPort]route.Destination
 	routes   []model.Governing // part of every destination but those
 	governed map[netip.AddrPort][]model.Governing
+	inbound  []model.Governing // part of what holds for callers
+	limit    uint32            // of theirs; 0: 1
 	revision uint64
 	computed int // how often Destination was called
 }
@@ -47,11 +49,14 @@ func (v *fakeView) Revision(netip.AddrPort) uint64 {
 }
 
 // Inbound implements View: whoever is asked about, port 8080 has a limit.
-func (v *fakeView) Inbound(addrs []netip.Addr) map[uint16]*route.Policy {
+func (v *fakeView) Inbound(addrs []netip.Addr) (map[uint16]*route.Policy, []model.Governing) {
 	if len(addrs) == 0 {
-		return nil
+		return nil, nil
 	}
-	return map[uint16]*route.Policy{8080: {Name: "shop/back", RateLimit: &route.RateLimit{Requests: 1, Per: time.Second, PerClient: true}}}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	limit := &route.RateLimit{Requests: max(v.limit, 1), Per: time.Second, PerClient: true}
+	return map[uint16]*route.Policy{8080: {Name: "shop/back", RateLimit: limit}}, v.inbound
 }
 
 func (v *fakeView) Known() map[string]int64 {
