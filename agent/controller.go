@@ -45,7 +45,7 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 	fs.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` to reach the API server with; empty: the pod's service account")
 	fs.StringVar(&o.Namespace, "namespace", "weir-system", "`namespace` of the Lease and of the agents' pods")
 	fs.StringVar(&o.Agents, "agents", "app=weir-agent", "label `selector` of the agents' pods")
-	port := fs.Int("agents-port", 15090, "`port` of the agents' --metrics-address, to ask them which routes their proxies have; 0: do not, routes have no condition Programmed")
+	port := fs.Int("agents-port", 15090, "`port` of the agents' --metrics-address, to ask them which routes and policies their proxies have; 0: do not, neither has a condition Programmed")
 	fs.StringVar(&o.Lease, "lease", "weir-controller", "`name` of the Lease")
 	fs.StringVar(&o.Identity, "identity", host, "this replica's `name` in the Lease, no other's")
 	fs.StringVar(&o.Health, "health-address", ":15091", "`address` to serve /healthz and /readyz on; empty: do not")

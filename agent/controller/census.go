@@ -21,22 +21,23 @@ import (
 	"github.com/weirmesh/weir/agent/push"
 )
 
-// How far proxies have routes is asked of the agents, at the port of their metrics.
-// They write nothing to the API server about it: a route of a thousand nodes would be
-// a thousand writes a change, each of which all watchers hear of, and the agents
-// would need a right for it. Asked are those whose pod is ready, all of them one by
-// one, at most askRate a second whatever their number, and seldom while nothing is
+// How far proxies have routes and policies is asked of the agents, at the port of their
+// metrics. They write nothing to the API server about it: a route of a thousand nodes
+// would be a thousand writes a change, each of which all watchers hear of, and the
+// agents would need a right for it. Asked are those whose pod is ready, all of them one
+// by one, at most askRate a second whatever their number, and seldom while nothing is
 // under way. What is said is shown and decides nothing, so that plain HTTP will do.
 const (
 	askRate    = 100
 	askTimeout = 2 * time.Second
-	// soon is how long after a round the next begins if a route is not everywhere yet;
+	// soon is how long after a round the next begins if something is not everywhere yet;
 	// seldom, if all are.
 	soon   = time.Second
 	seldom = 30 * time.Second
 	// moment is what agents get to hear what the controller has heard.
 	moment = 200 * time.Millisecond
-	// maxAnswer is how much an agent may say, in bytes: of a route some 60.
+	// maxAnswer is how much an agent may say, in bytes: of each object some 60, of each use
+	// some 150.
 	maxAnswer = 16 << 20
 )
 
@@ -47,7 +48,7 @@ type census struct {
 	told   func() // after every round
 	log    *slog.Logger
 
-	wanted chan struct{} // a route is not everywhere yet
+	wanted chan struct{} // a route or a policy is not everywhere yet
 
 	mu      sync.Mutex
 	rounds  int
@@ -121,7 +122,7 @@ func (c *census) run(ctx context.Context) {
 	}
 }
 
-// want says that a route is not everywhere yet.
+// want says that a route or a policy is not everywhere yet.
 func (c *census) want() {
 	select {
 	case c.wanted <- struct{}{}:
@@ -186,7 +187,7 @@ func (c *census) note(ctx context.Context, a agent, err error) {
 		c.log.InfoContext(ctx, "agent answers again", "pod", a.pod, "node", a.node)
 	case err != nil && last != err.Error():
 		c.said[a.pod] = err.Error()
-		c.log.WarnContext(ctx, "agent does not say which routes its proxies have; asking again", "pod", a.pod, "node", a.node, "error", err)
+		c.log.WarnContext(ctx, "agent does not say what its proxies have; asking again", "pod", a.pod, "node", a.node, "error", err)
 	}
 }
 

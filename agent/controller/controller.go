@@ -35,7 +35,7 @@ type Options struct {
 	Kubeconfig string // file to reach the API server with; empty: the pod's service account
 	Namespace  string // Weir's: of the Lease and of the agents' pods
 	Agents     string // label selector of the agents' pods
-	Ask        Ask    // how an agent is asked which routes its proxies have; nil: they are not asked
+	Ask        Ask    // how an agent is asked which routes and policies its proxies have; nil: they are not asked
 	Lease      string // name of the Lease
 	Identity   string // this replica's name in the Lease
 	Health     string // address to serve /healthz and /readyz on; empty: do not

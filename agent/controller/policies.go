@@ -51,8 +51,9 @@ const maxAncestors = 16
 // ancestorStatus is a policy's status as it should be, of how it is: our entry is the
 // one about its Service, the others' are as they are. It reports whether there is a
 // difference. What has changed is marked with the time. A status that others have
-// filled is left alone, as the Gateway API wants it.
-func ancestorStatus(p policyObject, c decide.Condition, now time.Time) ([]gatewayv1.PolicyAncestorStatus, bool) {
+// filled is left alone, as the Gateway API wants it. Of proxies and counts see
+// parentStatus.
+func ancestorStatus(p policyObject, accepted decide.Condition, proxies *tally, counts bool, now time.Time) ([]gatewayv1.PolicyAncestorStatus, bool) {
 	ref := gatewayv1.ParentReference{Group: new(gatewayv1.Group("")), Kind: new(gatewayv1.Kind("Service")), Name: p.service}
 	entry := gatewayv1.PolicyAncestorStatus{AncestorRef: ref, ControllerName: ControllerName}
 	at := -1
@@ -74,7 +75,10 @@ func ancestorStatus(p policyObject, c decide.Condition, now time.Time) ([]gatewa
 		out = append(out, entry)
 	}
 	entry.AncestorRef, entry.Conditions = ref, slices.Clone(entry.Conditions)
-	setCondition(&entry.Conditions, string(gatewayv1.PolicyConditionAccepted), c, p.generation, now)
+	setCondition(&entry.Conditions, string(gatewayv1.PolicyConditionAccepted), accepted, p.generation, now)
+	if proxies != nil {
+		setProgrammed(&entry.Conditions, proxies.policy(p, accepted), p.generation, counts, now)
+	}
 	out[at] = entry
 	return out, !equality.Semantic.DeepEqual(out, p.ancestors)
 }

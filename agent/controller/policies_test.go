@@ -82,7 +82,7 @@ func TestAncestorStatus(t *testing.T) {
 				t.Fatal(err)
 			}
 			view := w.view()
-			got, differs := ancestorStatus(view.policies[0], view.accepted(view.policies[0]), noon.Add(time.Hour))
+			got, differs := ancestorStatus(view.policies[0], view.accepted(view.policies[0]), nil, true, noon.Add(time.Hour))
 			if differs != (tt.want != nil) {
 				t.Errorf("to be written: %v", differs)
 			}

@@ -2,6 +2,7 @@ package controller
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,8 +14,8 @@ import (
 )
 
 // conditionProgrammed is the type of the condition that says how many proxies have a
-// route. The Gateway API has it for Gateways and Listeners; of a mesh's routes it is
-// Weir's own.
+// route or a policy. The Gateway API has it for Gateways and Listeners; of a mesh's routes
+// and of policies it is Weir's own.
 const conditionProgrammed = "Programmed"
 
 // Reasons of it.
@@ -26,7 +27,7 @@ const (
 	reasonUnreachable = "AgentsUnreachable" // Unknown: an agent that is ready does not answer
 )
 
-// useKey is a route, by its full name, for one of its parents.
+// useKey is a route, by its full name, for one of its parents, or a policy, which has none.
 type useKey struct{ object, parent string }
 
 // tally is what the agents have said.
@@ -42,13 +43,23 @@ type assessment struct {
 	reason, message string
 }
 
-// verdict is programmed for a route with what else is said of it.
-func (t *tally) verdict(r routeObject, v decide.Verdict) assessment {
+// route is programmed for a route with what else is said of it.
+func (t *tally) route(r routeObject, v decide.Verdict) assessment {
 	if !v.Accepted.True {
-		return assessment{metav1.ConditionFalse, reasonNotAccepted, "see the condition Accepted"}
+		return notAccepted
 	}
 	return t.programmed(r.fullName(), v.Parent.String(), r.generation)
 }
+
+// policy is programmed for a policy with what is said of it.
+func (t *tally) policy(p policyObject, accepted decide.Condition) assessment {
+	if !accepted.True {
+		return notAccepted
+	}
+	return t.programmed(p.fullName(), "", p.generation)
+}
+
+var notAccepted = assessment{metav1.ConditionFalse, reasonNotAccepted, "see the condition Accepted"}
 
 // setProgrammed says it. Without counts, words that alone have changed stay as they
 // were.
@@ -60,19 +71,22 @@ func setProgrammed(conditions *[]metav1.Condition, a assessment, generation int6
 	setAssessment(conditions, conditionProgrammed, a, generation, now)
 }
 
-// settled reports whether every proxy has the route for all that it is in force for.
-func (t *tally) settled(r routeObject, verdicts []decide.Verdict) bool {
-	for _, v := range verdicts {
-		if v.Accepted.True && t.verdict(r, v).status != metav1.ConditionTrue {
-			return false
-		}
-	}
-	return true
+// routeSettled reports whether every proxy has the route for all that it is in force for.
+// Before the census there is nothing to wait for.
+func (t *tally) routeSettled(r routeObject, verdicts []decide.Verdict) bool {
+	return t == nil || !slices.ContainsFunc(verdicts, func(v decide.Verdict) bool {
+		return v.Accepted.True && t.route(r, v).status != metav1.ConditionTrue
+	})
+}
+
+// policySettled is routeSettled for a policy.
+func (t *tally) policySettled(p policyObject, accepted decide.Condition) bool {
+	return t == nil || !accepted.True || t.policy(p, accepted).status == metav1.ConditionTrue
 }
 
 // programmed says how far the proxies have a generation of a route for one of its
-// parents. Every agent must have seen that generation: who has not may have proxies that
-// it governs.
+// parents, or of a policy. Every agent must have seen that generation: who has not may
+// have proxies that it governs.
 func (t *tally) programmed(name, parent string, generation int64) assessment {
 	var proxies, acknowledged, refused int
 	for _, u := range t.uses[useKey{name, parent}] {

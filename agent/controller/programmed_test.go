@@ -19,7 +19,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayfake "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned/fake"
 
@@ -126,19 +128,23 @@ func programmedOf(t *testing.T, routes *gatewayfake.Clientset) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range r.Status.Parents {
-		for _, c := range p.Conditions {
-			if c.Type == conditionProgrammed {
-				return fmt.Sprintf("%s/%s@%d: %s", c.Status, c.Reason, c.ObservedGeneration, c.Message)
-			}
-		}
+	if len(r.Status.Parents) == 0 {
+		return ""
 	}
-	return ""
+	return programmedIn(r.Status.Parents[0].Conditions)
 }
 
-func patches(routes *gatewayfake.Clientset) int {
+func programmedIn(conditions []metav1.Condition) string {
+	c := meta.FindStatusCondition(conditions, conditionProgrammed)
+	if c == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s/%s@%d: %s", c.Status, c.Reason, c.ObservedGeneration, c.Message)
+}
+
+func patches(client interface{ Actions() []k8stesting.Action }) int {
 	n := 0
-	for _, a := range routes.Actions() {
+	for _, a := range client.Actions() {
 		if a.GetVerb() == "patch" {
 			n++
 		}
@@ -199,7 +205,7 @@ func TestTheLeaderAsksAgents(t *testing.T) {
 			r.stop()
 			log += r.log.String()
 		}
-		if n := strings.Count(log, "agent does not say which routes its proxies have"); n != 1 {
+		if n := strings.Count(log, "agent does not say what its proxies have"); n != 1 {
 			t.Errorf("logged %d times:\n%s", n, log)
 		}
 	})
@@ -224,44 +230,91 @@ func TestEachParentsConditionHasTheCountOfItsPort(t *testing.T) {
 	parents, _ := parentStatus(view.routes[0], view.verdicts(view.routes[0]), c.tally(), true, noon)
 	var got []string
 	for _, p := range parents {
-		c := meta.FindStatusCondition(p.Conditions, conditionProgrammed)
-		got = append(got, fmt.Sprintf("%s/%s: %s", c.Status, c.Reason, c.Message))
+		got = append(got, programmedIn(p.Conditions))
 	}
-	want := []string{"True/Programmed: 5 of 5 proxies", "False/Pending: 7 of 9 proxies", "False/Pending: 10 of 12 proxies"}
+	want := []string{"True/Programmed@3: 5 of 5 proxies", "False/Pending@3: 7 of 9 proxies", "False/Pending@3: 10 of 12 proxies"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 
-// TestCountsThatMoveAreWrittenNowAndThen: pods come and go all the time, and every
-// agent hears of every status.
+// TestAPolicySaysHowManyProxiesHaveIt: as a route does, and it is asked for as soon.
+func TestAPolicySaysHowManyProxiesHaveIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		policies := policyfake.New(aPolicy("careful", "back", 1), aPolicy("young", "back", 2))
+		client := fake.NewClientset(aService("back"), agentAt("n1", "10.0.0.1"), agentAt("n2", "10.0.0.2"))
+		say := func(generation int64, proxies, acknowledged int) *model.Programmed {
+			const name = "TrafficPolicy/shop/careful"
+			return &model.Programmed{
+				Known: map[string]int64{name: generation, "TrafficPolicy/shop/young": 3},
+				Uses:  []model.Use{{Object: name, Generation: generation, Proxies: proxies, Acknowledged: acknowledged}},
+			}
+		}
+		agents := &fleet{says: map[string]*model.Programmed{"10.0.0.1": say(3, 5, 5), "10.0.0.2": say(3, 9, 7)}}
+		startReplicaThatAsks(t, clients{client, gatewayfake.NewClientset(), policies}, "a", agents.ask)
+		is := func(name, want string) {
+			t.Helper()
+			synctest.Wait()
+			p, err := policies.Policies("shop").Get(t.Context(), name, metav1.GetOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := programmedIn(p.Status.Ancestors[0].Conditions); got != want {
+				t.Errorf("Programmed is %s\nwant %s", got, want)
+			}
+		}
+		time.Sleep(time.Second)
+		is("careful", "False/Pending@3: 12 of 14 proxies")
+		is("young", "False/NotAccepted@3: see the condition Accepted")
+		agents.say("10.0.0.2", say(3, 9, 9))
+		time.Sleep(2 * soon)
+		is("careful", "True/Programmed@3: 14 of 14 proxies")
+
+		// All is well: agents are asked seldom, whatever is said of what is not in force.
+		time.Sleep(seldom)
+		agents.say("10.0.0.1", say(3, 5, 5))
+		time.Sleep(10 * seldom)
+		if asked := agents.say("10.0.0.1", say(3, 5, 5)); asked > 2*11 {
+			t.Errorf("%d questions in five minutes", asked)
+		}
+	})
+}
+
+// TestCountsThatMoveAreWrittenNowAndThen: of routes and of policies, as pods come and go
+// all the time, and every agent hears of every status.
 func TestCountsThatMoveAreWrittenNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		routes, said := gatewayfake.NewClientset(), &model.Programmed{Known: map[string]int64{}}
+		routes, policies, known := gatewayfake.NewClientset(), policyfake.New(), map[string]int64{}
 		const many = 5 * countsEach
+		services := []runtime.Object{agentAt("n1", "10.0.0.1")}
 		for i := range many {
 			name := fmt.Sprintf("r%d", i)
-			check(t)(routes.GatewayV1().HTTPRoutes("shop").Create(t.Context(), anHTTPRoute(name, "back"), metav1.CreateOptions{}))
-			said.Known["HTTPRoute/shop/"+name] = 3
+			services = append(services, aService(name))
+			check(t)(routes.GatewayV1().HTTPRoutes("shop").Create(t.Context(), anHTTPRoute(name, name), metav1.CreateOptions{}))
+			check(t)(policies.Policies("shop").Create(t.Context(), aPolicy(name, name, 1), metav1.CreateOptions{}))
+			known["HTTPRoute/shop/"+name], known["TrafficPolicy/shop/"+name] = 3, 3
 		}
 		with := func(proxies int) *model.Programmed {
-			out := &model.Programmed{Known: said.Known}
-			for name := range said.Known {
-				out.Uses = append(out.Uses, model.Use{Object: name, Parent: "shop/back", Generation: 3, Proxies: proxies, Acknowledged: proxies})
+			out := &model.Programmed{Known: known}
+			for name := range known {
+				u := model.Use{Object: name, Generation: 3, Proxies: proxies, Acknowledged: proxies}
+				if service, isRoute := strings.CutPrefix(name, "HTTPRoute/"); isRoute {
+					u.Parent = service
+				}
+				out.Uses = append(out.Uses, u)
 			}
 			return out
 		}
 		agents := &fleet{says: map[string]*model.Programmed{"10.0.0.1": with(1)}}
-		client := fake.NewClientset(aService("back"), agentAt("n1", "10.0.0.1"))
-		startReplicaThatAsks(t, clients{client, routes, policyfake.New()}, "a", agents.ask)
+		startReplicaThatAsks(t, clients{fake.NewClientset(services...), routes, policies}, "a", agents.ask)
 		time.Sleep(seldom + seldom/2)
-		before := patches(routes)
+		ofRoutes, ofPolicies := patches(routes), patches(policies)
 		agents.say("10.0.0.1", with(2))
 		for round := 1; round <= many/countsEach; round++ {
 			time.Sleep(seldom)
 			synctest.Wait()
-			if n := patches(routes) - before; n != round*countsEach {
-				t.Errorf("%d statuses written in %d rounds", n, round)
+			if r, p := patches(routes)-ofRoutes, patches(policies)-ofPolicies; r != round*countsEach || p != round*countsEach {
+				t.Errorf("%d statuses of routes and %d of policies written in %d rounds", r, p, round)
 			}
 		}
 	})

@@ -51,7 +51,7 @@ func parentStatus(r routeObject, verdicts []decide.Verdict, proxies *tally, coun
 	judge := func(entry gatewayv1.RouteParentStatus, i int) gatewayv1.RouteParentStatus {
 		entry = judged(entry, r.refs[i], verdicts[i], r.generation, now)
 		if proxies != nil {
-			setProgrammed(&entry.Conditions, proxies.verdict(r, verdicts[i]), r.generation, counts, now)
+			setProgrammed(&entry.Conditions, proxies.route(r, verdicts[i]), r.generation, counts, now)
 		}
 		return entry
 	}

@@ -10,7 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
-	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -18,16 +17,16 @@ import (
 type statusWriter struct {
 	clients
 	watches *routeWatches
-	census  *census // nil: how far proxies have routes is not said
+	census  *census // nil: how far proxies have routes and policies is not said
 	log     *slog.Logger
 
-	round  int // of the census, that counts is of
-	counts int // how many routes may be written in it of which only a count is another
+	// How many may yet be written in a round of the census of which only a count is another.
+	round, routeCounts, policyCounts int
 }
 
-// countsEach is how many statuses are written after each round of the census, at
-// least soon apart, of which nothing but the number of proxies has changed. Pods come
-// and go all the time, and all agents hear of every status.
+// countsEach is how many statuses are written of routes, and how many of policies, after
+// each round of the census, at least soon apart, of which nothing but the number of
+// proxies has changed. Pods come and go all the time, and all agents hear of every status.
 const countsEach = 10
 
 // run looks at all of them at every change, until ctx is done.
@@ -45,8 +44,11 @@ func (s *statusWriter) once(ctx context.Context) bool {
 	done, settled := true, true
 	for _, r := range view.routes {
 		verdicts := view.verdicts(r)
-		settled = settled && (proxies == nil || proxies.settled(r, verdicts))
-		if parents, differs := s.parents(r, verdicts, proxies); differs {
+		settled = settled && proxies.routeSettled(r, verdicts)
+		parents, differs := worthIt(&s.routeCounts, func(counts bool, now time.Time) ([]gatewayv1.RouteParentStatus, bool) {
+			return parentStatus(r, verdicts, proxies, counts, now)
+		})
+		if differs {
 			patch, err := statusPatch(r.version, "parents", parents)
 			if err == nil {
 				err = s.patchRoute(ctx, r, patch)
@@ -55,7 +57,12 @@ func (s *statusWriter) once(ctx context.Context) bool {
 		}
 	}
 	for _, p := range view.policies {
-		if ancestors, differs := ancestorStatus(p, view.accepted(p), time.Now()); differs {
+		accepted := view.accepted(p)
+		settled = settled && proxies.policySettled(p, accepted)
+		ancestors, differs := worthIt(&s.policyCounts, func(counts bool, now time.Time) ([]gatewayv1.PolicyAncestorStatus, bool) {
+			return ancestorStatus(p, accepted, proxies, counts, now)
+		})
+		if differs {
 			patch, err := statusPatch(p.version, "ancestors", ancestors)
 			if err == nil {
 				_, err = s.policies.TrafficPolicies(p.namespace).Patch(ctx, p.name, patchKind, patch, patchOptions, statusPart)
@@ -76,23 +83,24 @@ func (s *statusWriter) tally() *tally {
 	}
 	t := s.census.tally()
 	if t != nil && t.round != s.round {
-		s.round, s.counts = t.round, countsEach
+		s.round, s.routeCounts, s.policyCounts = t.round, countsEach, countsEach
 	}
 	return t
 }
 
-// parents is a route's status as it should be written, and whether it should.
-func (s *statusWriter) parents(r routeObject, verdicts []decide.Verdict, proxies *tally) ([]gatewayv1.RouteParentStatus, bool) {
+// worthIt is a status as it should be written, and whether it should: one of which only
+// a count is another takes one of those that are left.
+func worthIt[E any](left *int, status func(counts bool, now time.Time) ([]E, bool)) ([]E, bool) {
 	now := time.Now()
-	all, differs := parentStatus(r, verdicts, proxies, true, now)
+	all, differs := status(true, now)
 	if !differs {
 		return nil, false
 	}
-	if _, more := parentStatus(r, verdicts, proxies, false, now); more {
+	if _, more := status(false, now); more {
 		return all, true
 	}
-	s.counts--
-	return all, s.counts >= 0
+	*left--
+	return all, *left >= 0
 }
 
 // written says how a patch went. It returns false if it is to be tried again.

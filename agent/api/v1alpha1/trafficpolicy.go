@@ -35,7 +35,9 @@ type TrafficPolicy struct {
 
 	// What has come of it. Weir's entry is that of the controller
 	// weirmesh.io/mesh-controller, and its ancestor is the Service. Its condition
-	// Accepted has one of the reasons Accepted, TargetNotFound, Conflicted, Invalid.
+	// Accepted has one of the reasons Accepted, TargetNotFound, Conflicted, Invalid; its
+	// condition Programmed says how many proxies have acknowledged the policy as it is
+	// now, of those that it governs.
 	// +optional
 	Status gatewayv1.PolicyStatus `json:"status,omitempty"`
 }
