@@ -10,8 +10,11 @@ import (
 
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gateway "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
+
+	policyclient "github.com/weirmesh/weir/agent/api/client"
 )
 
 // installGateway has the API server know HTTPRoutes.
@@ -28,10 +31,13 @@ func (b *testBed) installGateway(ctx context.Context) error {
 	return err
 }
 
-// routeProgrammed changes a route of two callers, of whose proxies one stands still
-// meanwhile.
-func routeProgrammed(t *testing.T) {
+// programmed changes a route and a policy of two callers, of whose proxies one stands
+// still meanwhile; and has the policy be about their callers, as the called pod's proxy
+// counts them, in place of them.
+func programmed(t *testing.T) {
 	client, err := gateway.NewForConfig(bed.config)
+	must(t, err)
+	policyClient, err := policyclient.New(bed.config)
 	must(t, err)
 	ns := newNamespace(t, captured())
 	pods := backs(t, ns, 1)
@@ -39,7 +45,7 @@ func routeProgrammed(t *testing.T) {
 	for _, front := range fronts {
 		waitAnswers(t, front, "http://back:8080/", pods)
 	}
-	routes := client.GatewayV1().HTTPRoutes(ns)
+	routes, policies := client.GatewayV1().HTTPRoutes(ns), policyClient.TrafficPolicies(ns)
 	saysOf := func(value string) *gatewayv1.HTTPRoute {
 		return &gatewayv1.HTTPRoute{
 			ObjectMeta: metav1.ObjectMeta{Name: "back"},
@@ -54,19 +60,41 @@ func routeProgrammed(t *testing.T) {
 			},
 		}
 	}
-	become := func(want string) {
+	ofRoute := func() ([]metav1.Condition, error) {
+		r, err := routes.Get(t.Context(), "back", metav1.GetOptions{})
+		if err != nil {
+			return nil, err
+		}
+		var out []metav1.Condition
+		for _, p := range r.Status.Parents {
+			out = append(out, p.Conditions...)
+		}
+		return out, nil
+	}
+	ofPolicy := func() ([]metav1.Condition, error) {
+		list, err := policies.List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return nil, err
+		}
+		var out []metav1.Condition
+		for _, p := range list.Items {
+			for _, a := range p.Status.Ancestors {
+				out = append(out, a.Conditions...)
+			}
+		}
+		return out, nil
+	}
+	become := func(conditions func() ([]metav1.Condition, error), want string) {
 		t.Helper()
-		eventually(t, soon, "the route's status", func() error {
-			r, err := routes.Get(t.Context(), "back", metav1.GetOptions{})
+		eventually(t, soon, "the status", func() error {
+			all, err := conditions()
 			if err != nil {
 				return err
 			}
 			var got []string
-			for _, p := range r.Status.Parents {
-				for _, c := range p.Conditions {
-					if c.Type == "Programmed" {
-						got = append(got, fmt.Sprintf("%s/%s@%d: %s", c.Status, c.Reason, c.ObservedGeneration, c.Message))
-					}
+			for _, c := range all {
+				if c.Type == "Programmed" {
+					got = append(got, fmt.Sprintf("%s/%s@%d: %s", c.Status, c.Reason, c.ObservedGeneration, c.Message))
 				}
 			}
 			if len(got) != 1 || got[0] != want {
@@ -75,10 +103,17 @@ func routeProgrammed(t *testing.T) {
 			return nil
 		})
 	}
+	changePolicy := func(spec string) {
+		t.Helper()
+		_, err := policies.Patch(t.Context(), "back", types.MergePatchType, []byte(`{"spec":`+spec+`}`), metav1.PatchOptions{})
+		must(t, err)
+	}
 
 	_, err = routes.Create(t.Context(), saysOf("one"), metav1.CreateOptions{})
 	must(t, err)
-	become("True/Programmed@1: 2 of 2 proxies")
+	must(t, createPolicy(t, ns, "back", `{"targetRef":{"name":"back"},"retry":{"attempts":1}}`))
+	become(ofRoute, "True/Programmed@1: 2 of 2 proxies")
+	become(ofPolicy, "True/Programmed@1: 2 of 2 proxies")
 
 	still := proxyOf(t, fronts[1])
 	must(t, unix.Kill(still.pid, unix.SIGSTOP))
@@ -88,7 +123,13 @@ func routeProgrammed(t *testing.T) {
 	changed.Spec = saysOf("two").Spec
 	_, err = routes.Update(t.Context(), changed, metav1.UpdateOptions{})
 	must(t, err)
-	become("False/Pending@2: 1 of 2 proxies")
+	changePolicy(`{"retry":{"attempts":2}}`)
+	become(ofRoute, "False/Pending@2: 1 of 2 proxies")
+	become(ofPolicy, "False/Pending@2: 1 of 2 proxies")
 	must(t, unix.Kill(still.pid, unix.SIGCONT))
-	become("True/Programmed@2: 2 of 2 proxies")
+	become(ofRoute, "True/Programmed@2: 2 of 2 proxies")
+	become(ofPolicy, "True/Programmed@2: 2 of 2 proxies")
+
+	changePolicy(`{"retry":null,"rateLimit":{"count":1000,"interval":"1s","perClient":true}}`)
+	become(ofPolicy, "True/Programmed@3: 1 of 1 proxies")
 }
