@@ -133,7 +133,7 @@ func (p *Poller) Run() {
 		case waited:
 			began = now
 		case now.Sub(began) > turn:
-			time.Sleep(1) // Gosched does not have the runtime look at its own poller
+			time.Sleep(time.Nanosecond) // Gosched does not have the runtime look at its own poller
 			began = time.Now()
 		}
 		waited = false

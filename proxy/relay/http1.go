@@ -68,7 +68,7 @@ type http1Conn struct {
 	last     bool // no other request is read
 	served   int  // requests that were logged
 
-	quick
+	quick   quick
 	outer   context.Context // of mirrors, which outlive the connection
 	planned error           // why the plan could not be made, with the request atPlan
 	rest    []byte          // of what is being sent atSending, passed on atPassing
@@ -440,7 +440,7 @@ func (h *http1Conn) try(up *httpUpstream, at step) error {
 	switch {
 	case h.aborted.Load():
 		return &reason.Error{Reason: reason.Shutdown}
-	case at == atAnswer && (h.gone || h.client.reset()):
+	case at == atAnswer && (h.quick.gone || h.client.reset()):
 		return &reason.Error{Reason: reason.ClientGone}
 	case at == atPassing:
 		return h.passRest(up)

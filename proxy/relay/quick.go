@@ -163,14 +163,14 @@ func (h *http1Conn) handOver(at step) {
 		h.up.unwatch()
 	}
 	h.quick.at = away
-	h.resume <- at
+	h.quick.resume <- at
 }
 
 // unwatch has the poller forget the client.
 func (h *http1Conn) unwatch() {
 	if h.quick.watched {
 		h.quick.watched = false
-		h.poller.Remove(int(h.client.socket))
+		h.quick.poller.Remove(int(h.client.socket))
 	}
 }
 
