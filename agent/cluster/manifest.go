@@ -21,6 +21,7 @@ import (
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1alpha2 "sigs.k8s.io/gateway-api/apis/v1alpha2"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
 
 	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/model"
@@ -69,7 +70,7 @@ func readDir(dir string) (view, error) {
 func newManifests() (*manifests, error) {
 	scheme := runtime.NewScheme()
 	for _, install := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, discoveryv1.AddToScheme, gatewayv1.Install, gatewayv1alpha2.Install, v1alpha1.Install,
+		corev1.AddToScheme, discoveryv1.AddToScheme, gatewayv1.Install, gatewayv1beta1.Install, gatewayv1alpha2.Install, v1alpha1.Install,
 	} {
 		if err := install(scheme); err != nil {
 			return nil, err
@@ -136,13 +137,15 @@ func (m *manifests) document(where string, doc []byte) error {
 		}
 		return add(m, where, gvk.Kind, o, toSlice, m.view.slices, sliceKey)
 	case *gatewayv1.HTTPRoute:
-		return addRoute(m, where, gvk.Kind, o, validateHTTPRoute, HTTPRoute)
+		return addRoute(m, where, gvk.Kind, doc, o, validateHTTPRoute, HTTPRoute)
+	case *gatewayv1beta1.HTTPRoute:
+		return addRoute(m, where, gvk.Kind, doc, (*gatewayv1.HTTPRoute)(o), validateHTTPRoute, HTTPRoute)
 	case *gatewayv1.GRPCRoute:
-		return addRoute(m, where, gvk.Kind, o, validateGRPCRoute, GRPCRoute)
+		return addRoute(m, where, gvk.Kind, doc, o, validateGRPCRoute, GRPCRoute)
 	case *gatewayv1.TCPRoute:
-		return addRoute(m, where, gvk.Kind, o, validateTCPRoute, TCPRoute)
+		return addRoute(m, where, gvk.Kind, doc, o, validateTCPRoute, TCPRoute)
 	case *gatewayv1alpha2.TCPRoute:
-		return addRoute(m, where, gvk.Kind, o, validateTCPRouteV1Alpha2, TCPRouteV1Alpha2)
+		return addRoute(m, where, gvk.Kind, doc, o, validateTCPRouteV1Alpha2, TCPRouteV1Alpha2)
 	case *v1alpha1.TrafficPolicy:
 		return add(m, where, gvk.Kind, o, TrafficPolicy, m.view.policies, policyKey)
 	}
@@ -197,8 +200,13 @@ func add[O metav1.Object, K comparable, M any](
 }
 
 // addRoute is add, for a kind whose values an API server checks by its CRD.
-func addRoute[O metav1.Object](m *manifests, where, kind string, o O, validate func(O) error, convert func(O) (model.Route, error)) error {
+func addRoute[O metav1.Object](
+	m *manifests, where, kind string, doc []byte, o O, validate func(O) error, convert func(O) (model.Route, error),
+) error {
 	return add(m, where, kind, o, func(o O) (model.Route, error) {
+		if err := validateDocument(doc); err != nil {
+			return model.Route{}, err
+		}
 		if err := validate(o); err != nil {
 			return model.Route{}, err
 		}

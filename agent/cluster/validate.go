@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -48,13 +49,20 @@ func (v *validator) atMost(path string, n, limit int) {
 	}
 }
 
+// short checks a text's length as the CRDs do, who do not count bytes.
+func (v *validator) short(path, s string, limit int) {
+	if utf8.RuneCountInString(s) > limit {
+		v.fail(path, "is longer than %d characters", limit)
+	}
+}
+
+// text checks a text that must be there.
 func (v *validator) text(path, s string, limit int, pattern *regexp.Regexp) {
-	switch {
-	case s == "":
+	if s == "" {
 		v.fail(path, "is missing")
-	case len(s) > limit:
-		v.fail(path, "is longer than %d bytes", limit)
-	case pattern != nil && !pattern.MatchString(s):
+	}
+	v.short(path, s, limit)
+	if pattern != nil && !pattern.MatchString(s) {
 		v.fail(path, "%q does not match %s", s, pattern)
 	}
 }
@@ -85,13 +93,18 @@ func once[E any, K comparable](v *validator, path string, list []E, keyOf func(E
 
 func validateHTTPRoute(r *gatewayv1.HTTPRoute) error {
 	v := &validator{}
-	v.common(r.Spec.CommonRouteSpec, r.Namespace)
+	v.common(r.Spec.CommonRouteSpec)
 	v.hostnames(r.Spec.Hostnames)
-	v.atMost("spec.rules", len(r.Spec.Rules), 16)
+	if r.Spec.Rules != nil {
+		v.between("spec.rules: number of rules", len(r.Spec.Rules), 1, 16)
+	}
 	total := 0
 	for i, rule := range r.Spec.Rules {
 		v.httpRule(fmt.Sprintf("spec.rules[%d]", i), rule)
-		total += max(len(rule.Matches), 1)
+		total += len(rule.Matches)
+		if rule.Matches == nil { // the CRD's default has one
+			total++
+		}
 	}
 	v.atMost("spec.rules: matches", total, 128)
 	v.ruleNames(len(r.Spec.Rules), func(i int) *gatewayv1.SectionName { return r.Spec.Rules[i].Name })
@@ -100,7 +113,7 @@ func validateHTTPRoute(r *gatewayv1.HTTPRoute) error {
 
 func validateGRPCRoute(r *gatewayv1.GRPCRoute) error {
 	v := &validator{}
-	v.common(r.Spec.CommonRouteSpec, r.Namespace)
+	v.common(r.Spec.CommonRouteSpec)
 	v.hostnames(r.Spec.Hostnames)
 	v.atMost("spec.rules", len(r.Spec.Rules), 16)
 	total := 0
@@ -114,16 +127,16 @@ func validateGRPCRoute(r *gatewayv1.GRPCRoute) error {
 }
 
 func validateTCPRoute(r *gatewayv1.TCPRoute) error {
-	return validateTCPRules(r.Spec.CommonRouteSpec, r.Namespace, r.Spec.Rules, 1)
+	return validateTCPRules(r.Spec.CommonRouteSpec, r.Spec.Rules, 1)
 }
 
 func validateTCPRouteV1Alpha2(r *gatewayv1alpha2.TCPRoute) error {
-	return validateTCPRules(r.Spec.CommonRouteSpec, r.Namespace, tcpRules(r), 16)
+	return validateTCPRules(r.Spec.CommonRouteSpec, tcpRules(r), 16)
 }
 
-func validateTCPRules(spec gatewayv1.CommonRouteSpec, namespace string, rules []gatewayv1.TCPRouteRule, limit int) error {
+func validateTCPRules(spec gatewayv1.CommonRouteSpec, rules []gatewayv1.TCPRouteRule, limit int) error {
 	v := &validator{}
-	v.common(spec, namespace)
+	v.common(spec)
 	v.between("spec.rules: number of rules", len(rules), 1, limit)
 	for i, rule := range rules {
 		path := fmt.Sprintf("spec.rules[%d].backendRefs", i)
@@ -136,7 +149,7 @@ func validateTCPRules(spec gatewayv1.CommonRouteSpec, namespace string, rules []
 	return v.err
 }
 
-func (v *validator) common(spec gatewayv1.CommonRouteSpec, namespace string) {
+func (v *validator) common(spec gatewayv1.CommonRouteSpec) {
 	v.atMost("spec.parentRefs", len(spec.ParentRefs), 32)
 	for i, p := range spec.ParentRefs {
 		path := fmt.Sprintf("spec.parentRefs[%d]", i)
@@ -145,18 +158,22 @@ func (v *validator) common(spec gatewayv1.CommonRouteSpec, namespace string) {
 			v.text(path+".sectionName", string(*p.SectionName), 253, dnsName)
 		}
 		for _, other := range spec.ParentRefs[:i] {
-			v.distinct(path, namespace, p, other)
+			v.distinct(path, p, other)
 		}
+	}
+	if spec.UseDefaultGateways != "" {
+		oneOf(v, "spec.useDefaultGateways", string(spec.UseDefaultGateways), []string{"All", "None"})
 	}
 }
 
 // distinct holds two parentRefs against each other: those to one object must set
-// the same fields, to different values.
-func (v *validator) distinct(path, namespace string, a, b gatewayv1.ParentReference) {
+// the same fields, to different values. For the CRD a namespace that is left out is
+// another than the route's own, named.
+func (v *validator) distinct(path string, a, b gatewayv1.ParentReference) {
 	object := func(p gatewayv1.ParentReference) [4]string {
 		return [4]string{
 			string(value(p.Group, gatewayv1.GroupName)), string(value(p.Kind, "Gateway")),
-			string(value(p.Namespace, gatewayv1.Namespace(namespace))), string(p.Name),
+			string(value(p.Namespace, "")), string(p.Name),
 		}
 	}
 	switch {
@@ -169,19 +186,22 @@ func (v *validator) distinct(path, namespace string, a, b gatewayv1.ParentRefere
 }
 
 func (v *validator) reference(path string, group *gatewayv1.Group, kind *gatewayv1.Kind, name gatewayv1.ObjectName, namespace *gatewayv1.Namespace, port *int32) {
-	if group != nil && *group != "" {
-		v.text(path+".group", string(*group), 253, dnsName)
-	}
-	if kind != nil {
-		v.text(path+".kind", string(*kind), 63, kindName)
-	}
-	v.text(path+".name", string(name), 253, nil)
+	v.object(path, value(group, ""), value(kind, "Service"), name)
 	if namespace != nil {
 		v.text(path+".namespace", string(*namespace), 63, dnsLabel)
 	}
 	if port != nil {
 		v.between(path+".port", int(*port), 1, 65535)
 	}
+}
+
+// object checks what names an object of any kind.
+func (v *validator) object(path string, group gatewayv1.Group, kind gatewayv1.Kind, name gatewayv1.ObjectName) {
+	if group != "" {
+		v.text(path+".group", string(group), 253, dnsName)
+	}
+	v.text(path+".kind", string(kind), 63, kindName)
+	v.text(path+".name", string(name), 253, nil)
 }
 
 func (v *validator) hostnames(names []gatewayv1.Hostname) {
@@ -212,21 +232,22 @@ func (v *validator) httpRule(path string, r gatewayv1.HTTPRouteRule) {
 	for i, m := range r.Matches {
 		v.httpMatch(fmt.Sprintf("%s.matches[%d]", path, i), m)
 	}
-	onePrefix := len(r.Matches) == 0 || len(r.Matches) == 1 &&
-		(r.Matches[0].Path == nil || value(r.Matches[0].Path.Type, gatewayv1.PathMatchPathPrefix) == gatewayv1.PathMatchPathPrefix)
-	v.httpFilters(path, r.Filters, onePrefix)
+	v.httpFilters(path, r.Filters)
 	v.atMost(path+".backendRefs", len(r.BackendRefs), 16)
 	for i, b := range r.BackendRefs {
 		ref := fmt.Sprintf("%s.backendRefs[%d]", path, i)
 		v.backend(ref, b.BackendRef)
-		v.httpFilters(ref, b.Filters, onePrefix)
+		v.httpFilters(ref, b.Filters)
 	}
+	v.prefixes(path, r)
 	redirects := slices.ContainsFunc(r.Filters, func(f gatewayv1.HTTPRouteFilter) bool { return f.RequestRedirect != nil })
 	if redirects && len(r.BackendRefs) > 0 {
 		v.fail(path, "RequestRedirect excludes backendRefs")
 	}
 	v.timeouts(path+".timeouts", r.Timeouts)
+	v.session(path+".sessionPersistence", r.SessionPersistence)
 	if retry := r.Retry; retry != nil {
+		once(v, path+".retry.codes", retry.Codes, func(c gatewayv1.HTTPRouteRetryStatusCode) gatewayv1.HTTPRouteRetryStatusCode { return c })
 		for i, c := range retry.Codes {
 			v.between(fmt.Sprintf("%s.retry.codes[%d]", path, i), int(c), 400, 599)
 		}
@@ -234,6 +255,27 @@ func (v *validator) httpRule(path string, r gatewayv1.HTTPRouteRule) {
 			v.fail(path+".retry.attempts", "%d is less than 1", *retry.Attempts)
 		}
 		v.duration(path+".retry.backoff", retry.Backoff)
+	}
+}
+
+func (v *validator) session(path string, s *gatewayv1.SessionPersistence) {
+	if s == nil {
+		return
+	}
+	kind := string(value(s.Type, "Cookie"))
+	oneOf(v, path+".type", kind, []string{"Cookie", "Header"})
+	v.short(path+".sessionName", value(s.SessionName, ""), 128)
+	v.duration(path+".absoluteTimeout", s.AbsoluteTimeout)
+	if s.CookieConfig == nil {
+		return
+	}
+	if kind != "Cookie" {
+		v.fail(path, "cookieConfig is what type Cookie may have, and no other")
+	}
+	lifetime := string(value(s.CookieConfig.LifetimeType, "Session"))
+	oneOf(v, path+".cookieConfig.lifetimeType", lifetime, []string{"Permanent", "Session"})
+	if lifetime == "Permanent" && s.AbsoluteTimeout == nil {
+		v.fail(path, "absoluteTimeout is what lifetimeType Permanent needs")
 	}
 }
 
@@ -269,27 +311,25 @@ func (v *validator) httpMatch(path string, m gatewayv1.HTTPRouteMatch) {
 	v.atMost(path+".headers", len(m.Headers), 16)
 	once(v, path+".headers", m.Headers, func(h gatewayv1.HTTPHeaderMatch) gatewayv1.HTTPHeaderName { return h.Name })
 	for i, h := range m.Headers {
-		v.comparison(fmt.Sprintf("%s.headers[%d]", path, i), string(value(h.Type, "Exact")), string(h.Name), h.Value, 4096)
+		v.comparison(fmt.Sprintf("%s.headers[%d]", path, i), string(value(h.Type, "Exact")), string(h.Name), h.Value, 4096, headerValue)
 	}
 	v.atMost(path+".queryParams", len(m.QueryParams), 16)
 	once(v, path+".queryParams", m.QueryParams, func(q gatewayv1.HTTPQueryParamMatch) gatewayv1.HTTPHeaderName { return q.Name })
 	for i, q := range m.QueryParams {
-		v.comparison(fmt.Sprintf("%s.queryParams[%d]", path, i), string(value(q.Type, "Exact")), string(q.Name), q.Value, 1024)
+		v.comparison(fmt.Sprintf("%s.queryParams[%d]", path, i), string(value(q.Type, "Exact")), string(q.Name), q.Value, 1024, nil)
 	}
 }
 
-func (v *validator) comparison(path, kind, name, text string, limit int) {
+func (v *validator) comparison(path, kind, name, text string, limit int, pattern *regexp.Regexp) {
 	oneOf(v, path+".type", kind, comparisons)
 	v.text(path+".name", name, 256, headerName)
-	v.text(path+".value", text, limit, nil)
+	v.text(path+".value", text, limit, pattern)
 }
 
 func (v *validator) path(path string, kind gatewayv1.PathMatchType, text string) {
 	oneOf(v, path+".type", string(kind), []string{"Exact", "PathPrefix", "RegularExpression"})
 	path += ".value"
-	if len(text) > 1024 {
-		v.fail(path, "is longer than 1024 bytes")
-	}
+	v.short(path, text, 1024)
 	if kind == gatewayv1.PathMatchRegularExpression {
 		return
 	}
@@ -321,6 +361,7 @@ func (v *validator) grpcRule(path string, r gatewayv1.GRPCRouteRule) {
 		v.backend(ref, b.BackendRef)
 		v.grpcFilters(ref, b.Filters)
 	}
+	v.session(path+".sessionPersistence", r.SessionPersistence)
 }
 
 func (v *validator) grpcMatch(path string, m gatewayv1.GRPCRouteMatch) {
@@ -346,7 +387,7 @@ func (v *validator) grpcMatch(path string, m gatewayv1.GRPCRouteMatch) {
 	v.atMost(path+".headers", len(m.Headers), 16)
 	once(v, path+".headers", m.Headers, func(h gatewayv1.GRPCHeaderMatch) gatewayv1.GRPCHeaderName { return h.Name })
 	for i, h := range m.Headers {
-		v.comparison(fmt.Sprintf("%s.headers[%d]", path, i), string(value(h.Type, "Exact")), string(h.Name), h.Value, 4096)
+		v.comparison(fmt.Sprintf("%s.headers[%d]", path, i), string(value(h.Type, "Exact")), string(h.Name), h.Value, 4096, nil)
 	}
 }
 

@@ -36,13 +36,13 @@ func (v *validator) filterOnce(path string, kinds []string) {
 	once(v, path, kinds, func(k string) string { return k })
 }
 
-func (v *validator) httpFilters(path string, filters []gatewayv1.HTTPRouteFilter, onePrefix bool) {
+func (v *validator) httpFilters(path string, filters []gatewayv1.HTTPRouteFilter) {
 	path += ".filters"
 	v.atMost(path, len(filters), 16)
 	var kinds []string
 	for i, f := range filters {
 		kinds = append(kinds, string(f.Type))
-		v.httpFilter(fmt.Sprintf("%s[%d]", path, i), f, onePrefix)
+		v.httpFilter(fmt.Sprintf("%s[%d]", path, i), f)
 	}
 	v.filterOnce(path, kinds)
 	if slices.Contains(kinds, "RequestRedirect") && slices.Contains(kinds, "URLRewrite") {
@@ -50,7 +50,7 @@ func (v *validator) httpFilters(path string, filters []gatewayv1.HTTPRouteFilter
 	}
 }
 
-func (v *validator) httpFilter(path string, f gatewayv1.HTTPRouteFilter, onePrefix bool) {
+func (v *validator) httpFilter(path string, f gatewayv1.HTTPRouteFilter) {
 	v.filterType(path, string(f.Type), []body{
 		{"RequestHeaderModifier", f.RequestHeaderModifier != nil}, {"ResponseHeaderModifier", f.ResponseHeaderModifier != nil},
 		{"RequestMirror", f.RequestMirror != nil}, {"RequestRedirect", f.RequestRedirect != nil}, {"URLRewrite", f.URLRewrite != nil},
@@ -64,13 +64,52 @@ func (v *validator) httpFilter(path string, f gatewayv1.HTTPRouteFilter, onePref
 		oneOf(v, path+".scheme", value(r.Scheme, "http"), []string{"http", "https"})
 		oneOf(v, path+".statusCode", value(r.StatusCode, 302), redirectCodes)
 		v.between(path+".port", int(value(r.Port, 1)), 1, 65535)
-		v.rewriteTo(path, r.Hostname, r.Path, onePrefix)
+		v.rewriteTo(path, r.Hostname, r.Path)
 	}
 	if r := f.URLRewrite; r != nil {
-		v.rewriteTo(path+".urlRewrite", r.Hostname, r.Path, onePrefix)
+		v.rewriteTo(path+".urlRewrite", r.Hostname, r.Path)
 	}
 	if f.CORS != nil {
 		v.cors(path+".cors", *f.CORS)
+	}
+	v.externalAuth(path+".externalAuth", f.ExternalAuth)
+	v.extension(path+".extensionRef", f.ExtensionRef)
+}
+
+func (v *validator) externalAuth(path string, f *gatewayv1.HTTPExternalAuthFilter) {
+	if f == nil {
+		return
+	}
+	kind := string(f.ExternalAuthProtocol)
+	oneOf(v, path+".protocol", kind, []string{"HTTP", "GRPC"})
+	if (f.HTTPAuthConfig != nil) != (kind == "HTTP") {
+		v.fail(path, "http is what protocol HTTP needs, and no other has")
+	}
+	if (f.GRPCAuthConfig != nil) != (kind == "GRPC") {
+		v.fail(path, "grpc is what protocol GRPC needs, and no other has")
+	}
+	v.target(path+".backendRef", f.BackendRef)
+	if g := f.GRPCAuthConfig; g != nil {
+		v.set(path+".grpc.allowedHeaders", g.AllowedRequestHeaders)
+	}
+	if h := f.HTTPAuthConfig; h != nil {
+		v.set(path+".http.allowedHeaders", h.AllowedRequestHeaders)
+		v.set(path+".http.allowedResponseHeaders", h.AllowedResponseHeaders)
+		if h.Path != "" {
+			v.text(path+".http.path", h.Path, 1024, pathText)
+		}
+	}
+}
+
+// set checks a list of headers that are there once.
+func (v *validator) set(path string, list []string) {
+	v.atMost(path, len(list), 64)
+	once(v, path, list, func(s string) string { return s })
+}
+
+func (v *validator) extension(path string, ref *gatewayv1.LocalObjectReference) {
+	if ref != nil {
+		v.object(path, ref.Group, ref.Kind, ref.Name)
 	}
 }
 
@@ -88,6 +127,7 @@ func (v *validator) grpcFilters(path string, filters []gatewayv1.GRPCRouteFilter
 		v.headerChange(path+".requestHeaderModifier", f.RequestHeaderModifier)
 		v.headerChange(path+".responseHeaderModifier", f.ResponseHeaderModifier)
 		v.mirror(path+".requestMirror", f.RequestMirror)
+		v.extension(path+".extensionRef", f.ExtensionRef)
 	}
 	v.filterOnce(path, kinds)
 }
@@ -132,7 +172,7 @@ func (v *validator) mirror(path string, f *gatewayv1.HTTPRequestMirrorFilter) {
 	}
 }
 
-func (v *validator) rewriteTo(path string, host *gatewayv1.PreciseHostname, p *gatewayv1.HTTPPathModifier, onePrefix bool) {
+func (v *validator) rewriteTo(path string, host *gatewayv1.PreciseHostname, p *gatewayv1.HTTPPathModifier) {
 	if host != nil {
 		v.text(path+".hostname", string(*host), 253, dnsName)
 	}
@@ -143,12 +183,57 @@ func (v *validator) rewriteTo(path string, host *gatewayv1.PreciseHostname, p *g
 	v.filterType(path, string(p.Type), []body{
 		{"ReplaceFullPath", p.ReplaceFullPath != nil}, {"ReplacePrefixMatch", p.ReplacePrefixMatch != nil},
 	})
-	if max(len(value(p.ReplaceFullPath, "")), len(value(p.ReplacePrefixMatch, ""))) > 1024 {
-		v.fail(path, "is longer than 1024 bytes")
+	v.short(path, value(p.ReplaceFullPath, ""), 1024)
+	v.short(path, value(p.ReplacePrefixMatch, ""), 1024)
+}
+
+// prefixes checks that what replaces a prefix is in a rule with one match, by a
+// prefix. If two backends have what does, the CRD does not look.
+func (v *validator) prefixes(path string, r gatewayv1.HTTPRouteRule) {
+	if r.Matches == nil || len(r.Matches) == 1 &&
+		(r.Matches[0].Path == nil || value(r.Matches[0].Path.Type, gatewayv1.PathMatchPathPrefix) == gatewayv1.PathMatchPathPrefix) {
+		return
 	}
-	if p.ReplacePrefixMatch != nil && !onePrefix {
-		v.fail(path, "ReplacePrefixMatch needs a rule with one match, of type PathPrefix")
+	for _, of := range []func(gatewayv1.HTTPRouteFilter) (string, *gatewayv1.HTTPPathModifier){redirectPath, rewritePath} {
+		places := prefixChanges(path, r.Filters, of)
+		var below []string
+		for i, b := range r.BackendRefs {
+			below = append(below, prefixChanges(fmt.Sprintf("%s.backendRefs[%d]", path, i), b.Filters, of)...)
+		}
+		if len(below) == 1 {
+			places = append(places, below[0])
+		}
+		for _, place := range places {
+			v.fail(place, "ReplacePrefixMatch needs a rule with one match, of type PathPrefix")
+		}
 	}
+}
+
+func redirectPath(f gatewayv1.HTTPRouteFilter) (string, *gatewayv1.HTTPPathModifier) {
+	if f.RequestRedirect == nil {
+		return "", nil
+	}
+	return "requestRedirect", f.RequestRedirect.Path
+}
+
+func rewritePath(f gatewayv1.HTTPRouteFilter) (string, *gatewayv1.HTTPPathModifier) {
+	if f.URLRewrite == nil {
+		return "", nil
+	}
+	return "urlRewrite", f.URLRewrite.Path
+}
+
+// prefixChanges are the paths of what replaces a prefix.
+func prefixChanges(
+	path string, filters []gatewayv1.HTTPRouteFilter, of func(gatewayv1.HTTPRouteFilter) (string, *gatewayv1.HTTPPathModifier),
+) []string {
+	var out []string
+	for i, f := range filters {
+		if body, change := of(f); change != nil && change.ReplacePrefixMatch != nil {
+			out = append(out, fmt.Sprintf("%s.filters[%d].%s.path", path, i, body))
+		}
+	}
+	return out
 }
 
 func (v *validator) cors(path string, f gatewayv1.HTTPCORSFilter) {
@@ -156,6 +241,7 @@ func (v *validator) cors(path string, f gatewayv1.HTTPCORSFilter) {
 	wildcard(v, path+".allowMethods", f.AllowMethods, 9)
 	wildcard(v, path+".allowHeaders", f.AllowHeaders, 64)
 	v.atMost(path+".exposeHeaders", len(f.ExposeHeaders), 64)
+	once(v, path+".exposeHeaders", f.ExposeHeaders, func(h gatewayv1.HTTPHeaderName) gatewayv1.HTTPHeaderName { return h })
 	for i, o := range f.AllowOrigins {
 		v.text(fmt.Sprintf("%s.allowOrigins[%d]", path, i), string(o), 253, corsOrigin)
 	}
