@@ -219,19 +219,28 @@ func (h *http1Conn) use(ctx context.Context, f found) (*httpUpstream, error) {
 	return h.open(ctx, f.endpoint, f.picked, f.place)
 }
 
-// open connects to an endpoint.
+// open connects to an endpoint, in the time that the request has.
 func (h *http1Conn) open(ctx context.Context, endpoint route.Endpoint, picked pick, place place) (*httpUpstream, error) {
 	began := time.Now()
+	limit := h.plan.limit(began)
+	if !limit.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, limit)
+		defer cancel()
+	}
 	c, err := h.dial(ctx, h.accepted, endpoint.Addr)
 	if err != nil {
 		place.leave()
 		var failure *reason.Error
-		if errors.As(err, &failure) && another(err) {
-			picked.done(balance.ConnectFailure)
-			return nil, &attemptError{cause: failure, endpoint: endpoint.Addr, unsent: true}
+		switch {
+		case !limit.IsZero() && !time.Now().Before(limit):
+			failure = &reason.Error{Reason: reason.RequestTimeout, Err: errors.New("the endpoint did not take the connection in time")}
+		case !errors.As(err, &failure) || !another(err):
+			picked.done(balance.Unknown)
+			return nil, err
 		}
-		picked.done(balance.Unknown)
-		return nil, err
+		picked.done(balance.ConnectFailure)
+		return nil, &attemptError{cause: failure, endpoint: endpoint.Addr, unsent: true}
 	}
 	place.keep(c)
 	up, err := newHTTPUpstream(c, endpoint)
