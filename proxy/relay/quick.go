@@ -85,7 +85,7 @@ type quick struct {
 	resume  chan step
 	due     time.Time // when the goroutine is to take over
 	timer   *time.Timer
-	rings   time.Time // the timer
+	rings   time.Time // the timer; zero: it does not
 }
 
 // wait has the poller serve requests until one is not ordinary, and returns how far
@@ -128,7 +128,7 @@ func (q *quick) dueBy(t time.Time) {
 	switch {
 	case q.timer == nil:
 		q.resume, q.timer = make(chan step, 1), time.NewTimer(time.Until(t))
-	case t.Before(q.rings):
+	case q.rings.IsZero() || t.Before(q.rings):
 		q.timer.Reset(time.Until(t))
 	default:
 		return
@@ -141,12 +141,11 @@ func (h *http1Conn) late() {
 	q := &h.quick
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.rings = time.Time{}
 	switch {
 	case q.at == away:
 	case time.Now().Before(q.due):
-		q.rings = time.Time{}
-		q.timer.Reset(time.Until(q.due))
-		q.rings = q.due
+		q.dueBy(q.due)
 	default:
 		if q.at == atHead {
 			h.client.missed = os.ErrDeadlineExceeded

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/route"
 )
 
 // thinking is an application that answers when it is told to.
@@ -194,4 +195,30 @@ func (h *http1Conn) sentSoFar(b *bench) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.records)
+}
+
+// TestARequestsTimeEndsWithThePollerToo, time and again.
+func TestARequestsTimeEndsWithThePollerToo(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/never" {
+			<-r.Context().Done()
+		}
+	}))
+	defer server.Close()
+	config := behind(addressOf(server))
+	config.destination.Policy = &route.Policy{Timeout: 50 * time.Millisecond}
+	b := newBench(t, config)
+	client := b.conn(t, listen.Outbound, vip)
+	r := bufio.NewReader(client)
+	for range 3 {
+		if resp, _ := say(t, client, r, hello, "GET"); resp.StatusCode != 200 {
+			t.Errorf("%v", resp)
+		}
+		_, _ = io.WriteString(client, "GET /never HTTP/1.1\r\nHost: back\r\n\r\n")
+		if resp, _ := answered(t, r, "GET"); resp.StatusCode != 504 {
+			t.Errorf("%v", resp)
+		}
+	}
+	client.Close()
+	b.ended(t)
 }
