@@ -58,6 +58,7 @@ type Conn struct {
 	Original  netip.AddrPort // where it was going
 	Direct    bool           // it was not turned aside: somebody dialled this listener
 	Mark      int            // of the packet that began it, where the pod's kernel is told to keep that
+	Shed      bool           // it is to be reset before another one is accepted: see Accept
 	Accepted  time.Time
 }
 
@@ -65,7 +66,9 @@ type Conn struct {
 type Listener struct {
 	Direction Direction
 
-	tcp *net.TCPListener
+	tcp   *net.TCPListener
+	short time.Time // since when descriptors have run out; zero: there are some
+	spare spare
 }
 
 // New wraps a copy of the listening socket fd.
@@ -85,7 +88,9 @@ func New(d Direction, fd int) (*Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("listener %s: %T is not TCP", d, l)
 	}
-	return &Listener{Direction: d, tcp: tcp}, nil
+	out := &Listener{Direction: d, tcp: tcp}
+	out.spare.keep(tcp)
+	return out, nil
 }
 
 // Addr is where it listens.
@@ -93,7 +98,10 @@ func (l *Listener) Addr() netip.AddrPort { return unmap(l.tcp.Addr()) }
 
 // Close stops accepting. Connections in the backlog stay there as long as
 // somebody else holds the socket.
-func (l *Listener) Close() error { return l.tcp.Close() }
+func (l *Listener) Close() error {
+	l.spare.end()
+	return l.tcp.Close()
+}
 
 // Backoff between attempts to accept when descriptors or memory have run out.
 const (
@@ -101,22 +109,33 @@ const (
 	maxBackoff = time.Second
 )
 
+// patience is how long clients wait for a descriptor.
+const patience = time.Second
+
 // Accept returns the next connection, or an error once the listener is closed or
 // ctx is done. When descriptors have run out it waits: the clients do, too, in the
-// backlog.
+// backlog. Once that has lasted for patience it takes them in the place of its spare
+// descriptor: what leaves none to spare is to be shed.
 func (l *Listener) Accept(ctx context.Context) (Conn, error) {
 	backoff := minBackoff
 	for {
 		tcp, err := l.tcp.AcceptTCP()
+		if errors.Is(err, unix.EMFILE) && l.impatient(time.Now()) {
+			tcp, err = l.acceptSpare()
+		}
 		switch {
 		case err == nil:
 			c, err := l.examine(tcp)
+			if c.Shed = !l.spare.keep(l.tcp); !c.Shed {
+				l.short = time.Time{}
+			}
 			if err == nil {
 				return c, nil
 			}
 			tcp.Close() // it is gone already
 		case errors.Is(err, unix.ECONNABORTED), errors.Is(err, unix.EINTR):
 		case exhausted(err):
+			l.spare.keep(l.tcp)
 			select {
 			case <-ctx.Done():
 				return Conn{}, ctx.Err()
@@ -127,6 +146,29 @@ func (l *Listener) Accept(ctx context.Context) (Conn, error) {
 			return Conn{}, fmt.Errorf("listener %s: %w", l.Direction, err)
 		}
 	}
+}
+
+// impatient reports whether descriptors have been short for long.
+func (l *Listener) impatient(now time.Time) bool {
+	if l.short.IsZero() {
+		l.short = now
+	}
+	return now.Sub(l.short) >= patience
+}
+
+// acceptSpare accepts in the place of the spare descriptor. Without one, and with
+// nobody there, it is EMFILE: that is what accept(2) says before it looks who is there.
+func (l *Listener) acceptSpare() (*net.TCPConn, error) {
+	if !l.spare.release() {
+		return nil, unix.EMFILE
+	}
+	_ = l.tcp.SetDeadline(time.Now().Add(minBackoff))
+	tcp, err := l.tcp.AcceptTCP()
+	_ = l.tcp.SetDeadline(time.Time{})
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = unix.EMFILE
+	}
+	return tcp, err
 }
 
 func exhausted(err error) bool {

@@ -94,6 +94,67 @@ func TestAcceptExhausted(t *testing.T) {
 	c.Close()
 }
 
+// TestWhatHasWaitedForADescriptorIsShed: one after the other, and what comes when
+// there are some again is not.
+func TestWhatHasWaitedForADescriptorIsShed(t *testing.T) {
+	l, to := wrap(t, "127.0.0.1:0")
+	var clients []net.Conn
+	for range 4 {
+		client, err := net.Dial("tcp", to.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		clients = append(clients, client)
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	free, err := unix.Dup(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(free)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(free), Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	l.short = time.Now().Add(-patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var shed []Conn
+	for range 3 {
+		c, err := l.Accept(ctx)
+		if err != nil {
+			break
+		}
+		shed = append(shed, c)
+		c.Close()
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if len(shed) != 3 {
+		t.Fatalf("%d of 3 accepted", len(shed))
+	}
+	for i, c := range shed {
+		if !c.Shed || c.Peer.String() != clients[i].LocalAddr().String() || c.Original.String() != to.String() {
+			t.Errorf("%+v", c)
+		}
+	}
+	c, err := l.Accept(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c.Shed {
+		t.Error("there are descriptors, and a connection is shed")
+	}
+	if !l.short.IsZero() {
+		t.Error("there are descriptors, and the listener has not noticed")
+	}
+}
+
 func cpuTime(t *testing.T) time.Duration {
 	t.Helper()
 	var u unix.Rusage

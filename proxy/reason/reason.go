@@ -12,10 +12,10 @@ const (
 	NoEndpoints                      // no ready pod behind the Service
 	ConnectRefused                   // the pod is there, its port closed
 	ConnectTimeout                   // no answer
-	ConnectFailed                    // any other failure of connecting: no route, no local port
+	ConnectFailed                    // any other failure of connecting: no route
 	UpstreamClosed                   // the upstream reset the connection
 	ClientGone                       // the client reset it, or vanished
-	Overload                         // the proxy shed it
+	Overload                         // the proxy shed it: too many connections, no descriptor, no local port
 	ConfigUnavailable                // no agent has told this proxy what pod it is for
 	DestinationUnknown               // an address of the mesh, and no agent says what it is
 	Loop                             // the proxy's own connection came back to it

@@ -164,9 +164,16 @@ func (s *Server) accept(ctx, handling context.Context, l *listen.Listener, ended
 			return
 		}
 		s.handlers.Add(1)
+		if c.Shed {
+			s.handle(handling, c)
+			continue
+		}
 		go s.handle(handling, c)
 	}
 }
+
+// errDescriptors is why a connection was accepted only to be shed.
+var errDescriptors = errors.New("the proxy has no descriptor left")
 
 // handle serves one connection from beginning to end.
 func (s *Server) handle(ctx context.Context, c listen.Conn) {
@@ -194,6 +201,8 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 		return 0, &reason.Error{Reason: reason.Overload}
 	}
 	switch {
+	case c.Shed:
+		return 0, &reason.Error{Reason: reason.Overload, Err: errDescriptors}
 	case c.Direct:
 		return 0, &reason.Error{Reason: reason.NotRedirected}
 	case s.dialer.Own(c.Peer, c.Original, c.Mark):

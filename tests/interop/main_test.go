@@ -34,6 +34,8 @@ var (
 	called = &pod.Pod{Namespace: namespace, Name: "called", ContainerID: "called"}
 	// counted has clients of whose every connection it is known what becomes.
 	counted = &pod.Pod{Namespace: namespace, Name: "counted", ContainerID: "counted"}
+	// starved has clients whose proxy is left without what it needs.
+	starved = &pod.Pod{Namespace: namespace, Name: "starved", ContainerID: "starved"}
 )
 
 // grpcTools is the folder of gRPC's client and server, in out/bin.
@@ -67,14 +69,14 @@ func ready(ctx context.Context, entered *pod.Node, found pod.Binaries) error {
 		return err
 	}
 	// One file: an agent that knows the pod knows the Services.
-	manifests := []any{caller.Manifest(), counted.Manifest()}
+	manifests := []any{caller.Manifest(), counted.Manifest(), starved.Manifest()}
 	for _, s := range services {
 		manifests = append(append(manifests, s.Manifest()), s.Slices(s.port, called)...)
 	}
 	if err := node.Write("caller.yaml", manifests...); err != nil {
 		return err
 	}
-	for i, p := range []*pod.Pod{caller, counted} {
+	for i, p := range []*pod.Pod{caller, counted, starved} {
 		if err := add(ctx, chain, p); err != nil {
 			return err
 		}

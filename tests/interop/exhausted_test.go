@@ -1,0 +1,357 @@
+package interop
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/tests/pod"
+)
+
+// Ports of called.
+const (
+	scarcePort = 10200 + iota
+	crampedPort
+	plentyPort
+)
+
+var (
+	toScarce  = declare("scarce", scarcePort, "http")
+	toCramped = declare("cramped", crampedPort, "http")
+	toPlenty  = declare("plenty", plentyPort, "http")
+)
+
+// starvedLabels are those of requests of starved's to a Service.
+func starvedLabels(service string) string {
+	return fmt.Sprintf(`destination_namespace="shop",destination_service=%q,destination_workload="called",direction="outbound",source_namespace="shop",source_workload="starved"`, service)
+}
+
+// TestWhatRunsOutIsShedAndCounted: of descriptors and of local ports. What needs none
+// goes on, the proxy lives, and all is well once there are some again.
+func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
+	onNode(t)
+	t.Parallel()
+	proxy := proxyOf(t, starved)
+	// One after the other: the proxy is the same.
+	t.Run("descriptors", func(t *testing.T) { withoutDescriptors(t, proxy) })
+	t.Run("local ports", withoutLocalPorts)
+	if now := proxyOf(t, starved); now != proxy {
+		t.Errorf("the proxy was process %d, and is %d", proxy, now)
+	}
+}
+
+func withoutDescriptors(t *testing.T, proxy int) {
+	app := holdRequests(t, scarcePort)
+	// Two clients are there, and one connection to the application, which one of them
+	// is using.
+	busy, idle := ask(t, starved, toScarce), ask(t, starved, toScarce)
+	busy.expect(t, "/", 200, "")
+	idle.expect(t, "/", 200, "")
+	busy.send(t, "/hold")
+	app.await(t, 1)
+
+	logged, before := len(accessLog.String()), metrics(t)
+	restore := limitDescriptors(t, proxy)
+	began, used := time.Now(), cpuTime(t, proxy)
+	idle.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
+	idle.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
+
+	// Nothing of these is known to the proxy before it has a descriptor for them.
+	const waiting = 20
+	var shed []net.Conn
+	for range waiting {
+		conn, err := dialFrom(t.Context(), starved, toScarce.String())
+		if errors.Is(err, unix.ECONNRESET) {
+			continue // already
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		shed = append(shed, conn)
+	}
+	for _, conn := range shed {
+		_ = conn.SetDeadline(time.Now().Add(patience))
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Fatalf("a connection that there was no descriptor for ended with %v, want a reset", err)
+		}
+	}
+	if took, used := time.Since(began), cpuTime(t, proxy)-used; used > took/2 {
+		t.Errorf("the proxy has used %s of CPU in %s", used, took)
+	}
+	grown(t, before, map[string]float64{
+		"weir_http_requests_total{" + starvedLabels("scarce") + `,code="503",grpc_status="",protocol="http1",reason="overload",route="",tls="none"}`: 2,
+	})
+	eventually(t, patience, "records of what was shed", func() error {
+		all, err := parseRecords(accessLog.String()[logged:])
+		if err != nil {
+			return err
+		}
+		shed := 0
+		for _, r := range all {
+			if r.Pod == starved.ID() && r.Server == toScarce.String() && r.Reason == "overload" && r.HTTP == nil {
+				shed++
+			}
+		}
+		if shed != waiting {
+			return fmt.Errorf("%d, want %d", shed, waiting)
+		}
+		return nil
+	})
+	grown(t, before, map[string]float64{
+		`weir_tcp_connections_closed_total{destination_namespace="unknown",destination_service="unknown",destination_workload="unknown",direction="outbound",reason="overload",source_namespace="shop",source_workload="starved"}`: waiting,
+	})
+	app.release(1)
+	busy.answered(t, 200, "")
+
+	restore()
+	busy.expect(t, "/", 200, "")
+	idle.expect(t, "/", 200, "")
+	ask(t, starved, toScarce).expect(t, "/", 200, "")
+}
+
+func withoutLocalPorts(t *testing.T) {
+	app := holdRequests(t, crampedPort)
+	holdRequests(t, plentyPort)
+	const ports = 8
+	restore := limitPorts(t, starved, 50000, 50000+ports-1)
+	var busy []*asking
+	for range ports {
+		c := ask(t, starved, toCramped)
+		c.send(t, "/hold")
+		busy = append(busy, c)
+	}
+	app.await(t, ports)
+
+	before := metrics(t)
+	client, other := ask(t, starved, toCramped), ask(t, starved, toPlenty)
+	client.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
+	other.expect(t, "/", 200, "")
+	grown(t, before, map[string]float64{
+		"weir_http_requests_total{" + starvedLabels("cramped") + `,code="503",grpc_status="",protocol="http1",reason="overload",route="",tls="none"}`: 1,
+		"weir_http_requests_total{" + starvedLabels("plenty") + `,code="200",grpc_status="",protocol="http1",reason="",route="",tls="none"}`:         1,
+	})
+	app.release(ports)
+	for _, c := range busy {
+		c.answered(t, 200, "")
+	}
+	client.expect(t, "/", 200, "")
+	restore()
+}
+
+// proxyOf is the process of a pod's proxy.
+func proxyOf(t *testing.T, p *pod.Pod) int {
+	t.Helper()
+	pids, err := node.CgroupPIDs(p.ContainerID)
+	if err != nil || len(pids) != 1 {
+		t.Fatalf("the proxies of %s are %v, %v", p.ID(), pids, err)
+	}
+	return pids[0]
+}
+
+// limitDescriptors leaves a process those that it has, until the function it returns
+// is called.
+func limitDescriptors(t *testing.T, pid int) func() {
+	t.Helper()
+	free := uint64(0)
+	for {
+		if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", pid, free)); err != nil {
+			break
+		}
+		free++
+	}
+	was := strings.TrimSpace(prlimit(t, pid, "--nofile", "--output=SOFT", "--noheadings"))
+	prlimit(t, pid, fmt.Sprintf("--nofile=%d:", free))
+	return once(t, func() { prlimit(t, pid, "--nofile="+was+":") })
+}
+
+// prlimit runs the program on a process, as its user: another one needs
+// CAP_SYS_RESOURCE, which not every root has.
+func prlimit(t *testing.T, pid int, args ...string) string {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var uid uint32
+	_, of, _ := strings.Cut(string(status), "\nUid:")
+	if _, err := fmt.Sscan(of, &uid); err != nil {
+		t.Fatal(err)
+	}
+	cmd := program(context.Background(), t, "prlimit", append([]string{fmt.Sprint("--pid=", pid)}, args...)...)
+	cmd.SysProcAttr = as(uid)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("prlimit %q: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+// limitPorts leaves a pod so many ports to connect from.
+func limitPorts(t *testing.T, p *pod.Pod, first, last int) func() {
+	t.Helper()
+	const file = "/proc/sys/net/ipv4/ip_local_port_range" // of the namespace of the thread that opens it
+	var was []byte
+	err := pod.In(p.Netns, func() error {
+		var err error
+		if was, err = os.ReadFile(file); err != nil {
+			return err
+		}
+		return os.WriteFile(file, fmt.Appendf(nil, "%d %d", first, last), 0)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return once(t, func() {
+		if err := pod.In(p.Netns, func() error { return os.WriteFile(file, was, 0) }); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// once has something done when the function it returns is called, or else at the
+// test's end.
+func once(t *testing.T, do func()) func() {
+	f := sync.OnceFunc(do)
+	t.Cleanup(f)
+	return f
+}
+
+// cpuTime is what a process has used, user and system.
+func cpuTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// proc_pid_stat(5): utime and stime are fields 14 and 15, in hundredths of a second;
+	// the second, in brackets, may contain anything.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	var sum time.Duration
+	for _, field := range fields[11:13] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += time.Duration(n) * 10 * time.Millisecond
+	}
+	return sum
+}
+
+// holding is a server that answers at once, but for what goes to /hold.
+type holding struct {
+	held     chan struct{} // one for each that is held
+	released chan struct{} // one for each that goes on
+}
+
+// holdRequests starts one on a port of called.
+func holdRequests(t *testing.T, port uint16) *holding {
+	t.Helper()
+	h := &holding{held: make(chan struct{}, 100), released: make(chan struct{})}
+	server := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/hold" {
+			return
+		}
+		h.held <- struct{}{}
+		select {
+		case <-h.released:
+		case <-r.Context().Done():
+		}
+	})}
+	l := listen(t, port)
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { server.Close() })
+	return h
+}
+
+// release has so many go on.
+func (h *holding) release(n int) {
+	for range n {
+		h.released <- struct{}{}
+	}
+}
+
+// await waits until so many more are held.
+func (h *holding) await(t *testing.T, n int) {
+	t.Helper()
+	late := time.After(patience)
+	for i := range n {
+		select {
+		case <-h.held:
+		case <-late:
+			t.Fatalf("%d of %d requests have come to the application", i, n)
+		}
+	}
+}
+
+// asking is a client's connection that stays.
+type asking struct {
+	net.Conn
+	r  *bufio.Reader
+	to netip.AddrPort
+}
+
+// clients is how many clients there were. Each has a port of its own: those from which
+// connect(2) chooses are left to the proxy.
+var clients atomic.Int32
+
+// ask connects from a pod.
+func ask(t *testing.T, p *pod.Pod, to netip.AddrPort) *asking {
+	t.Helper()
+	var conn net.Conn
+	err := pod.In(p.Netns, func() error {
+		local := net.TCPAddr{IP: p.Address(false).AsSlice(), Port: 20000 + int(clients.Add(1))}
+		var err error
+		conn, err = (&net.Dialer{LocalAddr: &local}).DialContext(t.Context(), "tcp", to.String())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return &asking{conn, bufio.NewReader(conn), to}
+}
+
+func (a *asking) send(t *testing.T, path string) {
+	t.Helper()
+	_ = a.SetDeadline(time.Now().Add(patience))
+	if _, err := fmt.Fprintf(a, "GET %s HTTP/1.1\r\nHost: a\r\n\r\n", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// answered wants a status, and a Proxy-Status that begins so.
+func (a *asking) answered(t *testing.T, status int, proxyStatus string) {
+	t.Helper()
+	_ = a.SetDeadline(time.Now().Add(patience))
+	response, err := http.ReadResponse(a.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.Copy(io.Discard, response.Body)
+	got := response.Header.Get("Proxy-Status")
+	if err != nil || response.StatusCode != status || !strings.HasPrefix(got, proxyStatus) || (got == "") != (proxyStatus == "") {
+		t.Errorf("answered %s, Proxy-Status %q, %v; want %d, %q", response.Status, got, err, status, proxyStatus)
+	}
+}
+
+func (a *asking) expect(t *testing.T, path string, status int, proxyStatus string) {
+	t.Helper()
+	a.send(t, path)
+	a.answered(t, status, proxyStatus)
+}
