@@ -144,7 +144,7 @@ func withoutLocalPorts(t *testing.T) {
 	other.expect(t, "/", 200, "")
 	grown(t, before, map[string]float64{
 		"weir_http_requests_total{" + starvedLabels("cramped") + `,code="503",grpc_status="",protocol="http1",reason="overload",route="",tls="none"}`: 1,
-		"weir_http_requests_total{" + starvedLabels("plenty") + `,code="200",grpc_status="",protocol="http1",reason="",route="",tls="none"}`:         1,
+		"weir_http_requests_total{" + starvedLabels("plenty") + `,code="200",grpc_status="",protocol="http1",reason="",route="",tls="none"}`:          1,
 	})
 	app.release(ports)
 	for _, c := range busy {
