@@ -86,6 +86,10 @@ bench-config: ## how soon a change in a real API server is every proxy's, and th
 bench-memory: ## memory of proxies that idle, and of idle connections; needs root
 	@$(GO) run ./tests/bench memory $(BENCH_FLAGS)
 
+.PHONY: bench-overload
+bench-overload: ## goodput at five times the peak, and latency beside slow clients; needs root
+	@$(GO) run ./tests/bench overload $(BENCH_FLAGS)
+
 # ---- testing: `make test` runs these as stages, see .ci/test
 
 .PHONY: test

@@ -118,6 +118,24 @@ func TestTheBenchmarkOfMemoryRuns(t *testing.T) {
 	}
 }
 
+// TestTheBenchmarkOfOverloadRuns: some is served, and the rest refused by the policy.
+func TestTheBenchmarkOfOverloadRuns(t *testing.T) {
+	r, out := smoke(t, "overload")
+	want := []string{namePeak, nameOffered, nameGoodput, nameShare, nameServed, nameRefused,
+		nameSteady("p50"), nameSteady("p99"), nameBeside("p50", 10*smokeRuns), nameBeside("p99", 10*smokeRuns)}
+	if len(r.Series) != len(want) {
+		t.Fatalf("%d series, want %d", len(r.Series), len(want))
+	}
+	for i, s := range r.Series {
+		if s.Name != want[i] || len(s.Samples) == 0 {
+			t.Errorf("series %d is %q with %d samples, want %q", i, s.Name, len(s.Samples), want[i])
+		}
+	}
+	if !strings.Contains(out, "Refused as circuit_open: ") {
+		t.Error("nothing was refused by the policy")
+	}
+}
+
 func TestTheBaselineIsThirtyRules(t *testing.T) {
 	if n := len(baseline) * len(families); n != 30 {
 		t.Errorf("%d rules", n)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -64,7 +63,7 @@ func (b *memoryBench) kept(ctx context.Context, rounds, connections int, progres
 		if err := b.node.Write(service.Name+".yaml", service.Slices(keptPort, callee)...); err != nil {
 			return nil, err
 		}
-		server, err := serveKept(callee)
+		server, err := serveIn(callee, keptPort, answer)
 		if err != nil {
 			return nil, err
 		}
@@ -88,21 +87,6 @@ func (b *memoryBench) kept(ctx context.Context, rounds, connections int, progres
 		server.Close()
 	}
 	return series, nil
-}
-
-// serveKept serves an answer to everything in a pod.
-func serveKept(p *pod.Pod) (*http.Server, error) {
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, strings.Repeat("x", 1024))
-	})}
-	err := pod.In(p.Netns, func() error {
-		l, err := net.Listen("tcp4", fmt.Sprint(":", keptPort))
-		if err == nil {
-			go func() { _ = server.Serve(l) }()
-		}
-		return err
-	})
-	return server, err
 }
 
 // warmUp is how many connections come and go before it is measured.

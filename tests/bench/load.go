@@ -120,21 +120,35 @@ func cpuOf(l lane) (time.Duration, error) {
 // senders share a rate.
 const senders = 16
 
-// latency sends requests at a fixed rate, each at its time whatever became of the
-// one before, and measures from that time on.
+// latency measures a lane at a fixed rate.
 func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.Duration, out results) error {
-	conns, err := dialAll(l)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		for _, c := range conns {
-			c.Close()
-		}
-	}()
 	before, err := cpuOf(l)
 	if err != nil {
 		return err
+	}
+	times, err := steady(ctx, l, rate, length)
+	if err != nil {
+		return err
+	}
+	after, err := cpuOf(l)
+	if err != nil {
+		return err
+	}
+	out.add(nameLatency(l.name, rate, "p50"), micros(times, 0.50))
+	out.add(nameLatency(l.name, rate, "p99"), micros(times, 0.99))
+	if l.name != laneDirect {
+		out.add(nameCPU(l.name, atRate(rate)), float64((after-before).Microseconds())/float64(len(times)))
+	}
+	return nil
+}
+
+// steady sends requests at a fixed rate, each at its time whatever became of the one
+// before, and returns how long they took from that time on, sorted.
+func steady(ctx context.Context, l lane, rate int, length time.Duration) ([]time.Duration, error) {
+	conns, err := dialMany(l, senders)
+	defer closeAll(conns)
+	if err != nil {
+		return nil, err
 	}
 	times := make([][]time.Duration, senders)
 	failures := make([]error, senders)
@@ -148,28 +162,21 @@ func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.D
 		})
 	}
 	sending.Wait()
-	if err := errors.Join(failures...); err != nil {
-		return err
-	}
-	after, err := cpuOf(l)
-	if err != nil {
-		return err
-	}
 	all := slices.Concat(times...)
 	slices.Sort(all)
-	micros := func(q float64) float64 { return float64(all[int(q*float64(len(all)-1))].Microseconds()) }
-	out.add(nameLatency(l.name, rate, "p50"), micros(0.50))
-	out.add(nameLatency(l.name, rate, "p99"), micros(0.99))
-	if l.name != laneDirect {
-		out.add(nameCPU(l.name, atRate(rate)), float64((after-before).Microseconds())/float64(len(all)))
-	}
-	return nil
+	return all, errors.Join(failures...)
 }
 
-func dialAll(l lane) ([]net.Conn, error) {
+// micros is a quantile of sorted times, in µs.
+func micros(sorted []time.Duration, q float64) float64 {
+	return float64(sorted[int(q*float64(len(sorted)-1))].Microseconds())
+}
+
+// dialMany makes connections on a lane. They are the caller's, whatever the error.
+func dialMany(l lane, n int) ([]net.Conn, error) {
 	var conns []net.Conn
 	err := pod.In(l.client, func() error {
-		for range senders {
+		for range n {
 			c, err := net.Dial("tcp", l.target.String())
 			if err != nil {
 				return err

@@ -20,7 +20,7 @@ import (
 
 // benchmarks are all there are, by name.
 var benchmarks = map[string]func(ctx context.Context, args []string, stdout, stderr io.Writer) (int, error){
-	"add": runAdd, "dataplane": runDataplane, "config": runConfig, "memory": runMemory,
+	"add": runAdd, "dataplane": runDataplane, "config": runConfig, "memory": runMemory, "overload": runOverload,
 }
 
 const usage = `bench measures what Weir costs. It prints Markdown, and with OUT=folder in the
@@ -30,6 +30,7 @@ environment writes JSON with all samples.
   bench dataplane [flags]   what requests cost, beside nginx, HAProxy and ReverseProxy
   bench config [flags]      how soon a change in the API server is every proxy's, and what memory that takes
   bench memory [flags]      what a proxy takes while it idles, and an idle connection
+  bench overload [flags]    what is left of goodput when five times as much is asked, and beside slow clients
 
 `
 
