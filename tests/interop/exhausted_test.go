@@ -27,13 +27,15 @@ import (
 const (
 	scarcePort = 10200 + iota
 	crampedPort
+	untrackedPort
 	plentyPort
 )
 
 var (
-	toScarce  = declare("scarce", scarcePort, "http")
-	toCramped = declare("cramped", crampedPort, "http")
-	toPlenty  = declare("plenty", plentyPort, "http")
+	toScarce    = declare("scarce", scarcePort, "http")
+	toCramped   = declare("cramped", crampedPort, "http")
+	toPlenty    = declare("plenty", plentyPort, "http")
+	toUntracked = declare("untracked", untrackedPort, "http")
 )
 
 // starvedLabels are those of requests of starved's to a Service.
@@ -41,7 +43,7 @@ func starvedLabels(service string) string {
 	return fmt.Sprintf(`destination_namespace="shop",destination_service=%q,destination_workload="called",direction="outbound",source_namespace="shop",source_workload="starved"`, service)
 }
 
-// TestWhatRunsOutIsShedAndCounted: of descriptors and of local ports. What needs none
+// TestWhatRunsOutIsShedAndCounted: of descriptors, local ports and conntrack's entries. What needs none
 // goes on, the proxy lives, and all is well once there are some again.
 func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
 	onNode(t)
@@ -50,6 +52,7 @@ func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
 	// One after the other: the proxy is the same.
 	t.Run("descriptors", func(t *testing.T) { withoutDescriptors(t, proxy) })
 	t.Run("local ports", withoutLocalPorts)
+	t.Run("places in the table of connections", withoutConntrack)
 	if now := proxyOf(t, starved); now != proxy {
 		t.Errorf("the proxy was process %d, and is %d", proxy, now)
 	}
@@ -152,6 +155,50 @@ func withoutLocalPorts(t *testing.T) {
 	}
 	client.expect(t, "/", 200, "")
 	restore()
+}
+
+// withoutConntrack has the kernel drop what begins a connection, which is what it does
+// when its table is full. That table's size is one for all network namespaces, and only
+// the first one can set it (net.netfilter.nf_conntrack_max, Linux 6.18).
+func withoutConntrack(t *testing.T) {
+	app := holdRequests(t, untrackedPort)
+	busy, client := ask(t, starved, toUntracked), ask(t, starved, toUntracked)
+	busy.expect(t, "/", 200, "")
+	client.expect(t, "/", 200, "")
+	busy.send(t, "/hold")
+	app.await(t, 1)
+
+	before := metrics(t)
+	nft(t, starved, fmt.Sprintf("table inet full { chain out { type filter hook output priority 0; tcp dport %d ct state new drop; }; }", untrackedPort))
+	restore := once(t, func() { nft(t, starved, "delete table inet full") })
+	client.expect(t, "/", 503, "weir; error=connection_timeout; details=\"connect_timeout: ")
+	app.release(1)
+	busy.answered(t, 200, "")
+	client.expect(t, "/", 200, "") // by the connection that there is
+	grown(t, before, map[string]float64{
+		"weir_http_requests_total{" + starvedLabels("untracked") + `,code="503",grpc_status="",protocol="http1",reason="connect_timeout",route="",tls="none"}`: 1,
+	})
+	busy.send(t, "/hold")
+	app.await(t, 1)
+	restore()
+	client.expect(t, "/", 200, "")
+	app.release(1)
+	busy.answered(t, 200, "")
+}
+
+// nft changes the rules of a pod.
+func nft(t *testing.T, p *pod.Pod, rules string) {
+	t.Helper()
+	cmd := program(context.Background(), t, "nft", rules)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	err := startIn(p, cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		t.Fatalf("nft %q: %v: %s", rules, err, said.String())
+	}
 }
 
 // proxyOf is the process of a pod's proxy.
