@@ -38,17 +38,21 @@ var (
 	toUntracked = declare("untracked", untrackedPort, "http")
 )
 
-// starvedLabels are those of requests of starved's to a Service.
-func starvedLabels(service string) string {
-	return fmt.Sprintf(`destination_namespace="shop",destination_service=%q,destination_workload="called",direction="outbound",source_namespace="shop",source_workload="starved"`, service)
+// waiting is how many connections there is no descriptor for.
+const waiting = 20
+
+// fromStarved are the labels of both ends.
+func fromStarved(workload, namespace, service string) string {
+	return fmt.Sprintf(`destination_namespace=%q,destination_service=%q,destination_workload=%q,direction="outbound",source_namespace="shop",source_workload="starved"`,
+		namespace, service, workload)
 }
 
-// TestWhatRunsOutIsShedAndCounted: of descriptors, local ports and conntrack's entries. What needs none
-// goes on, the proxy lives, and all is well once there are some again.
+// TestWhatRunsOutIsShedAndCounted: descriptors, local ports, conntrack's entries. What
+// needs none goes on, the proxy lives, and all is well once there are some again.
 func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
 	onNode(t)
 	t.Parallel()
-	proxy := proxyOf(t, starved)
+	proxy, before := proxyOf(t, starved), metrics(t)
 	// One after the other: the proxy is the same.
 	t.Run("descriptors", func(t *testing.T) { withoutDescriptors(t, proxy) })
 	t.Run("local ports", withoutLocalPorts)
@@ -56,6 +60,17 @@ func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
 	if now := proxyOf(t, starved); now != proxy {
 		t.Errorf("the proxy was process %d, and is %d", proxy, now)
 	}
+	requests := func(service, code, reason string) string {
+		return fmt.Sprintf(`weir_http_requests_total{%s,code=%q,grpc_status="",protocol="http1",reason=%q,route="",tls="none"}`,
+			fromStarved("called", "shop", service), code, reason)
+	}
+	grown(t, before, map[string]float64{
+		requests("scarce", "503", "overload"):           2,
+		requests("cramped", "503", "overload"):          1,
+		requests("plenty", "200", ""):                   1,
+		requests("untracked", "503", "connect_timeout"): 1,
+		"weir_tcp_connections_closed_total{" + fromStarved("unknown", "unknown", "unknown") + `,reason="overload"}`: waiting,
+	})
 }
 
 func withoutDescriptors(t *testing.T, proxy int) {
@@ -68,14 +83,13 @@ func withoutDescriptors(t *testing.T, proxy int) {
 	busy.send(t, "/hold")
 	app.await(t, 1)
 
-	logged, before := len(accessLog.String()), metrics(t)
+	logged := len(accessLog.String())
 	restore := limitDescriptors(t, proxy)
 	began, used := time.Now(), cpuTime(t, proxy)
 	idle.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
 	idle.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
 
 	// Nothing of these is known to the proxy before it has a descriptor for them.
-	const waiting = 20
 	var shed []net.Conn
 	for range waiting {
 		conn, err := dialFrom(t.Context(), starved, toScarce.String())
@@ -97,9 +111,6 @@ func withoutDescriptors(t *testing.T, proxy int) {
 	if took, used := time.Since(began), cpuTime(t, proxy)-used; used > took/2 {
 		t.Errorf("the proxy has used %s of CPU in %s", used, took)
 	}
-	grown(t, before, map[string]float64{
-		"weir_http_requests_total{" + starvedLabels("scarce") + `,code="503",grpc_status="",protocol="http1",reason="overload",route="",tls="none"}`: 2,
-	})
 	eventually(t, patience, "records of what was shed", func() error {
 		all, err := parseRecords(accessLog.String()[logged:])
 		if err != nil {
@@ -115,9 +126,6 @@ func withoutDescriptors(t *testing.T, proxy int) {
 			return fmt.Errorf("%d, want %d", shed, waiting)
 		}
 		return nil
-	})
-	grown(t, before, map[string]float64{
-		`weir_tcp_connections_closed_total{destination_namespace="unknown",destination_service="unknown",destination_workload="unknown",direction="outbound",reason="overload",source_namespace="shop",source_workload="starved"}`: waiting,
 	})
 	app.release(1)
 	busy.answered(t, 200, "")
@@ -141,14 +149,9 @@ func withoutLocalPorts(t *testing.T) {
 	}
 	app.await(t, ports)
 
-	before := metrics(t)
 	client, other := ask(t, starved, toCramped), ask(t, starved, toPlenty)
 	client.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
 	other.expect(t, "/", 200, "")
-	grown(t, before, map[string]float64{
-		"weir_http_requests_total{" + starvedLabels("cramped") + `,code="503",grpc_status="",protocol="http1",reason="overload",route="",tls="none"}`: 1,
-		"weir_http_requests_total{" + starvedLabels("plenty") + `,code="200",grpc_status="",protocol="http1",reason="",route="",tls="none"}`:          1,
-	})
 	app.release(ports)
 	for _, c := range busy {
 		c.answered(t, 200, "")
@@ -168,16 +171,12 @@ func withoutConntrack(t *testing.T) {
 	busy.send(t, "/hold")
 	app.await(t, 1)
 
-	before := metrics(t)
 	nft(t, starved, fmt.Sprintf("table inet full { chain out { type filter hook output priority 0; tcp dport %d ct state new drop; }; }", untrackedPort))
 	restore := once(t, func() { nft(t, starved, "delete table inet full") })
 	client.expect(t, "/", 503, "weir; error=connection_timeout; details=\"connect_timeout: ")
 	app.release(1)
 	busy.answered(t, 200, "")
 	client.expect(t, "/", 200, "") // by the connection that there is
-	grown(t, before, map[string]float64{
-		"weir_http_requests_total{" + starvedLabels("untracked") + `,code="503",grpc_status="",protocol="http1",reason="connect_timeout",route="",tls="none"}`: 1,
-	})
 	busy.send(t, "/hold")
 	app.await(t, 1)
 	restore()
