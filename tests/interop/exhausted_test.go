@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -84,7 +85,7 @@ func withoutDescriptors(t *testing.T, proxy int) {
 	app.await(t, 1)
 
 	logged := len(accessLog.String())
-	restore := limitDescriptors(t, proxy)
+	restore := limitDescriptors(t, starved, proxy, toScarce)
 	began, used := time.Now(), cpuTime(t, proxy)
 	idle.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
 	idle.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
@@ -180,7 +181,7 @@ func withoutConntrack(t *testing.T) {
 	busy.send(t, "/hold")
 	app.await(t, 1)
 	restore()
-	client.expect(t, "/", 200, "")
+	client.expect(t, "/last", 200, "") // and leaves the proxy one connection
 	app.release(1)
 	busy.answered(t, 200, "")
 }
@@ -210,20 +211,43 @@ func proxyOf(t *testing.T, p *pod.Pod) int {
 	return pids[0]
 }
 
-// limitDescriptors leaves a process those that it has, until the function it returns
-// is called.
-func limitDescriptors(t *testing.T, pid int) func() {
+// limitDescriptors leaves a pod's proxy none but those that it has, until the function it
+// returns is called. Connections to a Service take what is free below the limit.
+func limitDescriptors(t *testing.T, p *pod.Pod, proxy int, to netip.AddrPort) func() {
 	t.Helper()
-	free := uint64(0)
-	for {
-		if _, err := os.Lstat(fmt.Sprintf("/proc/%d/fd/%d", pid, free)); err != nil {
-			break
-		}
-		free++
+	was := strings.TrimSpace(prlimit(t, proxy, "--nofile", "--output=SOFT", "--noheadings"))
+	open := descriptors(t, proxy)
+	limit := slices.Max(open) + 1
+	prlimit(t, proxy, fmt.Sprintf("--nofile=%d:", limit))
+	restore := once(t, func() { prlimit(t, proxy, "--nofile="+was+":") })
+	for range limit - len(open) {
+		ask(t, p, to)
 	}
-	was := strings.TrimSpace(prlimit(t, pid, "--nofile", "--output=SOFT", "--noheadings"))
-	prlimit(t, pid, fmt.Sprintf("--nofile=%d:", free))
-	return once(t, func() { prlimit(t, pid, "--nofile="+was+":") })
+	eventually(t, patience, "the proxy's descriptors", func() error {
+		if n := len(descriptors(t, proxy)); n != limit {
+			return fmt.Errorf("%d are in use, of %d", n, limit)
+		}
+		return nil
+	})
+	return restore
+}
+
+// descriptors are those that a process has.
+func descriptors(t *testing.T, pid int) []int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []int
+	for _, e := range entries {
+		n, err := strconv.Atoi(e.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, n)
+	}
+	return out
 }
 
 // prlimit runs the program on a process, as its user: another one needs
@@ -299,7 +323,8 @@ func cpuTime(t *testing.T, pid int) time.Duration {
 	return sum
 }
 
-// holding is a server that answers at once, but for what goes to /hold.
+// holding is a server that answers at once, but for what goes to /hold, and closes its
+// connection after /last.
 type holding struct {
 	held     chan struct{} // one for each that is held
 	released chan struct{} // one for each that goes on
@@ -309,8 +334,13 @@ type holding struct {
 func holdRequests(t *testing.T, port uint16) *holding {
 	t.Helper()
 	h := &holding{held: make(chan struct{}, 100), released: make(chan struct{})}
-	server := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/hold" {
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/hold":
+		case "/last":
+			w.Header().Set("Connection", "close")
+			return
+		default:
 			return
 		}
 		h.held <- struct{}{}

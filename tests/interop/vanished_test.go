@@ -2,18 +2,18 @@ package interop
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/plugin/capture"
 )
 
 // Ports of called.
@@ -37,28 +37,28 @@ func TestAPeerThatVanishesIsNoticedWithinAMinute(t *testing.T) {
 	for name, c := range map[string]struct {
 		to   netip.AddrPort
 		port uint16
-		call func(t *testing.T, to netip.AddrPort, port uint16) net.Conn
+		call func(t *testing.T, to netip.AddrPort, port uint16)
 	}{
 		"HTTP/1": {toLastingHTTP, lastingHTTPPort, lastingHTTP(1)},
 		"HTTP/2": {toLastingHTTP2, lastingHTTP2Port, lastingHTTP(2)},
 		"TCP":    {toLastingTCP, lastingTCPPort, lastingTCP},
 	} {
 		t.Run(name, func(t *testing.T) {
-			client := c.call(t, c.to, c.port).LocalAddr().(*net.TCPAddr).AddrPort()
+			c.call(t, c.to, c.port)
 			near, far := proxyOf(t, caller), proxyOf(t, called)
-			keptAlive(t, near, "what the caller's proxy accepted", client)
-			between := keptAlive(t, near, "what the caller's proxy dialled", on(c.port))
-			keptAlive(t, far, "what the application's proxy accepted", between)
-			keptAlive(t, far, "what the application's proxy dialled", on(c.port))
+			keptAlive(t, near, "what the caller's proxy accepted", acceptedFor(c.to))
+			keptAlive(t, near, "what the caller's proxy dialled", dialled(on(c.port)))
+			keptAlive(t, far, "what the application's proxy accepted", acceptedFor(on(c.port)))
+			keptAlive(t, far, "what the application's proxy dialled", dialled(on(c.port)))
 		})
 	}
 }
 
-// keptAlive wants a process to have one socket with that peer, whose options notice
-// within a minute that the peer is gone, and returns its own address.
-func keptAlive(t *testing.T, pid int, what string, peer netip.AddrPort) netip.AddrPort {
+// keptAlive wants a process to have one socket of that kind, whose options notice within
+// a minute that the peer is gone.
+func keptAlive(t *testing.T, pid int, what string, is func(fd int) bool) {
 	t.Helper()
-	fd := socketTo(t, pid, what, peer)
+	fd := socketOf(t, pid, what, is)
 	defer unix.Close(fd)
 	option := func(level, name int) int {
 		value, err := unix.GetsockoptInt(fd, level, name)
@@ -79,31 +79,47 @@ func keptAlive(t *testing.T, pid int, what string, peer netip.AddrPort) netip.Ad
 	if on != 1 || noticed >= 60 {
 		t.Errorf("%s: SO_KEEPALIVE %d, noticed after %d s: idle for %d, then asked %d times every %d", what, on, noticed, idle, count, interval)
 	}
-	local, err := unix.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ofSockaddr(local)
 }
 
-// socketTo is a copy of another process's one socket with that peer.
-func socketTo(t *testing.T, pid int, what string, peer netip.AddrPort) int {
+// dialled tells sockets that lead somewhere.
+func dialled(to netip.AddrPort) func(fd int) bool {
+	return func(fd int) bool {
+		peer, err := unix.Getpeername(fd)
+		return err == nil && ofSockaddr(peer) == to
+	}
+}
+
+// acceptedFor tells sockets of connections that went somewhere and were turned aside.
+// By their peers they cannot be told: conntrack gives some another port.
+func acceptedFor(original netip.AddrPort) func(fd int) bool {
+	return func(fd int) bool {
+		local, err := unix.Getsockname(fd)
+		if err != nil {
+			return false
+		}
+		port := ofSockaddr(local).Port()
+		if port != capture.DefaultOutboundPort && port != capture.DefaultInboundPort {
+			return false
+		}
+		req, err := unix.GetsockoptIPv6Mreq(fd, unix.SOL_IP, unix.SO_ORIGINAL_DST) // as large as the sockaddr_in that is meant
+		if err != nil {
+			return false
+		}
+		m := req.Multiaddr
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(m[4:8])), binary.BigEndian.Uint16(m[2:4])) == original
+	}
+}
+
+// socketOf is a copy of another process's one socket of a kind.
+func socketOf(t *testing.T, pid int, what string, is func(fd int) bool) int {
 	t.Helper()
 	process, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(process)
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
 	found := -1
-	for _, entry := range fds {
-		n, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
+	for _, n := range descriptors(t, pid) {
 		fd, err := unix.PidfdGetfd(process, n, 0)
 		if errors.Is(err, unix.EBADF) {
 			continue // closed meanwhile
@@ -111,18 +127,17 @@ func socketTo(t *testing.T, pid int, what string, peer netip.AddrPort) int {
 		if err != nil {
 			t.Fatal(err)
 		}
-		to, err := unix.Getpeername(fd)
-		if err != nil || ofSockaddr(to) != peer {
-			unix.Close(fd) // what is no socket among them
+		if !is(fd) {
+			unix.Close(fd)
 			continue
 		}
 		if found >= 0 {
-			t.Fatalf("%s: two sockets have the peer %s", what, peer)
+			t.Fatalf("%s: there are two", what)
 		}
 		found = fd
 	}
 	if found < 0 {
-		t.Fatalf("%s: no socket has the peer %s", what, peer)
+		t.Fatalf("%s: there is none", what)
 	}
 	return found
 }
@@ -138,8 +153,8 @@ func ofSockaddr(sa unix.Sockaddr) netip.AddrPort {
 }
 
 // lastingHTTP has a request answered in a version of HTTP, by a connection that stays.
-func lastingHTTP(version int) func(*testing.T, netip.AddrPort, uint16) net.Conn {
-	return func(t *testing.T, to netip.AddrPort, port uint16) net.Conn {
+func lastingHTTP(version int) func(*testing.T, netip.AddrPort, uint16) {
+	return func(t *testing.T, to netip.AddrPort, port uint16) {
 		t.Helper()
 		var protocols http.Protocols
 		protocols.SetHTTP1(version == 1)
@@ -149,11 +164,8 @@ func lastingHTTP(version int) func(*testing.T, netip.AddrPort, uint16) net.Conn 
 		go func() { _ = server.Serve(l) }()
 		t.Cleanup(func() { server.Close() })
 
-		var conn net.Conn
 		transport := &http.Transport{Protocols: &protocols, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var err error
-			conn, err = dial(ctx, to.String())
-			return conn, err
+			return dial(ctx, to.String())
 		}}
 		t.Cleanup(transport.CloseIdleConnections)
 		client := &http.Client{Transport: transport, Timeout: patience}
@@ -165,12 +177,11 @@ func lastingHTTP(version int) func(*testing.T, netip.AddrPort, uint16) net.Conn 
 		if response.StatusCode != http.StatusOK || response.ProtoMajor != version {
 			t.Fatalf("answered %s in %s", response.Status, response.Proto)
 		}
-		return conn
 	}
 }
 
 // lastingTCP has a line echoed by a connection that stays.
-func lastingTCP(t *testing.T, to netip.AddrPort, port uint16) net.Conn {
+func lastingTCP(t *testing.T, to netip.AddrPort, port uint16) {
 	t.Helper()
 	l := listen(t, port)
 	go func() {
@@ -193,5 +204,4 @@ func lastingTCP(t *testing.T, to netip.AddrPort, port uint16) net.Conn {
 	if _, err := io.ReadFull(conn, make([]byte, 6)); err != nil {
 		t.Fatal(err)
 	}
-	return conn
 }
