@@ -123,16 +123,15 @@ func serve(args []string) error {
 	controlled := make(chan error, 1)
 	go serveControl(controlling, server, controlled)
 
-	processors := runtime.GOMAXPROCS(0)
 	traffic := &relay.Server{
-		Config: store, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw, Processors: processors,
+		Config: store, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw,
 		Begun: meter.Begin, Ejected: meter.Ejected,
 		Log: func(r *telemetry.Record) {
 			meter.End(r)
 			records.Put(r)
 		},
 	}
-	go adapt.Run(controlling, processors)
+	go adapt.Run(controlling, runtime.GOMAXPROCS(0))
 	relaying, cancel := context.WithCancel(ctx)
 	defer cancel()
 	relayed := make(chan error, 1)

@@ -13,6 +13,7 @@
 package poll
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"sync"
@@ -35,6 +36,7 @@ type Handler interface {
 type Poller struct {
 	epoll *os.File
 	raw   syscall.RawConn
+	again int // an eventfd(2): written to, it is an event of the epoll
 
 	mu      sync.Mutex
 	watched []watched // by descriptor
@@ -64,8 +66,22 @@ func New() (*Poller, error) {
 		p.epoll.Close()
 		return nil, fmt.Errorf("poll: %w", err)
 	}
+	if p.again, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		p.epoll.Close()
+		return nil, fmt.Errorf("poll: %w", os.NewSyscallError("eventfd", err))
+	}
+	if err := p.Add(p.again, nobody{}); err != nil {
+		p.Close()
+		unix.Close(p.again)
+		return nil, err
+	}
 	return p, nil
 }
+
+// nobody handles nothing.
+type nobody struct{}
+
+func (nobody) Ready(bool) {}
 
 // Add has h told of what comes for a socket from now on, and of what is there.
 func (p *Poller) Add(fd int, h Handler) error {
@@ -105,7 +121,7 @@ func (p *Poller) forget(fd int) {
 	p.watched[fd] = watched{}
 }
 
-// Close ends Run.
+// Close ends Run, which must have been called.
 func (p *Poller) Close() error { return p.epoll.Close() }
 
 const (
@@ -118,25 +134,26 @@ const (
 
 // Run tells the handlers, until the Poller is closed.
 func (p *Poller) Run() {
+	defer unix.Close(p.again)
 	events := make([]unix.EpollEvent, batch)
 	handlers := make([]Handler, 0, batch)
 	n, waited := 0, true
+	var began time.Time
 	take := func(epoll uintptr) bool {
+		if !waited && time.Since(began) > turn {
+			// There may be more: the runtime is told that there is, once it looks.
+			waited = true
+			_, _, _ = unix.RawSyscall(unix.SYS_WRITE, uintptr(p.again), uintptr(unsafe.Pointer(&one[0])), uintptr(len(one)))
+			return false
+		}
 		n = wait(epoll, events)
 		waited = waited || n == 0
 		return n > 0
 	}
-	var began time.Time
 	for p.raw.Read(take) == nil {
-		now := time.Now()
-		switch {
-		case waited:
-			began = now
-		case now.Sub(began) > turn:
-			time.Sleep(time.Nanosecond) // Gosched does not have the runtime look at its own poller
-			began = time.Now()
+		if waited {
+			waited, began = false, time.Now()
 		}
-		waited = false
 		handlers = p.who(events[:n], handlers[:0])
 		for i, h := range handlers {
 			if h != nil {
@@ -145,6 +162,9 @@ func (p *Poller) Run() {
 		}
 	}
 }
+
+// one is what is written to an eventfd.
+var one = binary.NativeEndian.AppendUint64(nil, 1)
 
 // who finds the events' handlers; nil: nobody's any more.
 func (p *Poller) who(events []unix.EpollEvent, out []Handler) []Handler {

@@ -176,6 +176,9 @@ func (c *conn) takeNow() bool {
 	return true
 }
 
+// over reports whether takeNow has met the end, or a failure.
+func (c *conn) over() bool { return c.eof || c.missed != nil }
+
 // more reports whether the last read took as much as it could.
 func (c *conn) more() bool { return c.buf != nil && c.w == len(c.buf) }
 

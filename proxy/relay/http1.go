@@ -72,7 +72,9 @@ type http1Conn struct {
 	outer   context.Context // of mirrors, which outlive the connection
 	planned error           // why the plan could not be made, with the request atPlan
 	rest    []byte          // of what is being sent atSending, passed on atPassing
-	bodied  int             // of the answer's body, what is in the latter
+
+	answerBody       http1.Body // behind that of it which is being passed on
+	bodied, skipping int        // how much of the body that is, and of up's buffer
 }
 
 // serveHTTP1 serves a client until one of the ends closes. early, if not nil, is an
@@ -82,7 +84,7 @@ func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, ea
 	h := &http1Conn{Server: s, accepted: c, client: client, held: early, outer: ctx}
 	h.ctx, h.cancel = context.WithCancel(ctx)
 	defer h.cancel()
-	h.quick.at, h.quick.poller = away, s.pollers.get(s.Processors)
+	h.quick.at = away
 	s.watch(h)
 	defer s.unwatch(h)
 	defer h.end()
@@ -584,45 +586,20 @@ func (h *http1Conn) await(up *httpUpstream) error {
 
 // passOn gives the client the answer whose head is read.
 func (h *http1Conn) passOn(up *httpUpstream) error {
-	head := len(h.response.Raw())
-	body := h.response.Body
-	n, err := body.Next(up.bytes()[head:])
+	h.answerBody = h.response.Body
+	n, err := h.answerBody.Next(up.bytes()[len(h.response.Raw()):])
 	if err != nil {
 		return &reason.Error{Reason: reason.BadResponse, Err: err}
 	}
-	out := h.answerFor(up, n)
-	for {
-		m, err := h.client.Write(out)
-		h.record.received(uint64(m))
-		if err != nil {
-			return &reason.Error{Reason: reason.ClientGone, Err: err}
-		}
-		h.record.responseBody(n)
-		up.skip(head + n)
-		if body.Done() {
-			return nil
-		}
-		if body.Kind == http1.Tunnel {
-			return h.tunnel(up)
-		}
-		if err := h.await(up); err != nil {
-			if body.Kind == http1.UntilClose && up.eof {
-				return nil
-			}
-			return err
-		}
-		head = 0
-		if n, err = body.Next(up.bytes()); err != nil {
-			return &reason.Error{Reason: reason.BadResponse, Err: err}
-		}
-		out = up.bytes()[:n]
-	}
+	h.rest = h.answerFor(up, n)
+	return h.passRest(up)
 }
 
 // answerFor is the answer's head, with the beginning of its body, as the client is to
 // have it.
 func (h *http1Conn) answerFor(up *httpUpstream, n int) []byte {
 	head := len(h.response.Raw())
+	h.bodied, h.skipping = n, head+n
 	hop := h.conclude(up)
 	h.plan.edit(&h.response)
 	h.answered = true
@@ -634,22 +611,41 @@ func (h *http1Conn) answerFor(up *httpUpstream, n int) []byte {
 	return out
 }
 
-// passRest passes on the rest of an answer that is all there.
+// passRest passes on the rest of the answer, of which some is there.
 func (h *http1Conn) passRest(up *httpUpstream) error {
-	n, err := h.client.Write(h.rest)
-	h.rest = nil
-	h.record.received(uint64(n))
-	if err != nil {
-		return &reason.Error{Reason: reason.ClientGone, Err: err}
+	for {
+		n, err := h.client.Write(h.rest)
+		h.record.received(uint64(n))
+		if err != nil {
+			return &reason.Error{Reason: reason.ClientGone, Err: err}
+		}
+		h.passed(up)
+		if h.answerBody.Done() {
+			return nil
+		}
+		if h.answerBody.Kind == http1.Tunnel {
+			return h.tunnel(up)
+		}
+		if len(up.bytes()) == 0 { // or the poller has left some
+			if err := h.await(up); err != nil {
+				if h.answerBody.Kind == http1.UntilClose && up.eof {
+					return nil
+				}
+				return err
+			}
+		}
+		if n, err = h.answerBody.Next(up.bytes()); err != nil {
+			return &reason.Error{Reason: reason.BadResponse, Err: err}
+		}
+		h.rest, h.bodied, h.skipping = up.bytes()[:n], n, n
 	}
-	h.passed(up)
-	return nil
 }
 
-// passed is when that is done.
+// passed is when what was there is passed on.
 func (h *http1Conn) passed(up *httpUpstream) {
 	h.record.responseBody(h.bodied)
-	up.skip(len(h.response.Raw()) + h.bodied)
+	up.skip(h.skipping)
+	h.rest, h.bodied, h.skipping = nil, 0, 0
 }
 
 // conclude settles by the answer's head whether the connections are good for more,

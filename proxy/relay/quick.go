@@ -2,6 +2,7 @@ package relay
 
 import (
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -14,10 +15,10 @@ import (
 )
 
 // Most requests are small, go to an endpoint that a connection is open to, and are
-// answered with something small, so that nothing is waited for but the answer. A
-// poller serves these, in place of the connection's goroutine, which sleeps: two calls
-// for each that read and write what is there, and nothing in between. Whatever is not
-// so ordinary wakes the goroutine, which goes on where the poller was, and waits for
+// answered with something not too large, so that nothing is waited for but the answer.
+// A poller serves these, in place of the connection's goroutine, which sleeps: calls
+// that read and write what is there, and nothing in between. Whatever is not so
+// ordinary wakes the goroutine, which goes on where the poller was, and waits for
 // whatever there is to wait for; http1.go is how it does that.
 
 // step is how far a request has come.
@@ -32,7 +33,17 @@ const (
 	away                  // the goroutine has it
 )
 
-// pollers serve connections in turn. The zero value is ready for use; close it.
+const (
+	// shortly is how long the poller waits for the rest of a request: heads and small bodies
+	// often come in two packets, one after the other.
+	shortly = 2 * time.Millisecond
+	// pieces is how many reads of an answer the poller passes on; of what is larger the
+	// goroutine does the rest.
+	pieces = 16
+)
+
+// pollers serve connections, one for each processor that is used. The zero value is
+// ready for use; close it.
 type pollers struct {
 	mu      sync.Mutex
 	all     []*poll.Poller
@@ -41,23 +52,25 @@ type pollers struct {
 	running sync.WaitGroup
 }
 
-// get returns one for a connection; nil if there is none.
-func (p *pollers) get(most int) *poll.Poller {
+// get returns one of so many for a connection; nil if there is none.
+func (p *pollers) get(processors int) *poll.Poller {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.all) < max(most, 1) && !p.closed {
-		one, err := poll.New()
-		if err != nil {
-			return nil
-		}
-		p.all = append(p.all, one)
-		p.running.Go(one.Run)
-	}
 	if p.closed {
 		return nil
 	}
 	p.next++
-	return p.all[p.next%len(p.all)]
+	at := p.next % processors
+	if at >= len(p.all) {
+		one, err := poll.New()
+		if err != nil {
+			return nil
+		}
+		at = len(p.all)
+		p.all = append(p.all, one)
+		p.running.Go(one.Run)
+	}
+	return p.all[at]
 }
 
 func (p *pollers) close() {
@@ -74,11 +87,14 @@ func (p *pollers) close() {
 // connection is the poller's, under the lock, while at is not away; and else the
 // goroutine's.
 type quick struct {
-	poller *poll.Poller // nil: there is none
+	poller     *poll.Poller // nil: there is none
+	processors int          // that were used when it was chosen
 
 	mu      sync.Mutex
 	at      step
 	said    bool // the client has said something since it was read
+	partial bool // what is there of a request is not all
+	pieces  int  // of the answer
 	ended   bool // and that was, or was followed by, its end or a failure
 	gone    bool // it is known to have broken off
 	watched bool // by the poller
@@ -92,15 +108,11 @@ type quick struct {
 // that has come.
 func (h *http1Conn) wait() step {
 	q := &h.quick
-	if q.poller == nil {
-		return atHead
+	if n := runtime.GOMAXPROCS(0); n != q.processors {
+		q.processors, q.poller = n, h.pollers.get(n)
 	}
 	q.mu.Lock()
-	if h.draining.Load() || h.aborted.Load() {
-		q.mu.Unlock()
-		return atHead
-	}
-	if !q.watched && q.poller.Add(int(h.client.socket), h) != nil {
+	if q.poller == nil || h.draining.Load() || h.aborted.Load() || q.poller.Add(int(h.client.socket), h) != nil {
 		q.mu.Unlock()
 		return atHead
 	}
@@ -144,10 +156,12 @@ func (h *http1Conn) late() {
 	q.rings = time.Time{}
 	switch {
 	case q.at == away:
+	case q.at == atHead && q.processors != runtime.GOMAXPROCS(0):
+		h.handOver(atHead) // to another poller, after one request
 	case time.Now().Before(q.due):
 		q.dueBy(q.due)
 	default:
-		if q.at == atHead {
+		if q.at == atHead && !q.partial {
 			h.client.missed = os.ErrDeadlineExceeded
 		}
 		h.handOver(q.at)
@@ -161,7 +175,7 @@ func (h *http1Conn) handOver(at step) {
 	if h.up != nil {
 		h.up.unwatch()
 	}
-	h.quick.at = away
+	h.quick.at, h.quick.partial = away, false
 	h.quick.resume <- at
 }
 
@@ -207,7 +221,7 @@ func (u *httpUpstream) Ready(bool) {
 	}
 	h.quick.mu.Lock()
 	defer h.quick.mu.Unlock()
-	if h.quick.at == atAnswer && h.up == u {
+	if (h.quick.at == atAnswer || h.quick.at == atPassing) && h.up == u {
 		h.advance()
 	}
 }
@@ -230,14 +244,24 @@ func (u *httpUpstream) unwatch() {
 
 // advance goes on until something must be waited for, or the goroutine is to go on.
 func (h *http1Conn) advance() {
-	for h.quick.at == atHead && h.quickRequest() || h.quick.at == atAnswer && h.quickAnswer() {
+	for goOn := true; goOn; {
+		switch h.quick.at {
+		case atHead:
+			goOn = h.quickRequest()
+		case atAnswer:
+			goOn = h.quickAnswer()
+		case atPassing:
+			goOn = h.quickRest()
+		default:
+			return
+		}
 	}
 }
 
 // quickRequest reads a request and sends it, and reports whether it is sent.
 func (h *http1Conn) quickRequest() bool {
 	q := &h.quick
-	if len(h.client.bytes()) == 0 {
+	if len(h.client.bytes()) == 0 || q.partial {
 		if !q.said || !h.client.takeNow() {
 			q.said = q.ended
 			return false
@@ -245,7 +269,11 @@ func (h *http1Conn) quickRequest() bool {
 		q.said = q.ended || h.client.more()
 	}
 	d, ok := h.ordinary()
-	if !ok {
+	switch {
+	case !ok && q.partial && !h.client.over():
+		q.dueBy(time.Now().Add(shortly))
+		return q.said
+	case !ok:
 		h.handOver(atHead)
 		return false
 	}
@@ -288,17 +316,23 @@ func (h *http1Conn) quickRequest() bool {
 
 // ordinary reads the request that is in the buffer, and reports whether it is one for
 // the poller: whole, with nothing to be told before its body comes, for a destination
-// that is known, on a connection that goes on. It has no effect if not.
+// that is known, on a connection that goes on. It has no effect if not, but to say
+// whether that is so for want of a little more.
 func (h *http1Conn) ordinary() (route.Destination, bool) {
 	var none route.Destination
 	var scan http1.Scanner
 	text := h.client.bytes()
 	n, err := scan.End(text)
+	if h.quick.partial = n == 0 && err == nil && len(text) > 0 && len(text) < bufferSize; h.quick.partial {
+		return none, false
+	}
 	if err != nil || n == 0 || h.request.ParseRequest(text[:n]) != nil {
 		return none, false
 	}
 	body := h.request.Body
 	if _, err := body.Next(text[n:]); err != nil || !body.Done() {
+		left := body.Left()
+		h.quick.partial = err == nil && !h.request.Expect && left > 0 && left <= int64(bufferSize-len(text))
 		return none, false
 	}
 	if h.request.Expect || h.request.Close || h.request.Upgrade || h.request.Minor == 0 || h.draining.Load() {
@@ -350,7 +384,30 @@ func (h *http1Conn) quickAnswer() bool {
 		return false
 	}
 	h.record.firstByte(time.Now())
-	h.rest, h.bodied = h.answerFor(up, n), n
+	h.rest = h.answerFor(up, n)
+	h.quick.pieces = 0
+	return h.quickPass()
+}
+
+// quickRest reads more of the answer's body and passes it on.
+func (h *http1Conn) quickRest() bool {
+	if !h.up.takeNow() {
+		return false
+	}
+	body := h.answerBody
+	n, err := body.Next(h.up.bytes())
+	if h.quick.pieces++; err != nil || len(h.up.bytes()) == 0 || h.quick.pieces > pieces {
+		h.handOver(atPassing)
+		return false
+	}
+	h.answerBody = body
+	h.rest, h.bodied, h.skipping = h.up.bytes()[:n], n, n
+	return h.quickPass()
+}
+
+// quickPass passes on what is there of the answer, and reports whether it is.
+func (h *http1Conn) quickPass() bool {
+	up := h.up
 	if !h.last {
 		before := len(h.rest)
 		h.rest, _ = h.client.writeNow(h.rest)
@@ -361,6 +418,10 @@ func (h *http1Conn) quickAnswer() bool {
 		return false
 	}
 	h.passed(up)
+	if !h.answerBody.Done() {
+		h.quick.at = atPassing
+		return true
+	}
 	up.picked.done(outcome(h.response.Status, nil))
 	up.user.Store(nil)
 	h.plan.leave(h.Server)
@@ -372,9 +433,10 @@ func (h *http1Conn) quickAnswer() bool {
 	return true
 }
 
-// ordinaryAnswer reads the answer that is in the buffer, and reports how long its body
-// is and whether it is one for the poller: whole, for both connections to go on after
-// it, and not to be tried again. It has no effect if not.
+// ordinaryAnswer reads the answer that is in the buffer, and reports how much of its
+// body is there and whether it is one for the poller: with an end that it says itself,
+// for both connections to go on after it, and not to be tried again. It has no effect
+// if not.
 func (h *http1Conn) ordinaryAnswer(up *httpUpstream) (int, bool) {
 	var scan http1.Scanner
 	text := up.bytes()
@@ -386,7 +448,10 @@ func (h *http1Conn) ordinaryAnswer(up *httpUpstream) (int, bool) {
 	if r.Status/100 == 1 || r.Minor == 0 || r.Close || h.plan.counts(r.Status) || h.draining.Load() {
 		return 0, false
 	}
-	body := r.Body
-	n, err := body.Next(text[head:])
-	return n, err == nil && body.Done()
+	if r.Body.Kind == http1.UntilClose || r.Body.Kind == http1.Tunnel {
+		return 0, false
+	}
+	h.answerBody = r.Body
+	n, err := h.answerBody.Next(text[head:])
+	return n, err == nil
 }

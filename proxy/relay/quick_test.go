@@ -2,14 +2,18 @@ package relay
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
@@ -217,6 +221,136 @@ func TestARequestsTimeEndsWithThePollerToo(t *testing.T) {
 		_, _ = io.WriteString(client, "GET /never HTTP/1.1\r\nHost: back\r\n\r\n")
 		if resp, _ := answered(t, r, "GET"); resp.StatusCode != 504 {
 			t.Errorf("%v", resp)
+		}
+	}
+	client.Close()
+	b.ended(t)
+}
+
+// TestAnAnswerInPiecesIsPassedOnPieceByPiece, by the poller unless it is large.
+func TestAnAnswerInPiecesIsPassedOnPieceByPiece(t *testing.T) {
+	large := strings.Repeat("0123456789abcdef", 64<<10/16*8)
+	for _, c := range []struct {
+		name          string
+		first, second string
+		body          string
+		where         step // between the two
+	}{
+		{"with a length", "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello", "world", "helloworld", atPassing},
+		{"in chunks", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nwo", "rld\r\n0\r\n\r\n", "helloworld", atPassing},
+		{"its head alone", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "world", "world", atPassing},
+		{"large", fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(large)+5, large), "world", large + "world", away},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			goOn := make(chan struct{})
+			app := scripted(t, func(conn *net.TCPConn, r *bufio.Reader) {
+				for {
+					if _, err := http.ReadRequest(r); err != nil {
+						return
+					}
+					_, _ = io.WriteString(conn, c.first)
+					<-goOn
+					_, _ = io.WriteString(conn, c.second)
+				}
+			})
+			b := newBench(t, behind(app))
+			client := b.conn(t, listen.Outbound, vip)
+			r := bufio.NewReader(client)
+			for i := range 3 {
+				_, _ = io.WriteString(client, hello)
+				resp, err := http.ReadResponse(r, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				first := make([]byte, len(c.body)-5) // it does not wait for the second
+				if _, err := io.ReadFull(resp.Body, first); err != nil {
+					t.Fatal(err)
+				}
+				if i > 0 { // the first has to connect
+					b.only(t).comes(t, c.where)
+				}
+				goOn <- struct{}{}
+				rest, err := io.ReadAll(resp.Body)
+				if got := string(first) + string(rest); got != c.body || err != nil {
+					t.Errorf("%d bytes that are not what was sent, %v", len(got), err)
+				}
+			}
+			client.Close()
+			for _, record := range b.ended(t) {
+				if record.GetReason() != "" || record.GetResponseBodyBytes() < uint64(len(c.body)) {
+					t.Errorf("%v", record)
+				}
+			}
+		})
+	}
+}
+
+// TestAnAnswerThatBreaksLaterIsNotWhole: the client sees a reset, not an end.
+func TestAnAnswerThatBreaksLaterIsNotWhole(t *testing.T) {
+	goOn := make(chan struct{})
+	app := scripted(t, func(conn *net.TCPConn, r *bufio.Reader) {
+		for i := 0; ; i++ {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+			rest := "0\r\n\r\n"
+			if i > 0 {
+				<-goOn
+				rest = "no chunk\r\n"
+			}
+			_, _ = io.WriteString(conn, rest)
+		}
+	})
+	b := newBench(t, behind(app))
+	client := b.conn(t, listen.Outbound, vip)
+	r := bufio.NewReader(client)
+	_, _ = say(t, client, r, hello, "GET")
+	_, _ = io.WriteString(client, hello)
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.only(t).comes(t, atPassing)
+	goOn <- struct{}{}
+	if body, err := io.ReadAll(resp.Body); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%q, %v, want a reset", body, err)
+	}
+	if records := b.ended(t); len(records) != 2 || records[1].GetReason() != "bad_response" {
+		t.Errorf("records %v", records)
+	}
+}
+
+// TestARequestInTwoPacketsIsThePollers, if the second comes soon after the first.
+func TestARequestInTwoPacketsIsThePollers(t *testing.T) {
+	app, asked, answers := thinking(t)
+	b := newBench(t, behind(app))
+	client := b.conn(t, listen.Outbound, vip)
+	r := bufio.NewReader(client)
+	const request = "POST / HTTP/1.1\r\nHost: back\r\nContent-Length: 5\r\n\r\nhello"
+	served := func(at int) step {
+		_, _ = io.WriteString(client, request[:at])
+		_, _ = io.WriteString(client, request[at:])
+		<-asked
+		h := b.only(t)
+		h.quick.mu.Lock()
+		by := h.quick.at
+		h.quick.mu.Unlock()
+		answers <- "thanks"
+		if resp, body := answered(t, r, "POST"); resp.StatusCode != 200 || body != "thanks" {
+			t.Errorf("%v %q", resp, body)
+		}
+		h.comes(t, atHead)
+		return by
+	}
+	served(len(request)) // the first has to connect
+	for _, at := range []int{10, len(request) - 5, len(request) - 1} {
+		// A busy machine may well take longer over it, but not each time.
+		tries := 0
+		for ; tries < 50 && served(at) != atAnswer; tries++ {
+		}
+		if tries == 50 {
+			t.Errorf("cut at %d it is never the poller's", at)
 		}
 	}
 	client.Close()

@@ -63,7 +63,6 @@ type Server struct {
 	Drain          time.Duration // how long connections may go on once Serve is to end
 	MaxConnections int           // at a time, more are reset; 0: no limit
 	KeepClient     bool          // the application sees its callers' addresses
-	Processors     int           // that it may ever use
 
 	// Head is how long a request's head may take, from its first byte on; 0: 30 s.
 	Head time.Duration

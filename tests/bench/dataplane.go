@@ -441,13 +441,15 @@ func loopbackUp() error {
 // inNetns starts a command in a pod's network namespace.
 func inNetns(p *pod.Pod, cmd *exec.Cmd) error { return pod.In(p.Netns, cmd.Start) }
 
-// startProxy starts a peer in a pod's network namespace, in a cgroup whose connections
-// the rules let by, if there are any.
+// startProxy starts a peer in a pod's network namespace, in cgroups like those of
+// Weir's proxies: the rules, if there are any, let its connections by.
 func (d *dataplane) startProxy(p *pod.Pod, cmd *exec.Cmd) error {
 	started, err := d.node.LikeProxy(cmd, p.ContainerID)
 	if err != nil {
 		return err
 	}
-	defer started()
-	return pod.In(p.Netns, cmd.Start)
+	if err := pod.In(p.Netns, cmd.Start); err != nil {
+		return err
+	}
+	return started()
 }

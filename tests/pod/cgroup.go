@@ -89,10 +89,11 @@ func (n *Node) Bypass() (capture.Bypass, error) {
 	return capture.Bypass{Path: n.Name, ID: st.Ino, Level: 1}, nil
 }
 
-// LikeProxy has a command start in a cgroup of that name below that of the node's
-// proxies: the rules let its connections by, as they do the proxies'. It returns what
-// to call when it has been started.
-func (n *Node) LikeProxy(cmd *exec.Cmd, name string) (func(), error) {
+// LikeProxy has a command start in cgroups of that name below those of the node's
+// proxies: the rules let its connections by, as they do the proxies', and it has a
+// share of the processors of its own, as every container has. It returns what to call
+// when it has been started.
+func (n *Node) LikeProxy(cmd *exec.Cmd, name string) (func() error, error) {
 	mount, err := cgroup2()
 	if err != nil {
 		return nil, err
@@ -106,7 +107,35 @@ func (n *Node) LikeProxy(cmd *exec.Cmd, name string) (func(), error) {
 		return nil, err
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	return func() { dir.Close() }, nil
+	return func() error {
+		dir.Close()
+		return n.joinV1(cmd.Process.Pid, name)
+	}, nil
+}
+
+// joinV1 puts a process into the cgroups of that name in the hierarchies of version 1
+// where being in one costs something: those of the processors and of memory.
+func (n *Node) joinV1(pid int, name string) error {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	for _, mount := range mounts {
+		parent := filepath.Join(mount, n.Name)
+		shares, _ := filepath.Glob(filepath.Join(parent, "cpu.shares"))
+		limits, _ := filepath.Glob(filepath.Join(parent, "memory.limit_in_bytes"))
+		if len(shares)+len(limits) == 0 {
+			continue
+		}
+		dir := filepath.Join(parent, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, pid), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // CgroupPIDs lists the processes in one proxy's cgroup, by its container ID.
