@@ -25,6 +25,7 @@ func FuzzAdd(f *testing.F) {
 		f.Add(conf)
 	}
 	f.Add([]byte(`{"name":"n","cniVersion":"1.0.0","plugins":[{"type":"weir-cni"},{"type":"p"},{"type":"weir-cni"}]}`))
+	f.Add([]byte(`{"name":"n","cniVersion":"1.0.0","type":"p","Capabilities":[]}`)) // libcni cannot read it
 	f.Fuzz(func(t *testing.T, conf []byte) {
 		input := bytes.Clone(conf)
 		chained, err := Add(conf, testEntry())
@@ -50,10 +51,12 @@ func FuzzAdd(f *testing.F) {
 
 // checkLibcni: what a runtime could read before, it can read after.
 func checkLibcni(t *testing.T, conf, chained []byte) {
+	_, before := libcni.NetworkPluginConfFromBytes(conf)
 	if info, _ := Inspect(conf); info.Form == Chain {
-		if _, err := libcni.NetworkConfFromBytes(conf); err != nil {
-			return
-		}
+		_, before = libcni.NetworkConfFromBytes(conf)
+	}
+	if before != nil {
+		return
 	}
 	list, err := libcni.NetworkConfFromBytes(chained)
 	if err != nil {
