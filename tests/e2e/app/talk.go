@@ -12,7 +12,8 @@ import (
 )
 
 // talk keeps one connection to an echo server, says a line every -interval and
-// waits for it to come back, until its standard input ends. Any failure ends it.
+// waits for it to come back, until its standard input ends. Any failure ends it, with
+// an error: without one, all lines have come back.
 func talk(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("app talk", flag.ContinueOnError)
 	flags.SetOutput(stderr)
