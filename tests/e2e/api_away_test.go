@@ -31,7 +31,7 @@ func apiAway(t *testing.T) {
 	expectCaptured(t, pods...)
 	urlOf := func(svc *corev1.Service) string { return "http://" + svc.Spec.ClusterIP + ":8080/" }
 	allServed(t, "before", getLocally(t, front, "-n", "3", "-retry", "10s", urlOf(back)))
-	waitKept(t, bed.Nodes[0], ns, "unseen")
+	waitKept(t, bed.Nodes[0], ns, "back", "echo", "unseen")
 
 	agents, err := bed.agentPods(t.Context())
 	must(t, err)
@@ -112,10 +112,11 @@ func startAPI(ctx context.Context) error {
 	return bed.WaitAPI(ctx)
 }
 
-// waitKept waits until a node's agent has written down where a Service's pods are.
-func waitKept(t *testing.T, node *cluster.Node, ns, service string) {
+// waitKept waits until a node's agent has written down that Services' pods are ready,
+// each named as its Service.
+func waitKept(t *testing.T, node *cluster.Node, ns string, services ...string) {
 	t.Helper()
-	eventually(t, startLimit, "the agent's last good view to have "+service, func() error {
+	eventually(t, startLimit, fmt.Sprintf("the agent's last good view to have %v", services), func() error {
 		file, err := os.Open(node.Path("/run/weir/last-good.gz"))
 		if err != nil {
 			return err
@@ -129,12 +130,22 @@ func waitKept(t *testing.T, node *cluster.Node, ns, service string) {
 		if err != nil {
 			return err
 		}
-		for line := range strings.Lines(string(content)) {
-			if strings.Contains(line, `"Slice"`) && strings.Contains(line, `"Pod":"`+ns+"/"+service+`"`) {
-				return nil
+		for _, service := range services {
+			ready := 0
+			for line := range strings.Lines(string(content)) {
+				if !strings.Contains(line, `"Slice"`) || !strings.Contains(line, `"Pod":"`+ns+"/"+service+`"`) {
+					continue
+				}
+				if !strings.Contains(line, `"Ready":true`) {
+					return fmt.Errorf("%s is not ready there", service)
+				}
+				ready++
+			}
+			if ready == 0 {
+				return fmt.Errorf("%s is not there", service)
 			}
 		}
-		return errors.New("it has not")
+		return nil
 	})
 }
 
