@@ -53,6 +53,7 @@ func taintedUntilReady(t *testing.T) {
 	staysTainted(t, node, waiting)
 
 	admit()
+	must(t, bed.waitInstalled(ctx)) // a rollout, one node after the other
 	waiting = waitReady(t, waiting)
 	t.Logf("the pod that waited was ready %s after the node registered", time.Since(began).Round(100*time.Millisecond))
 	expectCaptured(t, waiting)
