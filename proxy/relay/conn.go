@@ -183,13 +183,13 @@ func (c *conn) over() bool { return c.eof || c.missed != nil }
 func (c *conn) more() bool { return c.buf != nil && c.w == len(c.buf) }
 
 // writeNow writes as much of p as there is room for, in the same way, and returns
-// what it did not.
-func (c *conn) writeNow(p []byte) ([]byte, error) {
-	c.rest, c.failed = p, nil
+// what it did not. A failure is met again by who writes that.
+func (c *conn) writeNow(p []byte) []byte {
+	c.rest = p
 	c.writable(c.socket)
 	rest := c.rest
 	c.rest = nil
-	return rest, c.failed
+	return rest
 }
 
 // room makes room for more bytes behind those that are there.

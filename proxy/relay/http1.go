@@ -274,7 +274,7 @@ func (h *http1Conn) serveRequest(at step) {
 	}
 	if err == nil && h.plan.answer == nil {
 		if at <= atPlan {
-			h.mirror(h.outer)
+			h.mirror()
 		}
 		err = h.forward(at)
 	}

@@ -21,11 +21,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/sock/socktest"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
 
@@ -462,31 +461,6 @@ func TestABodyThatBreaksIsNeverWhole(t *testing.T) {
 	}
 }
 
-// busy listens, and takes no connection any more: its queue is full.
-func busy(t *testing.T) netip.AddrPort {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 0)); err != nil {
-		t.Fatal(err)
-	}
-	bound, err := unix.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(bound.(*unix.SockaddrInet4).Port))
-	for {
-		c, err := net.DialTimeout("tcp", addr.String(), 100*time.Millisecond)
-		if err != nil {
-			return addr
-		}
-		t.Cleanup(func() { c.Close() })
-	}
-}
-
 func TestFailuresAreAnsweredWithTheirReason(t *testing.T) {
 	closed := func() netip.AddrPort {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -520,7 +494,7 @@ func TestFailuresAreAnsweredWithTheirReason(t *testing.T) {
 		{"two lengths", []netip.AddrPort{says("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx")}, nil, 502, "bad_response"},
 		{"101 for nothing", []netip.AddrPort{says("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")}, nil, 502, "bad_response"},
 		{"no answer", []netip.AddrPort{silent}, slow, 504, "request_timeout"},
-		{"no connection in time", []netip.AddrPort{busy(t)}, slow, 504, "request_timeout"},
+		{"no connection in time", []netip.AddrPort{socktest.FullBacklog(t)}, slow, 504, "request_timeout"},
 		{"no route", []netip.AddrPort{silent}, func(d *route.Destination) { d.Routes = &route.Routes{Kind: route.HTTPRoute} }, 404, "route_not_found"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

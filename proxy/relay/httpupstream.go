@@ -184,7 +184,7 @@ func (h *http1Conn) find(owner upstream.Owner, tried []netip.AddrPort, fresh boo
 	}
 	f := found{endpoint: endpoint, picked: pick{&h.balancer, backend, endpoint.Addr}}
 	if !fresh {
-		if f.up, ok = h.pool.Get(upstream.Key{Addr: endpoint.Addr, Owner: owner}, time.Now()); ok {
+		if f.up = h.pooled(owner, f.picked, time.Now()); f.up != nil {
 			return f, true, nil
 		}
 	}
@@ -192,6 +192,17 @@ func (h *http1Conn) find(owner upstream.Owner, tried []netip.AddrPort, fresh boo
 		f.picked.done(balance.Unknown)
 	}
 	return f, ok, nil
+}
+
+// pooled is a connection to the endpoint that was picked which had been idle; nil:
+// there is none.
+func (h *http1Conn) pooled(owner upstream.Owner, picked pick, now time.Time) *httpUpstream {
+	up, ok := h.pool.Get(upstream.Key{Addr: picked.addr, Owner: owner}, now)
+	if !ok {
+		return nil
+	}
+	up.picked, up.reused, up.took = picked, true, 0
+	return up
 }
 
 // findInLine is find where it has to wait.
@@ -212,7 +223,6 @@ func (h *http1Conn) findInLine(owner upstream.Owner, tried []netip.AddrPort, fre
 // use makes a connection of what was found.
 func (h *http1Conn) use(ctx context.Context, f found) (*httpUpstream, error) {
 	if f.up != nil {
-		f.up.picked, f.up.reused, f.up.took = f.picked, true, 0
 		return f.up, nil
 	}
 	h.record.attempt(f.endpoint, h.Config.Own(f.endpoint.Addr.Addr()))

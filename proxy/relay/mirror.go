@@ -21,20 +21,20 @@ const (
 
 // mirror sends copies of the request to where its filters have them go. A request
 // that is larger than the buffer is not copied.
-func (h *http1Conn) mirror(ctx context.Context) {
+func (h *http1Conn) mirror() {
 	for _, f := range h.plan.filters {
 		if f == nil {
 			continue
 		}
 		for i := range f.Mirrors {
 			if m := &f.Mirrors[i]; h.body.Done() && m.Meant(rand.Uint32()) {
-				h.copyTo(ctx, &m.Backend)
+				h.copyTo(&m.Backend)
 			}
 		}
 	}
 }
 
-func (h *http1Conn) copyTo(ctx context.Context, backend *route.Backend) {
+func (h *http1Conn) copyTo(backend *route.Backend) {
 	if h.mirrors.Add(1) > maxMirrors {
 		h.mirrors.Add(-1)
 		return
@@ -42,7 +42,7 @@ func (h *http1Conn) copyTo(ctx context.Context, backend *route.Backend) {
 	text := h.request.AppendTo(nil, http1.Silent)
 	text = append(text, h.client.bytes()[len(h.request.Raw()):h.taken]...)
 	h.handlers.Add(1)
-	go h.sendMirror(ctx, h.accepted, backend, text, slices.Clone(h.method))
+	go h.sendMirror(h.outer, h.accepted, backend, text, slices.Clone(h.method))
 }
 
 // sendMirror sends a copy and reads the answer, which nobody sees.

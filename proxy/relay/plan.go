@@ -55,10 +55,18 @@ type plan struct {
 // destination is what c was going to; of an inbound connection nothing is asked, and
 // what holds for its caller is the policy.
 func (s *Server) destination(ctx context.Context, c listen.Conn) (route.Destination, error) {
-	if c.Direction == listen.Inbound {
-		return route.Destination{Policy: s.Config.Inbound(c.Original.Port())}, nil
+	if d, ok := s.known(c); ok {
+		return d, nil
 	}
 	return s.Config.Destination(ctx, c.Original)
+}
+
+// known is destination where that need not be waited for.
+func (s *Server) known(c listen.Conn) (route.Destination, bool) {
+	if c.Direction == listen.Inbound {
+		return route.Destination{Policy: s.Config.Inbound(c.Original.Port())}, true
+	}
+	return s.Config.Known(c.Original)
 }
 
 // twice reports whether something of d may want a request's body twice: a retry, a

@@ -8,7 +8,6 @@ import (
 
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/http1"
-	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/poll"
 	"github.com/weirmesh/weir/proxy/route"
 	"github.com/weirmesh/weir/proxy/upstream"
@@ -278,7 +277,6 @@ func (h *http1Conn) quickRequest() bool {
 		return false
 	}
 	h.begin()
-	_ = h.take() // it is all there
 	h.view = http1Request{Head: &h.request}
 	h.planned = h.plan.make(h.Server, h.accepted, d, &h.view, h.record)
 	if h.planned == nil && h.plan.answer == nil {
@@ -288,7 +286,7 @@ func (h *http1Conn) quickRequest() bool {
 		h.handOver(atPlan)
 		return false
 	}
-	h.mirror(h.outer)
+	h.mirror()
 	h.attempt = 1
 	now := time.Now()
 	h.sending(h.up, now)
@@ -297,7 +295,7 @@ func (h *http1Conn) quickRequest() bool {
 	h.rest = h.textFor(h.up)
 	if h.up.watch(q.poller) {
 		before := len(h.rest)
-		h.rest, _ = h.up.writeNow(h.rest)
+		h.rest = h.up.writeNow(h.rest)
 		h.record.sent(uint64(before - len(h.rest)))
 	}
 	if len(h.rest) > 0 { // for want of room, or a failure, which the goroutine meets again
@@ -330,18 +328,17 @@ func (h *http1Conn) ordinary() (route.Destination, bool) {
 		return none, false
 	}
 	body := h.request.Body
-	if _, err := body.Next(text[n:]); err != nil || !body.Done() {
+	m, err := body.Next(text[n:])
+	if err != nil || !body.Done() {
 		left := body.Left()
 		h.quick.partial = err == nil && !h.request.Expect && left > 0 && left <= int64(bufferSize-len(text))
 		return none, false
 	}
+	h.body, h.taken = body, n+m
 	if h.request.Expect || h.request.Close || h.request.Upgrade || h.request.Minor == 0 || h.draining.Load() {
 		return none, false
 	}
-	if h.accepted.Direction == listen.Inbound {
-		return route.Destination{Policy: h.Config.Inbound(h.accepted.Original.Port())}, true
-	}
-	return h.Config.Known(h.accepted.Original)
+	return h.known(h.accepted)
 }
 
 // reuse returns a connection for the request that is open already; nil: there is none,
@@ -363,12 +360,10 @@ func (h *http1Conn) reuse() *httpUpstream {
 		return nil
 	}
 	picked := pick{&h.balancer, &h.plan.backend, endpoint.Addr}
-	up, ok := h.pool.Get(upstream.Key{Addr: endpoint.Addr, Owner: owner}, h.record.accepted)
-	if !ok {
+	up := h.pooled(owner, picked, h.record.accepted)
+	if up == nil {
 		picked.done(balance.Unknown)
-		return nil
 	}
-	up.picked, up.reused, up.took = picked, true, 0
 	return up
 }
 
@@ -410,7 +405,7 @@ func (h *http1Conn) quickPass() bool {
 	up := h.up
 	if !h.last {
 		before := len(h.rest)
-		h.rest, _ = h.client.writeNow(h.rest)
+		h.rest = h.client.writeNow(h.rest)
 		h.record.received(uint64(before - len(h.rest)))
 	}
 	if len(h.rest) > 0 {

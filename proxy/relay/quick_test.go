@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
@@ -23,20 +22,15 @@ import (
 func thinking(t *testing.T) (netip.AddrPort, <-chan struct{}, chan<- string) {
 	t.Helper()
 	asked, answers := make(chan struct{}), make(chan string)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	app := serving(t, func(w http.ResponseWriter, r *http.Request) {
 		asked <- struct{}{}
 		select {
 		case text := <-answers:
 			fmt.Fprint(w, text)
 		case <-r.Context().Done():
 		}
-	}))
-	t.Cleanup(server.Close)
-	return addressOf(server), asked, answers
-}
-
-func addressOf(server *httptest.Server) netip.AddrPort {
-	return netip.MustParseAddrPort(server.Listener.Addr().String())
+	})
+	return app, asked, answers
 }
 
 // only is the one HTTP/1 connection that there is.
@@ -124,9 +118,7 @@ func TestAClientThatBreaksOffIsMissedAtOnce(t *testing.T) {
 
 // TestAHeadsTimeBeginsWithItsFirstByte, whatever the connection has carried before.
 func TestAHeadsTimeBeginsWithItsFirstByte(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) }))
-	defer server.Close()
-	b := newBench(t, behind(addressOf(server)))
+	b := newBench(t, behind(serving(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) })))
 	b.Head = 500 * time.Millisecond
 	client := b.conn(t, listen.Outbound, vip)
 	r := bufio.NewReader(client)
@@ -151,9 +143,7 @@ func TestAHeadsTimeBeginsWithItsFirstByte(t *testing.T) {
 func TestAnswersThatAreNotReadAreKept(t *testing.T) {
 	const requests = 6000
 	large := strings.Repeat("x", 4000)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path, large) }))
-	defer server.Close()
-	b := newBench(t, behind(addressOf(server)))
+	b := newBench(t, behind(serving(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path, large) })))
 	slow := b.conn(t, listen.Outbound, vip)
 	go func() {
 		for i := range requests {
@@ -203,13 +193,11 @@ func (h *http1Conn) sentSoFar(b *bench) int {
 
 // TestARequestsTimeEndsWithThePollerToo, time and again.
 func TestARequestsTimeEndsWithThePollerToo(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	config := behind(serving(t, func(_ http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/never" {
 			<-r.Context().Done()
 		}
 	}))
-	defer server.Close()
-	config := behind(addressOf(server))
 	config.destination.Policy = &route.Policy{Timeout: 50 * time.Millisecond}
 	b := newBench(t, config)
 	client := b.conn(t, listen.Outbound, vip)

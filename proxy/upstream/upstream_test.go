@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/sock/socktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -119,7 +119,7 @@ func TestOwnIsRaceFree(t *testing.T) {
 func TestDialFailures(t *testing.T) {
 	l, closed := listen(t, "127.0.0.1:0")
 	l.Close()
-	full := fullBacklog(t)
+	full := socktest.FullBacklog(t)
 	cancelled, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(20*time.Millisecond, cancel)
 	for _, c := range []struct {
@@ -146,34 +146,6 @@ func TestDialFailures(t *testing.T) {
 			}
 		})
 	}
-}
-
-// fullBacklog is an address where nobody answers: its queue is full.
-func fullBacklog(t *testing.T) netip.AddrPort {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 0)); err != nil {
-		t.Fatal(err)
-	}
-	sa, err := unix.Getsockname(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	to := addrPort(sa)
-	for range 4 {
-		d := net.Dialer{Timeout: 100 * time.Millisecond}
-		c, err := d.Dial("tcp", to.String())
-		if err != nil {
-			return to
-		}
-		t.Cleanup(func() { c.Close() })
-	}
-	t.Skip("the backlog does not fill")
-	return to
 }
 
 func BenchmarkDial(b *testing.B) {
