@@ -240,7 +240,7 @@ func (b *addBench) fresh(f func(path string) error) error {
 func (b *addBench) add(ctx context.Context) error {
 	return b.fresh(func(path string) error {
 		p := &pod.Pod{Namespace: namespace, Name: "pod", ContainerID: fmt.Sprintf("add-%d", b.made), Netns: path}
-		agentBefore, err := cpuTime(b.agent.PID())
+		agentBefore, err := pod.CPUTime(b.agent.PID())
 		if err != nil {
 			return err
 		}
@@ -267,7 +267,7 @@ func (b *addBench) add(ctx context.Context) error {
 // othersCPU is what the agent, since then, and the pod's proxy, altogether, have
 // used.
 func (b *addBench) othersCPU(p *pod.Pod, agentBefore time.Duration) (time.Duration, error) {
-	total, err := cpuTime(b.agent.PID())
+	total, err := pod.CPUTime(b.agent.PID())
 	if err != nil {
 		return 0, err
 	}
@@ -277,7 +277,7 @@ func (b *addBench) othersCPU(p *pod.Pod, agentBefore time.Duration) (time.Durati
 		return 0, err
 	}
 	for _, pid := range proxies {
-		t, err := cpuTime(pid)
+		t, err := pod.CPUTime(pid)
 		if err != nil {
 			return 0, err
 		}

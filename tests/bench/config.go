@@ -167,7 +167,7 @@ func (c *configBench) measure(ctx context.Context) ([]report.Series, []string, e
 	if err != nil {
 		return nil, nil, err
 	}
-	before, err := cpuTime(c.agent.PID())
+	before, err := pod.CPUTime(c.agent.PID())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -178,7 +178,7 @@ func (c *configBench) measure(ctx context.Context) ([]report.Series, []string, e
 		return nil, nil, err
 	}
 	lasted := time.Since(began)
-	after, err := cpuTime(c.agent.PID())
+	after, err := pod.CPUTime(c.agent.PID())
 	if err != nil {
 		return nil, nil, err
 	}

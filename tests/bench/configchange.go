@@ -163,7 +163,7 @@ func (c *configBench) changes(ctx context.Context, when string) (taken, error) {
 			{slicesProbe, c.changeSlice, &out.slices},
 			{routesProbe, c.changeRoute, &out.routes},
 		} {
-			before, err := cpuTime(c.agent.PID())
+			before, err := pod.CPUTime(c.agent.PID())
 			if err != nil {
 				return out, err
 			}
@@ -177,7 +177,7 @@ func (c *configBench) changes(ctx context.Context, when string) (taken, error) {
 				return out, context.Cause(ctx)
 			case <-time.After(pause):
 			}
-			after, err := cpuTime(c.agent.PID())
+			after, err := pod.CPUTime(c.agent.PID())
 			if err != nil {
 				return out, err
 			}

@@ -302,10 +302,10 @@ func (c *configBench) addPod(ctx context.Context, name string) (*pod.Pod, error)
 		return nil, err
 	}
 	p := &pod.Pod{Namespace: namespace, Name: name, ContainerID: name}
-	if p.Netns, err = c.node.NewNamespace(name); err != nil {
+	if err := c.node.Create(ctx, c.chain, p); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(c.chain.Add(ctx, p), pod.In(p.Netns, loopbackUp)); err != nil {
+	if err := pod.In(p.Netns, loopbackUp); err != nil {
 		return nil, err
 	}
 	made.Status.Phase = corev1.PodRunning

@@ -418,11 +418,10 @@ func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, s
 // add makes pods' namespaces and runs a chain's ADD in them.
 func (d *dataplane) add(ctx context.Context, chain *pod.Chain, pods ...*pod.Pod) error {
 	for _, p := range pods {
-		var err error
-		if p.Netns, err = d.node.NewNamespace(p.ContainerID); err != nil {
+		if err := d.node.Create(ctx, chain, p); err != nil {
 			return err
 		}
-		if err := errors.Join(chain.Add(ctx, p), pod.In(p.Netns, loopbackUp)); err != nil {
+		if err := pod.In(p.Netns, loopbackUp); err != nil {
 			return err
 		}
 	}

@@ -56,7 +56,7 @@ func (b *memoryBench) idle(ctx context.Context, n, destinations int) (report.Ser
 	var pods []*pod.Pod
 	for i := range n {
 		p := idlePod(i)
-		if err := b.add(ctx, p); err != nil {
+		if err := b.node.Create(ctx, b.chain, p); err != nil {
 			return report.Series{}, err
 		}
 		if err := callAll(ctx, p, destinations); err != nil {

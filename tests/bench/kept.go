@@ -55,7 +55,7 @@ func (b *memoryBench) kept(ctx context.Context, rounds, connections int, progres
 		pods := keptPods(round)
 		caller, callee := pods[0], pods[1]
 		for _, p := range pods {
-			if err := b.add(ctx, p); err != nil {
+			if err := b.node.Create(ctx, b.chain, p); err != nil {
 				return nil, err
 			}
 		}

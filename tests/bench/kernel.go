@@ -11,27 +11,12 @@ import (
 
 	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/plugin/capture/nft"
+	"github.com/weirmesh/weir/tests/pod"
 )
-
-// cpuTime is what a process has used, all its threads and those that ended. The
-// clock of a process is named by its PID (clock_getcpuclockid(3), and
-// MAKE_PROCESS_CPUCLOCK in the kernel's posix-timers.h).
-func cpuTime(pid int) (time.Duration, error) {
-	const schedClock = 2 // CPUCLOCK_SCHED: nanoseconds, not ticks
-	return readClock(int32(^pid<<3 | schedClock))
-}
-
-func readClock(clock int32) (time.Duration, error) {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(clock, &ts); err != nil {
-		return 0, fmt.Errorf("CPU time: %w", err)
-	}
-	return time.Duration(ts.Nano()), nil
-}
 
 // applyRules puts rules into the calling thread's namespace, which holds none.
 func applyRules(rules capture.Ruleset) (cost, error) {
-	cpuBefore, err := readClock(unix.CLOCK_THREAD_CPUTIME_ID)
+	cpuBefore, err := pod.Clock(unix.CLOCK_THREAD_CPUTIME_ID)
 	if err != nil {
 		return cost{}, err
 	}
@@ -44,7 +29,7 @@ func applyRules(rules capture.Ruleset) (cost, error) {
 	if !changed {
 		return cost{}, fmt.Errorf("nothing was applied: the namespace is not new")
 	}
-	cpu, err := readClock(unix.CLOCK_THREAD_CPUTIME_ID)
+	cpu, err := pod.Clock(unix.CLOCK_THREAD_CPUTIME_ID)
 	return cost{took, cpu - cpuBefore}, err
 }
 

@@ -145,12 +145,3 @@ func (b *memoryBench) writeManifests(f memoryFlags) error {
 	}
 	return b.node.Write("memory.yaml", objects...)
 }
-
-// add makes a pod.
-func (b *memoryBench) add(ctx context.Context, p *pod.Pod) error {
-	var err error
-	if p.Netns, err = b.node.NewNamespace(p.ContainerID); err != nil {
-		return err
-	}
-	return b.chain.Add(ctx, p)
-}

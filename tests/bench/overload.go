@@ -167,10 +167,7 @@ func overloadWorld(ctx context.Context, node *pod.Node, binaries pod.Binaries) (
 		return lane{}, lane{}, nil, err
 	}
 	for _, p := range []*pod.Pod{caller, callee} {
-		if p.Netns, err = node.NewNamespace(p.ContainerID); err != nil {
-			return lane{}, lane{}, nil, err
-		}
-		if err := chain.Add(ctx, p); err != nil {
+		if err := node.Create(ctx, chain, p); err != nil {
 			return lane{}, lane{}, nil, err
 		}
 	}

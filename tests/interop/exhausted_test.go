@@ -302,25 +302,14 @@ func once(t *testing.T, do func()) func() {
 	return f
 }
 
-// cpuTime is what a process has used, user and system.
+// cpuTime is what a process has used.
 func cpuTime(t *testing.T, pid int) time.Duration {
 	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	used, err := pod.CPUTime(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// proc_pid_stat(5): utime and stime are fields 14 and 15, in hundredths of a second;
-	// the second, in brackets, may contain anything.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	var sum time.Duration
-	for _, field := range fields[11:13] {
-		n, err := strconv.Atoi(field)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum += time.Duration(n) * 10 * time.Millisecond
-	}
-	return sum
+	return used
 }
 
 // holding is a server that answers at once, but for what goes to /hold, and closes its

@@ -65,7 +65,7 @@ func ready(ctx context.Context, entered *pod.Node, found pod.Binaries) error {
 	if agent, err = node.StartAgent(ctx, programs, accessLog, "--host-cgroup-ns", "/proc/1/ns/cgroup"); err != nil {
 		return err
 	}
-	if err := add(ctx, chain, called); err != nil {
+	if err := node.Create(ctx, chain, called); err != nil {
 		return err
 	}
 	// One file: an agent that knows the pod knows the Services.
@@ -77,20 +77,12 @@ func ready(ctx context.Context, entered *pod.Node, found pod.Binaries) error {
 		return err
 	}
 	for i, p := range []*pod.Pod{caller, counted, starved} {
-		if err := add(ctx, chain, p); err != nil {
+		if err := node.Create(ctx, chain, p); err != nil {
 			return err
 		}
 		manifests[i] = p.Running(nil) // by its addresses it is known whose workload it is
 	}
 	return node.Write("caller.yaml", manifests...)
-}
-
-func add(ctx context.Context, chain *pod.Chain, p *pod.Pod) error {
-	var err error
-	if p.Netns, err = node.NewNamespace(p.Name); err != nil {
-		return err
-	}
-	return chain.Add(ctx, p)
 }
 
 // onNode skips a test that has no node, and shows the logs of one that fails.

@@ -2,7 +2,6 @@ package interop
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/plugin/capture"
+	"github.com/weirmesh/weir/tests/pod"
 )
 
 // Ports of called.
@@ -101,12 +101,8 @@ func acceptedFor(original netip.AddrPort) func(fd int) bool {
 		if port != capture.DefaultOutboundPort && port != capture.DefaultInboundPort {
 			return false
 		}
-		req, err := unix.GetsockoptIPv6Mreq(fd, unix.SOL_IP, unix.SO_ORIGINAL_DST) // as large as the sockaddr_in that is meant
-		if err != nil {
-			return false
-		}
-		m := req.Multiaddr
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(m[4:8])), binary.BigEndian.Uint16(m[2:4])) == original
+		went, err := pod.OriginalDestination(fd, false)
+		return err == nil && went == original
 	}
 }
 

@@ -1,7 +1,6 @@
 package netns
 
 import (
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +18,7 @@ import (
 
 	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/plugin/capture/nstest"
-	"golang.org/x/sys/unix"
+	"github.com/weirmesh/weir/tests/pod"
 )
 
 // The tests' proxy is this test binary, started again in a cgroup.
@@ -142,20 +141,7 @@ func originalDst(c *net.TCPConn) (netip.AddrPort, error) {
 	var out netip.AddrPort
 	var got error
 	v6 := c.LocalAddr().(*net.TCPAddr).IP.To4() == nil
-	err = raw.Control(func(fd uintptr) {
-		if v6 {
-			var info *unix.IPv6MTUInfo // begins with the sockaddr_in6 that is meant
-			if info, got = unix.GetsockoptIPv6MTUInfo(int(fd), unix.SOL_IPV6, unix.SO_ORIGINAL_DST); got == nil {
-				port := binary.NativeEndian.AppendUint16(nil, info.Addr.Port)
-				out = netip.AddrPortFrom(netip.AddrFrom16(info.Addr.Addr), binary.BigEndian.Uint16(port))
-			}
-			return
-		}
-		var req *unix.IPv6Mreq // as large as the sockaddr_in that is meant
-		if req, got = unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, unix.SO_ORIGINAL_DST); got == nil {
-			out = netip.AddrPortFrom(netip.AddrFrom4([4]byte(req.Multiaddr[4:8])), binary.BigEndian.Uint16(req.Multiaddr[2:4]))
-		}
-	})
+	err = raw.Control(func(fd uintptr) { out, got = pod.OriginalDestination(int(fd), v6) })
 	if err != nil {
 		return out, err
 	}

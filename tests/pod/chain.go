@@ -128,6 +128,15 @@ func chainOf(version string, folders []string, ran func(command string, r Ran), 
 	}, nil
 }
 
+// Create makes a pod: a namespace, which it is told of, and its ADD.
+func (n *Node) Create(ctx context.Context, c *Chain, p *Pod) error {
+	var err error
+	if p.Netns, err = n.NewNamespace(p.ContainerID); err != nil {
+		return err
+	}
+	return c.Add(ctx, p)
+}
+
 // Add takes p through the chain and fills in its addresses.
 func (c *Chain) Add(ctx context.Context, p *Pod) error {
 	result, err := c.cni.AddNetworkList(ctx, c.list, p.runtimeConf())
