@@ -92,7 +92,9 @@ func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 	case *proxypb.FromProxy_Ack:
 		a.acked++
 	case *proxypb.FromProxy_AccessLogs:
-		a.records = append(a.records, m.AccessLogs.GetRecords()...)
+		for i := range m.AccessLogs.Rows() {
+			a.records = append(a.records, new(m.AccessLogs.Row(i)))
+		}
 	case *proxypb.FromProxy_Metrics:
 		a.counted = append(a.counted, m.Metrics.GetTraffic()...)
 		a.ejections = append(a.ejections, m.Metrics.GetEjections()...)

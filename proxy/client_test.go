@@ -208,10 +208,10 @@ func TestClientAddress(t *testing.T) {
 		}
 	}
 	r := p.agent.record(t, 0)
-	if r.GetDirection() != proxypb.AccessLog_INBOUND || r.GetReason() != "" {
+	if r.Direction != proxypb.Direction_INBOUND || r.Reason != "" {
 		t.Errorf("record %v", r)
 	}
-	client, local := netip.MustParseAddrPort(r.GetClientAddress()), netip.MustParseAddrPort(r.GetUpstreamLocalAddress())
+	client, local := netip.MustParseAddrPort(r.ClientAddress), netip.MustParseAddrPort(r.UpstreamLocalAddress)
 	if client.Addr() != local.Addr() {
 		t.Errorf("the record has client %s, and the proxy's own end at %s", client, local)
 	}
@@ -261,7 +261,7 @@ func TestClientAddressInside(t *testing.T) {
 		t.Errorf("the proxy's port: %v", err)
 	}
 	for i := range 4 { // the Service's is handed over, and has two
-		if r := p.agent.record(t, i); r.GetReason() != "" {
+		if r := p.agent.record(t, i); r.Reason != "" {
 			t.Errorf("record %v", r)
 		}
 	}
@@ -560,7 +560,7 @@ func TestClientAddressLoop(t *testing.T) {
 			defer p.agent.mu.Unlock()
 			reasons := map[string]int{}
 			for _, r := range p.agent.records {
-				reasons[r.GetReason()]++
+				reasons[r.Reason]++
 			}
 			if len(p.agent.records) > 4 || reasons[name] == 0 {
 				t.Errorf("records by reason: %v", reasons)

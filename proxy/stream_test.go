@@ -67,7 +67,7 @@ func testHalfClose(t *testing.T, inbound bool) {
 	if n, err := client.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("the client sees %d, %v instead of the end", n, err)
 	}
-	if r := p.agent.record(t, 0); r.GetReason() != "" || r.GetReceivedBytes() != 11 {
+	if r := p.agent.record(t, 0); r.Reason != "" || r.ReceivedBytes != 11 {
 		t.Errorf("record %v", r)
 	}
 }
@@ -113,7 +113,7 @@ func testReset(t *testing.T, inbound bool) {
 			} else if _, err := sees.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
 				t.Errorf("the other end sees %v, want a reset", err)
 			}
-			if r := p.agent.record(t, 0); r.GetReason() != c.reason {
+			if r := p.agent.record(t, 0); r.Reason != c.reason {
 				t.Errorf("record %v, want %s", r, c.reason)
 			}
 		})
@@ -177,7 +177,7 @@ func bulk(t *testing.T, client, server *net.TCPConn, p *testPod, size int64) {
 	if len(seen) != 2 {
 		t.Error("not the same bytes")
 	}
-	if r := p.agent.record(t, 0); r.GetSentBytes() != uint64(size) || r.GetReceivedBytes() != uint64(size) {
+	if r := p.agent.record(t, 0); r.SentBytes != uint64(size) || r.ReceivedBytes != uint64(size) {
 		t.Errorf("record %v", r)
 	}
 }

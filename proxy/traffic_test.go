@@ -89,11 +89,11 @@ func TestOutboundBalanced(t *testing.T) {
 		t.Errorf("echo %q, %v", got, err)
 	}
 	r := p.agent.record(t, 0)
-	if r.GetDirection() != proxypb.AccessLog_OUTBOUND || r.GetServerAddress() != service4.String() ||
-		r.GetService() != "shop/back" || r.GetUpstreamAddress() != name || r.GetUpstreamPod() != "shop/back-"+name ||
-		r.GetClientAddress() != conn.LocalAddr().String() || !strings.HasPrefix(r.GetUpstreamLocalAddress(), "10.9.0.2:") ||
-		r.GetSentBytes() != 5 || r.GetReceivedBytes() != uint64(len(name)+1+5) || r.GetReason() != "" ||
-		r.GetTotalNanos() <= r.GetRouteNanos() || r.GetConnectNanos() <= 0 || r.GetRouteNanos() <= 0 {
+	if r.Direction != proxypb.Direction_OUTBOUND || r.ServerAddress != service4.String() ||
+		r.Service != "shop/back" || r.UpstreamAddress != name || r.UpstreamPod != "shop/back-"+name ||
+		r.ClientAddress != conn.LocalAddr().String() || !strings.HasPrefix(r.UpstreamLocalAddress, "10.9.0.2:") ||
+		r.SentBytes != 5 || r.ReceivedBytes != uint64(len(name)+1+5) || r.Reason != "" ||
+		r.TotalNanos <= r.RouteNanos || r.ConnectNanos <= 0 || r.RouteNanos <= 0 {
 		t.Errorf("record %v", r)
 	}
 }
@@ -127,7 +127,7 @@ func TestOutboundFailures(t *testing.T) {
 	} {
 		p.pod.expectReset(t, c.addr)
 		r := p.agent.record(t, i)
-		if r.GetReason() != c.reason || !strings.HasPrefix(r.GetUpstreamAddress(), c.upstream) || r.GetError() == "" {
+		if r.Reason != c.reason || !strings.HasPrefix(r.UpstreamAddress, c.upstream) || r.Error == "" {
 			t.Errorf("%s: record %v", c.addr, r)
 		}
 	}
@@ -149,8 +149,8 @@ func TestInbound(t *testing.T) {
 		}
 		_ = conn.Close()
 		r := p.agent.record(t, i)
-		if r.GetDirection() != proxypb.AccessLog_INBOUND || r.GetServerAddress() != addr ||
-			r.GetUpstreamAddress() != addr || r.GetClientAddress() != conn.LocalAddr().String() || r.GetReason() != "" {
+		if r.Direction != proxypb.Direction_INBOUND || r.ServerAddress != addr ||
+			r.UpstreamAddress != addr || r.ClientAddress != conn.LocalAddr().String() || r.Reason != "" {
 			t.Errorf("record %v", r)
 		}
 	}
@@ -170,8 +170,8 @@ func TestSelfCall(t *testing.T) {
 	}
 	conn.Close()
 	out, in := p.agent.record(t, 0), p.agent.record(t, 1)
-	if out.GetDirection() != proxypb.AccessLog_OUTBOUND || out.GetServerAddress() != service4.String() ||
-		in.GetDirection() != proxypb.AccessLog_INBOUND || in.GetServerAddress() != "10.9.0.2:8080" {
+	if out.Direction != proxypb.Direction_OUTBOUND || out.ServerAddress != service4.String() ||
+		in.Direction != proxypb.Direction_INBOUND || in.ServerAddress != "10.9.0.2:8080" {
 		t.Errorf("records %v and %v", out, in)
 	}
 }
@@ -196,7 +196,7 @@ func TestLoop(t *testing.T) {
 			t.Errorf("%s: %d accepted connections for one of the client", addr, len(records))
 		}
 		for _, r := range records {
-			if r.GetReason() != "loop" {
+			if r.Reason != "loop" {
 				t.Errorf("%s: record %v", addr, r)
 			}
 		}
@@ -210,7 +210,7 @@ func TestDirectDial(t *testing.T) {
 	p.agent.connect(t, p.proxy.control)
 	for i, addr := range []string{"10.9.0.2:15001", "10.9.0.2:15006", "[fd09::2]:15001"} {
 		p.world.expectReset(t, addr)
-		if r := p.agent.record(t, i); r.GetReason() != "not_redirected" {
+		if r := p.agent.record(t, i); r.Reason != "not_redirected" {
 			t.Errorf("%s: record %v", addr, r)
 		}
 	}

@@ -103,7 +103,7 @@ func newNode(t *testing.T) *node {
 	pusher := &push.Pusher{
 		View:       nowhere{},
 		WaitSynced: func(context.Context) error { return nil },
-		AccessLog:  func(*launch.Instance, []*proxypb.AccessLog) {},
+		AccessLog:  func(*launch.Instance, *proxypb.AccessLogs) {},
 		Metrics:    nobody{},
 		Log:        slog.New(slog.DiscardHandler),
 	}

@@ -76,6 +76,55 @@ func (Protocol) EnumDescriptor() ([]byte, []int) {
 	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{0}
 }
 
+type Direction int32
+
+const (
+	Direction_DIRECTION_UNSPECIFIED Direction = 0
+	Direction_OUTBOUND              Direction = 1 // the pod's application called
+	Direction_INBOUND               Direction = 2 // the pod's application was called
+)
+
+// Enum value maps for Direction.
+var (
+	Direction_name = map[int32]string{
+		0: "DIRECTION_UNSPECIFIED",
+		1: "OUTBOUND",
+		2: "INBOUND",
+	}
+	Direction_value = map[string]int32{
+		"DIRECTION_UNSPECIFIED": 0,
+		"OUTBOUND":              1,
+		"INBOUND":               2,
+	}
+)
+
+func (x Direction) Enum() *Direction {
+	p := new(Direction)
+	*p = x
+	return p
+}
+
+func (x Direction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Direction) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proxypb_proxy_proto_enumTypes[1].Descriptor()
+}
+
+func (Direction) Type() protoreflect.EnumType {
+	return &file_agent_proxypb_proxy_proto_enumTypes[1]
+}
+
+func (x Direction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Direction.Descriptor instead.
+func (Direction) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{1}
+}
+
 type LaunchReply_Stage int32
 
 const (
@@ -109,11 +158,11 @@ func (x LaunchReply_Stage) String() string {
 }
 
 func (LaunchReply_Stage) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[1].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[2].Descriptor()
 }
 
 func (LaunchReply_Stage) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[1]
+	return &file_agent_proxypb_proxy_proto_enumTypes[2]
 }
 
 func (x LaunchReply_Stage) Number() protoreflect.EnumNumber {
@@ -161,11 +210,11 @@ func (x Routes_Kind) String() string {
 }
 
 func (Routes_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[2].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[3].Descriptor()
 }
 
 func (Routes_Kind) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[2]
+	return &file_agent_proxypb_proxy_proto_enumTypes[3]
 }
 
 func (x Routes_Kind) Number() protoreflect.EnumNumber {
@@ -213,11 +262,11 @@ func (x Path_Kind) String() string {
 }
 
 func (Path_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[3].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[4].Descriptor()
 }
 
 func (Path_Kind) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[3]
+	return &file_agent_proxypb_proxy_proto_enumTypes[4]
 }
 
 func (x Path_Kind) Number() protoreflect.EnumNumber {
@@ -265,11 +314,11 @@ func (x Policy_Algorithm) String() string {
 }
 
 func (Policy_Algorithm) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[4].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[5].Descriptor()
 }
 
 func (Policy_Algorithm) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[4]
+	return &file_agent_proxypb_proxy_proto_enumTypes[5]
 }
 
 func (x Policy_Algorithm) Number() protoreflect.EnumNumber {
@@ -314,11 +363,11 @@ func (x Policy_HashSource) String() string {
 }
 
 func (Policy_HashSource) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[5].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[6].Descriptor()
 }
 
 func (Policy_HashSource) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[5]
+	return &file_agent_proxypb_proxy_proto_enumTypes[6]
 }
 
 func (x Policy_HashSource) Number() protoreflect.EnumNumber {
@@ -328,55 +377,6 @@ func (x Policy_HashSource) Number() protoreflect.EnumNumber {
 // Deprecated: Use Policy_HashSource.Descriptor instead.
 func (Policy_HashSource) EnumDescriptor() ([]byte, []int) {
 	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27, 1}
-}
-
-type AccessLog_Direction int32
-
-const (
-	AccessLog_DIRECTION_UNSPECIFIED AccessLog_Direction = 0
-	AccessLog_OUTBOUND              AccessLog_Direction = 1 // the pod's application called
-	AccessLog_INBOUND               AccessLog_Direction = 2 // the pod's application was called
-)
-
-// Enum value maps for AccessLog_Direction.
-var (
-	AccessLog_Direction_name = map[int32]string{
-		0: "DIRECTION_UNSPECIFIED",
-		1: "OUTBOUND",
-		2: "INBOUND",
-	}
-	AccessLog_Direction_value = map[string]int32{
-		"DIRECTION_UNSPECIFIED": 0,
-		"OUTBOUND":              1,
-		"INBOUND":               2,
-	}
-)
-
-func (x AccessLog_Direction) Enum() *AccessLog_Direction {
-	p := new(AccessLog_Direction)
-	*p = x
-	return p
-}
-
-func (x AccessLog_Direction) String() string {
-	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
-}
-
-func (AccessLog_Direction) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[6].Descriptor()
-}
-
-func (AccessLog_Direction) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[6]
-}
-
-func (x AccessLog_Direction) Number() protoreflect.EnumNumber {
-	return protoreflect.EnumNumber(x)
-}
-
-// Deprecated: Use AccessLog_Direction.Descriptor instead.
-func (AccessLog_Direction) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34, 0}
 }
 
 // Launch is one packet on the launch socket (SOCK_SEQPACKET, the proxy's
@@ -2851,281 +2851,49 @@ func (x *Nack) GetError() string {
 	return ""
 }
 
-// AccessLog is one connection, or one request, reported when it ended. Times are in
-// nanoseconds.
-type AccessLog struct {
-	state                protoimpl.MessageState `protogen:"open.v1"`
-	StartUnixNanos       int64                  `protobuf:"varint,1,opt,name=start_unix_nanos,json=startUnixNanos,proto3" json:"start_unix_nanos,omitempty"`
-	Direction            AccessLog_Direction    `protobuf:"varint,2,opt,name=direction,proto3,enum=weir.proxy.v1.AccessLog_Direction" json:"direction,omitempty"`
-	ClientAddress        string                 `protobuf:"bytes,3,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"`                        // who connected, ADDRESS:PORT
-	ServerAddress        string                 `protobuf:"bytes,4,opt,name=server_address,json=serverAddress,proto3" json:"server_address,omitempty"`                        // where it was going: the original destination
-	Service              string                 `protobuf:"bytes,5,opt,name=service,proto3" json:"service,omitempty"`                                                         // "namespace/name" the original destination belongs to
-	UpstreamAddress      string                 `protobuf:"bytes,6,opt,name=upstream_address,json=upstreamAddress,proto3" json:"upstream_address,omitempty"`                  // where the proxy connected to
-	UpstreamLocalAddress string                 `protobuf:"bytes,7,opt,name=upstream_local_address,json=upstreamLocalAddress,proto3" json:"upstream_local_address,omitempty"` // the proxy's own end of that connection
-	UpstreamPod          string                 `protobuf:"bytes,8,opt,name=upstream_pod,json=upstreamPod,proto3" json:"upstream_pod,omitempty"`                              // "namespace/name"
-	Reason               string                 `protobuf:"bytes,9,opt,name=reason,proto3" json:"reason,omitempty"`                                                           // reason.Reason, empty when all went well
-	Error                string                 `protobuf:"bytes,10,opt,name=error,proto3" json:"error,omitempty"`                                                            // the reason's detail
-	SentBytes            uint64                 `protobuf:"varint,11,opt,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`                                  // towards the upstream
-	ReceivedBytes        uint64                 `protobuf:"varint,12,opt,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"`                      // from the upstream
-	TotalNanos           int64                  `protobuf:"varint,13,opt,name=total_nanos,json=totalNanos,proto3" json:"total_nanos,omitempty"`                               // accept to end
-	RouteNanos           int64                  `protobuf:"varint,14,opt,name=route_nanos,json=routeNanos,proto3" json:"route_nanos,omitempty"`                               // accept to decision
-	ConnectNanos         int64                  `protobuf:"varint,15,opt,name=connect_nanos,json=connectNanos,proto3" json:"connect_nanos,omitempty"`                         // decision to connected
-	DroppedBefore        uint64                 `protobuf:"varint,16,opt,name=dropped_before,json=droppedBefore,proto3" json:"dropped_before,omitempty"`                      // records lost before this one because no agent read them
-	// Of a request, where the connection carries HTTP; a connection without any
-	// request has one record without these.
-	Protocol          string `protobuf:"bytes,17,opt,name=protocol,proto3" json:"protocol,omitempty"` // "HTTP/1.1"; empty: the connection was passed on as it is
-	Method            string `protobuf:"bytes,18,opt,name=method,proto3" json:"method,omitempty"`
-	Path              string `protobuf:"bytes,19,opt,name=path,proto3" json:"path,omitempty"`                                              // without the query
-	Status            uint32 `protobuf:"varint,20,opt,name=status,proto3" json:"status,omitempty"`                                         // of the answer that the client got
-	Route             string `protobuf:"bytes,21,opt,name=route,proto3" json:"route,omitempty"`                                            // "HTTPRoute/namespace/name"
-	Attempts          uint32 `protobuf:"varint,22,opt,name=attempts,proto3" json:"attempts,omitempty"`                                     // requests that were sent upstream
-	FirstByteNanos    int64  `protobuf:"varint,23,opt,name=first_byte_nanos,json=firstByteNanos,proto3" json:"first_byte_nanos,omitempty"` // request sent to first byte of the answer
-	GrpcStatus        string `protobuf:"bytes,24,opt,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
-	TraceId           []byte `protobuf:"bytes,25,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`                                  // 16 bytes; none: the request is of no trace
-	SpanId            []byte `protobuf:"bytes,26,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`                                     // 8 bytes: the caller's span
-	RequestBodyBytes  uint64 `protobuf:"varint,27,opt,name=request_body_bytes,json=requestBodyBytes,proto3" json:"request_body_bytes,omitempty"`    // that were passed on, as framed; no head
-	ResponseBodyBytes uint64 `protobuf:"varint,28,opt,name=response_body_bytes,json=responseBodyBytes,proto3" json:"response_body_bytes,omitempty"` // the same
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
-}
-
-func (x *AccessLog) Reset() {
-	*x = AccessLog{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AccessLog) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AccessLog) ProtoMessage() {}
-
-func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
-func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34}
-}
-
-func (x *AccessLog) GetStartUnixNanos() int64 {
-	if x != nil {
-		return x.StartUnixNanos
-	}
-	return 0
-}
-
-func (x *AccessLog) GetDirection() AccessLog_Direction {
-	if x != nil {
-		return x.Direction
-	}
-	return AccessLog_DIRECTION_UNSPECIFIED
-}
-
-func (x *AccessLog) GetClientAddress() string {
-	if x != nil {
-		return x.ClientAddress
-	}
-	return ""
-}
-
-func (x *AccessLog) GetServerAddress() string {
-	if x != nil {
-		return x.ServerAddress
-	}
-	return ""
-}
-
-func (x *AccessLog) GetService() string {
-	if x != nil {
-		return x.Service
-	}
-	return ""
-}
-
-func (x *AccessLog) GetUpstreamAddress() string {
-	if x != nil {
-		return x.UpstreamAddress
-	}
-	return ""
-}
-
-func (x *AccessLog) GetUpstreamLocalAddress() string {
-	if x != nil {
-		return x.UpstreamLocalAddress
-	}
-	return ""
-}
-
-func (x *AccessLog) GetUpstreamPod() string {
-	if x != nil {
-		return x.UpstreamPod
-	}
-	return ""
-}
-
-func (x *AccessLog) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *AccessLog) GetError() string {
-	if x != nil {
-		return x.Error
-	}
-	return ""
-}
-
-func (x *AccessLog) GetSentBytes() uint64 {
-	if x != nil {
-		return x.SentBytes
-	}
-	return 0
-}
-
-func (x *AccessLog) GetReceivedBytes() uint64 {
-	if x != nil {
-		return x.ReceivedBytes
-	}
-	return 0
-}
-
-func (x *AccessLog) GetTotalNanos() int64 {
-	if x != nil {
-		return x.TotalNanos
-	}
-	return 0
-}
-
-func (x *AccessLog) GetRouteNanos() int64 {
-	if x != nil {
-		return x.RouteNanos
-	}
-	return 0
-}
-
-func (x *AccessLog) GetConnectNanos() int64 {
-	if x != nil {
-		return x.ConnectNanos
-	}
-	return 0
-}
-
-func (x *AccessLog) GetDroppedBefore() uint64 {
-	if x != nil {
-		return x.DroppedBefore
-	}
-	return 0
-}
-
-func (x *AccessLog) GetProtocol() string {
-	if x != nil {
-		return x.Protocol
-	}
-	return ""
-}
-
-func (x *AccessLog) GetMethod() string {
-	if x != nil {
-		return x.Method
-	}
-	return ""
-}
-
-func (x *AccessLog) GetPath() string {
-	if x != nil {
-		return x.Path
-	}
-	return ""
-}
-
-func (x *AccessLog) GetStatus() uint32 {
-	if x != nil {
-		return x.Status
-	}
-	return 0
-}
-
-func (x *AccessLog) GetRoute() string {
-	if x != nil {
-		return x.Route
-	}
-	return ""
-}
-
-func (x *AccessLog) GetAttempts() uint32 {
-	if x != nil {
-		return x.Attempts
-	}
-	return 0
-}
-
-func (x *AccessLog) GetFirstByteNanos() int64 {
-	if x != nil {
-		return x.FirstByteNanos
-	}
-	return 0
-}
-
-func (x *AccessLog) GetGrpcStatus() string {
-	if x != nil {
-		return x.GrpcStatus
-	}
-	return ""
-}
-
-func (x *AccessLog) GetTraceId() []byte {
-	if x != nil {
-		return x.TraceId
-	}
-	return nil
-}
-
-func (x *AccessLog) GetSpanId() []byte {
-	if x != nil {
-		return x.SpanId
-	}
-	return nil
-}
-
-func (x *AccessLog) GetRequestBodyBytes() uint64 {
-	if x != nil {
-		return x.RequestBodyBytes
-	}
-	return 0
-}
-
-func (x *AccessLog) GetResponseBodyBytes() uint64 {
-	if x != nil {
-		return x.ResponseBodyBytes
-	}
-	return 0
-}
-
-// AccessLogs are records in the order in which they ended.
+// AccessLogs are records in the order in which they ended, by columns: a proxy sends
+// and an agent reads tens of thousands a second, which have most of their values in
+// common. A column has one value for each record, or is empty: then it is zero in all.
+// A text is the number, from 1, of one of texts; 0 is the empty one. Times are in
+// nanoseconds. AccessLog has what the columns mean.
 type AccessLogs struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Records       []*AccessLog           `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	Texts                []string               `protobuf:"bytes,2,rep,name=texts,proto3" json:"texts,omitempty"`
+	DroppedBefore        uint64                 `protobuf:"varint,3,opt,name=dropped_before,json=droppedBefore,proto3" json:"dropped_before,omitempty"`              // records lost before the first because no agent read them
+	StartUnixNanos       []int64                `protobuf:"fixed64,4,rep,packed,name=start_unix_nanos,json=startUnixNanos,proto3" json:"start_unix_nanos,omitempty"` // never empty
+	Direction            []Direction            `protobuf:"varint,5,rep,packed,name=direction,proto3,enum=weir.proxy.v1.Direction" json:"direction,omitempty"`
+	ClientAddress        []uint32               `protobuf:"varint,6,rep,packed,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"` // texts, up to error
+	ServerAddress        []uint32               `protobuf:"varint,7,rep,packed,name=server_address,json=serverAddress,proto3" json:"server_address,omitempty"`
+	Service              []uint32               `protobuf:"varint,8,rep,packed,name=service,proto3" json:"service,omitempty"`
+	UpstreamAddress      []uint32               `protobuf:"varint,9,rep,packed,name=upstream_address,json=upstreamAddress,proto3" json:"upstream_address,omitempty"`
+	UpstreamLocalAddress []uint32               `protobuf:"varint,10,rep,packed,name=upstream_local_address,json=upstreamLocalAddress,proto3" json:"upstream_local_address,omitempty"`
+	UpstreamPod          []uint32               `protobuf:"varint,11,rep,packed,name=upstream_pod,json=upstreamPod,proto3" json:"upstream_pod,omitempty"`
+	Reason               []uint32               `protobuf:"varint,12,rep,packed,name=reason,proto3" json:"reason,omitempty"`
+	Error                []uint32               `protobuf:"varint,13,rep,packed,name=error,proto3" json:"error,omitempty"`
+	SentBytes            []uint64               `protobuf:"varint,14,rep,packed,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
+	ReceivedBytes        []uint64               `protobuf:"varint,15,rep,packed,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"`
+	TotalNanos           []int64                `protobuf:"varint,16,rep,packed,name=total_nanos,json=totalNanos,proto3" json:"total_nanos,omitempty"`
+	RouteNanos           []int64                `protobuf:"varint,17,rep,packed,name=route_nanos,json=routeNanos,proto3" json:"route_nanos,omitempty"`
+	ConnectNanos         []int64                `protobuf:"varint,18,rep,packed,name=connect_nanos,json=connectNanos,proto3" json:"connect_nanos,omitempty"`
+	Protocol             []uint32               `protobuf:"varint,19,rep,packed,name=protocol,proto3" json:"protocol,omitempty"` // texts, up to grpc_status
+	Method               []uint32               `protobuf:"varint,20,rep,packed,name=method,proto3" json:"method,omitempty"`
+	Path                 []uint32               `protobuf:"varint,21,rep,packed,name=path,proto3" json:"path,omitempty"`
+	Route                []uint32               `protobuf:"varint,22,rep,packed,name=route,proto3" json:"route,omitempty"`
+	GrpcStatus           []uint32               `protobuf:"varint,23,rep,packed,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
+	Status               []uint32               `protobuf:"varint,24,rep,packed,name=status,proto3" json:"status,omitempty"`
+	Attempts             []uint32               `protobuf:"varint,25,rep,packed,name=attempts,proto3" json:"attempts,omitempty"`
+	FirstByteNanos       []int64                `protobuf:"varint,26,rep,packed,name=first_byte_nanos,json=firstByteNanos,proto3" json:"first_byte_nanos,omitempty"`
+	TraceId              []byte                 `protobuf:"bytes,27,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"` // 16 bytes for each record, or none at all
+	SpanId               []byte                 `protobuf:"bytes,28,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`    // 8 bytes
+	RequestBodyBytes     []uint64               `protobuf:"varint,29,rep,packed,name=request_body_bytes,json=requestBodyBytes,proto3" json:"request_body_bytes,omitempty"`
+	ResponseBodyBytes    []uint64               `protobuf:"varint,30,rep,packed,name=response_body_bytes,json=responseBodyBytes,proto3" json:"response_body_bytes,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *AccessLogs) Reset() {
 	*x = AccessLogs{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3137,7 +2905,7 @@ func (x *AccessLogs) String() string {
 func (*AccessLogs) ProtoMessage() {}
 
 func (x *AccessLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3150,12 +2918,208 @@ func (x *AccessLogs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLogs.ProtoReflect.Descriptor instead.
 func (*AccessLogs) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{35}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34}
 }
 
-func (x *AccessLogs) GetRecords() []*AccessLog {
+func (x *AccessLogs) GetTexts() []string {
 	if x != nil {
-		return x.Records
+		return x.Texts
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetDroppedBefore() uint64 {
+	if x != nil {
+		return x.DroppedBefore
+	}
+	return 0
+}
+
+func (x *AccessLogs) GetStartUnixNanos() []int64 {
+	if x != nil {
+		return x.StartUnixNanos
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetDirection() []Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetClientAddress() []uint32 {
+	if x != nil {
+		return x.ClientAddress
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetServerAddress() []uint32 {
+	if x != nil {
+		return x.ServerAddress
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetService() []uint32 {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetUpstreamAddress() []uint32 {
+	if x != nil {
+		return x.UpstreamAddress
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetUpstreamLocalAddress() []uint32 {
+	if x != nil {
+		return x.UpstreamLocalAddress
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetUpstreamPod() []uint32 {
+	if x != nil {
+		return x.UpstreamPod
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetReason() []uint32 {
+	if x != nil {
+		return x.Reason
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetError() []uint32 {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetSentBytes() []uint64 {
+	if x != nil {
+		return x.SentBytes
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetReceivedBytes() []uint64 {
+	if x != nil {
+		return x.ReceivedBytes
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetTotalNanos() []int64 {
+	if x != nil {
+		return x.TotalNanos
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetRouteNanos() []int64 {
+	if x != nil {
+		return x.RouteNanos
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetConnectNanos() []int64 {
+	if x != nil {
+		return x.ConnectNanos
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetProtocol() []uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetMethod() []uint32 {
+	if x != nil {
+		return x.Method
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetPath() []uint32 {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetRoute() []uint32 {
+	if x != nil {
+		return x.Route
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetGrpcStatus() []uint32 {
+	if x != nil {
+		return x.GrpcStatus
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetStatus() []uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetAttempts() []uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetFirstByteNanos() []int64 {
+	if x != nil {
+		return x.FirstByteNanos
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetTraceId() []byte {
+	if x != nil {
+		return x.TraceId
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetSpanId() []byte {
+	if x != nil {
+		return x.SpanId
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetRequestBodyBytes() []uint64 {
+	if x != nil {
+		return x.RequestBodyBytes
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetResponseBodyBytes() []uint64 {
+	if x != nil {
+		return x.ResponseBodyBytes
 	}
 	return nil
 }
@@ -3178,7 +3142,7 @@ type Metrics struct {
 
 func (x *Metrics) Reset() {
 	*x = Metrics{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3154,7 @@ func (x *Metrics) String() string {
 func (*Metrics) ProtoMessage() {}
 
 func (x *Metrics) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3167,7 @@ func (x *Metrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
 func (*Metrics) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{36}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Metrics) GetNumber() uint64 {
@@ -3264,7 +3228,7 @@ type MetricsAck struct {
 
 func (x *MetricsAck) Reset() {
 	*x = MetricsAck{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3240,7 @@ func (x *MetricsAck) String() string {
 func (*MetricsAck) ProtoMessage() {}
 
 func (x *MetricsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3253,7 @@ func (x *MetricsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsAck.ProtoReflect.Descriptor instead.
 func (*MetricsAck) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{37}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MetricsAck) GetNumber() uint64 {
@@ -3303,7 +3267,7 @@ func (x *MetricsAck) GetNumber() uint64 {
 // one end is always its own pod.
 type Peers struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Direction     AccessLog_Direction    `protobuf:"varint,1,opt,name=direction,proto3,enum=weir.proxy.v1.AccessLog_Direction" json:"direction,omitempty"`
+	Direction     Direction              `protobuf:"varint,1,opt,name=direction,proto3,enum=weir.proxy.v1.Direction" json:"direction,omitempty"`
 	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`   // outbound: "namespace/name"; empty: not a Service
 	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // outbound: the endpoint's (Endpoint.workload)
 	Client        string                 `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`     // inbound: the caller's address; empty: there were too many of them
@@ -3314,7 +3278,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3326,7 +3290,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3339,14 +3303,14 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{38}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{37}
 }
 
-func (x *Peers) GetDirection() AccessLog_Direction {
+func (x *Peers) GetDirection() Direction {
 	if x != nil {
 		return x.Direction
 	}
-	return AccessLog_DIRECTION_UNSPECIFIED
+	return Direction_DIRECTION_UNSPECIFIED
 }
 
 func (x *Peers) GetService() string {
@@ -3398,7 +3362,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3410,7 +3374,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3423,7 +3387,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{39}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Traffic) GetPeers() *Peers {
@@ -3522,7 +3486,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3534,7 +3498,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3547,7 +3511,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{40}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Open) GetPeers() *Peers {
@@ -3582,7 +3546,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3594,7 +3558,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3607,7 +3571,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{41}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Endpoints) GetPeers() *Peers {
@@ -3641,7 +3605,7 @@ type Ejections struct {
 
 func (x *Ejections) Reset() {
 	*x = Ejections{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3653,7 +3617,7 @@ func (x *Ejections) String() string {
 func (*Ejections) ProtoMessage() {}
 
 func (x *Ejections) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3666,7 +3630,7 @@ func (x *Ejections) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ejections.ProtoReflect.Descriptor instead.
 func (*Ejections) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Ejections) GetPeers() *Peers {
@@ -3698,7 +3662,7 @@ type Histogram struct {
 
 func (x *Histogram) Reset() {
 	*x = Histogram{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3710,7 +3674,7 @@ func (x *Histogram) String() string {
 func (*Histogram) ProtoMessage() {}
 
 func (x *Histogram) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3723,7 +3687,7 @@ func (x *Histogram) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
 func (*Histogram) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{43}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Histogram) GetSum() float64 {
@@ -3995,48 +3959,43 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\"2\n" +
 	"\x04Nack\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\x97\b\n" +
-	"\tAccessLog\x12(\n" +
-	"\x10start_unix_nanos\x18\x01 \x01(\x03R\x0estartUnixNanos\x12@\n" +
-	"\tdirection\x18\x02 \x01(\x0e2\".weir.proxy.v1.AccessLog.DirectionR\tdirection\x12%\n" +
-	"\x0eclient_address\x18\x03 \x01(\tR\rclientAddress\x12%\n" +
-	"\x0eserver_address\x18\x04 \x01(\tR\rserverAddress\x12\x18\n" +
-	"\aservice\x18\x05 \x01(\tR\aservice\x12)\n" +
-	"\x10upstream_address\x18\x06 \x01(\tR\x0fupstreamAddress\x124\n" +
-	"\x16upstream_local_address\x18\a \x01(\tR\x14upstreamLocalAddress\x12!\n" +
-	"\fupstream_pod\x18\b \x01(\tR\vupstreamPod\x12\x16\n" +
-	"\x06reason\x18\t \x01(\tR\x06reason\x12\x14\n" +
-	"\x05error\x18\n" +
-	" \x01(\tR\x05error\x12\x1d\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xe7\a\n" +
 	"\n" +
-	"sent_bytes\x18\v \x01(\x04R\tsentBytes\x12%\n" +
-	"\x0ereceived_bytes\x18\f \x01(\x04R\rreceivedBytes\x12\x1f\n" +
-	"\vtotal_nanos\x18\r \x01(\x03R\n" +
+	"AccessLogs\x12\x14\n" +
+	"\x05texts\x18\x02 \x03(\tR\x05texts\x12%\n" +
+	"\x0edropped_before\x18\x03 \x01(\x04R\rdroppedBefore\x12(\n" +
+	"\x10start_unix_nanos\x18\x04 \x03(\x10R\x0estartUnixNanos\x126\n" +
+	"\tdirection\x18\x05 \x03(\x0e2\x18.weir.proxy.v1.DirectionR\tdirection\x12%\n" +
+	"\x0eclient_address\x18\x06 \x03(\rR\rclientAddress\x12%\n" +
+	"\x0eserver_address\x18\a \x03(\rR\rserverAddress\x12\x18\n" +
+	"\aservice\x18\b \x03(\rR\aservice\x12)\n" +
+	"\x10upstream_address\x18\t \x03(\rR\x0fupstreamAddress\x124\n" +
+	"\x16upstream_local_address\x18\n" +
+	" \x03(\rR\x14upstreamLocalAddress\x12!\n" +
+	"\fupstream_pod\x18\v \x03(\rR\vupstreamPod\x12\x16\n" +
+	"\x06reason\x18\f \x03(\rR\x06reason\x12\x14\n" +
+	"\x05error\x18\r \x03(\rR\x05error\x12\x1d\n" +
+	"\n" +
+	"sent_bytes\x18\x0e \x03(\x04R\tsentBytes\x12%\n" +
+	"\x0ereceived_bytes\x18\x0f \x03(\x04R\rreceivedBytes\x12\x1f\n" +
+	"\vtotal_nanos\x18\x10 \x03(\x03R\n" +
 	"totalNanos\x12\x1f\n" +
-	"\vroute_nanos\x18\x0e \x01(\x03R\n" +
+	"\vroute_nanos\x18\x11 \x03(\x03R\n" +
 	"routeNanos\x12#\n" +
-	"\rconnect_nanos\x18\x0f \x01(\x03R\fconnectNanos\x12%\n" +
-	"\x0edropped_before\x18\x10 \x01(\x04R\rdroppedBefore\x12\x1a\n" +
-	"\bprotocol\x18\x11 \x01(\tR\bprotocol\x12\x16\n" +
-	"\x06method\x18\x12 \x01(\tR\x06method\x12\x12\n" +
-	"\x04path\x18\x13 \x01(\tR\x04path\x12\x16\n" +
-	"\x06status\x18\x14 \x01(\rR\x06status\x12\x14\n" +
-	"\x05route\x18\x15 \x01(\tR\x05route\x12\x1a\n" +
-	"\battempts\x18\x16 \x01(\rR\battempts\x12(\n" +
-	"\x10first_byte_nanos\x18\x17 \x01(\x03R\x0efirstByteNanos\x12\x1f\n" +
-	"\vgrpc_status\x18\x18 \x01(\tR\n" +
-	"grpcStatus\x12\x19\n" +
-	"\btrace_id\x18\x19 \x01(\fR\atraceId\x12\x17\n" +
-	"\aspan_id\x18\x1a \x01(\fR\x06spanId\x12,\n" +
-	"\x12request_body_bytes\x18\x1b \x01(\x04R\x10requestBodyBytes\x12.\n" +
-	"\x13response_body_bytes\x18\x1c \x01(\x04R\x11responseBodyBytes\"A\n" +
-	"\tDirection\x12\x19\n" +
-	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\f\n" +
-	"\bOUTBOUND\x10\x01\x12\v\n" +
-	"\aINBOUND\x10\x02\"@\n" +
-	"\n" +
-	"AccessLogs\x122\n" +
-	"\arecords\x18\x01 \x03(\v2\x18.weir.proxy.v1.AccessLogR\arecords\"\xf8\x02\n" +
+	"\rconnect_nanos\x18\x12 \x03(\x03R\fconnectNanos\x12\x1a\n" +
+	"\bprotocol\x18\x13 \x03(\rR\bprotocol\x12\x16\n" +
+	"\x06method\x18\x14 \x03(\rR\x06method\x12\x12\n" +
+	"\x04path\x18\x15 \x03(\rR\x04path\x12\x14\n" +
+	"\x05route\x18\x16 \x03(\rR\x05route\x12\x1f\n" +
+	"\vgrpc_status\x18\x17 \x03(\rR\n" +
+	"grpcStatus\x12\x16\n" +
+	"\x06status\x18\x18 \x03(\rR\x06status\x12\x1a\n" +
+	"\battempts\x18\x19 \x03(\rR\battempts\x12(\n" +
+	"\x10first_byte_nanos\x18\x1a \x03(\x03R\x0efirstByteNanos\x12\x19\n" +
+	"\btrace_id\x18\x1b \x01(\fR\atraceId\x12\x17\n" +
+	"\aspan_id\x18\x1c \x01(\fR\x06spanId\x12,\n" +
+	"\x12request_body_bytes\x18\x1d \x03(\x04R\x10requestBodyBytes\x12.\n" +
+	"\x13response_body_bytes\x18\x1e \x03(\x04R\x11responseBodyBytesJ\x04\b\x01\x10\x02\"\xf8\x02\n" +
 	"\aMetrics\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x120\n" +
 	"\atraffic\x18\x02 \x03(\v2\x16.weir.proxy.v1.TrafficR\atraffic\x12'\n" +
@@ -4047,9 +4006,9 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x10inbound_overhead\x18\a \x01(\v2\x18.weir.proxy.v1.HistogramR\x0finboundOverhead\"$\n" +
 	"\n" +
 	"MetricsAck\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x04R\x06number\"\xad\x01\n" +
-	"\x05Peers\x12@\n" +
-	"\tdirection\x18\x01 \x01(\x0e2\".weir.proxy.v1.AccessLog.DirectionR\tdirection\x12\x18\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"\xa3\x01\n" +
+	"\x05Peers\x126\n" +
+	"\tdirection\x18\x01 \x01(\x0e2\x18.weir.proxy.v1.DirectionR\tdirection\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x1a\n" +
 	"\bworkload\x18\x03 \x01(\tR\bworkload\x12\x16\n" +
 	"\x06client\x18\x04 \x01(\tR\x06client\x12\x14\n" +
@@ -4093,7 +4052,11 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\n" +
 	"\x06OPAQUE\x10\x01\x12\b\n" +
 	"\x04HTTP\x10\x02\x12\t\n" +
-	"\x05HTTP2\x10\x032J\n" +
+	"\x05HTTP2\x10\x03*A\n" +
+	"\tDirection\x12\x19\n" +
+	"\x15DIRECTION_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bOUTBOUND\x10\x01\x12\v\n" +
+	"\aINBOUND\x10\x022J\n" +
 	"\aControl\x12?\n" +
 	"\aSession\x12\x16.weir.proxy.v1.ToProxy\x1a\x18.weir.proxy.v1.FromProxy(\x010\x01B(Z&github.com/weirmesh/weir/agent/proxypbb\x06proto3"
 
@@ -4110,85 +4073,84 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
-	(Protocol)(0),            // 0: weir.proxy.v1.Protocol
-	(LaunchReply_Stage)(0),   // 1: weir.proxy.v1.LaunchReply.Stage
-	(Routes_Kind)(0),         // 2: weir.proxy.v1.Routes.Kind
-	(Path_Kind)(0),           // 3: weir.proxy.v1.Path.Kind
-	(Policy_Algorithm)(0),    // 4: weir.proxy.v1.Policy.Algorithm
-	(Policy_HashSource)(0),   // 5: weir.proxy.v1.Policy.HashSource
-	(AccessLog_Direction)(0), // 6: weir.proxy.v1.AccessLog.Direction
-	(*Launch)(nil),           // 7: weir.proxy.v1.Launch
-	(*Listener)(nil),         // 8: weir.proxy.v1.Listener
-	(*LaunchReply)(nil),      // 9: weir.proxy.v1.LaunchReply
-	(*ToProxy)(nil),          // 10: weir.proxy.v1.ToProxy
-	(*Update)(nil),           // 11: weir.proxy.v1.Update
-	(*Resource)(nil),         // 12: weir.proxy.v1.Resource
-	(*ProxyConfig)(nil),      // 13: weir.proxy.v1.ProxyConfig
-	(*PortRange)(nil),        // 14: weir.proxy.v1.PortRange
-	(*Destination)(nil),      // 15: weir.proxy.v1.Destination
-	(*Endpoint)(nil),         // 16: weir.proxy.v1.Endpoint
-	(*Routes)(nil),           // 17: weir.proxy.v1.Routes
-	(*Match)(nil),            // 18: weir.proxy.v1.Match
-	(*Path)(nil),             // 19: weir.proxy.v1.Path
-	(*GRPCMethod)(nil),       // 20: weir.proxy.v1.GRPCMethod
-	(*Value)(nil),            // 21: weir.proxy.v1.Value
-	(*Rule)(nil),             // 22: weir.proxy.v1.Rule
-	(*WeightedBackend)(nil),  // 23: weir.proxy.v1.WeightedBackend
-	(*Backend)(nil),          // 24: weir.proxy.v1.Backend
-	(*Filters)(nil),          // 25: weir.proxy.v1.Filters
-	(*HeaderChange)(nil),     // 26: weir.proxy.v1.HeaderChange
-	(*Header)(nil),           // 27: weir.proxy.v1.Header
-	(*Redirect)(nil),         // 28: weir.proxy.v1.Redirect
-	(*Rewrite)(nil),          // 29: weir.proxy.v1.Rewrite
-	(*PathChange)(nil),       // 30: weir.proxy.v1.PathChange
-	(*Mirror)(nil),           // 31: weir.proxy.v1.Mirror
-	(*CORS)(nil),             // 32: weir.proxy.v1.CORS
-	(*Retry)(nil),            // 33: weir.proxy.v1.Retry
-	(*Policy)(nil),           // 34: weir.proxy.v1.Policy
-	(*RateLimit)(nil),        // 35: weir.proxy.v1.RateLimit
-	(*FromProxy)(nil),        // 36: weir.proxy.v1.FromProxy
-	(*Subscribe)(nil),        // 37: weir.proxy.v1.Subscribe
-	(*Unsubscribe)(nil),      // 38: weir.proxy.v1.Unsubscribe
-	(*Ack)(nil),              // 39: weir.proxy.v1.Ack
-	(*Nack)(nil),             // 40: weir.proxy.v1.Nack
-	(*AccessLog)(nil),        // 41: weir.proxy.v1.AccessLog
-	(*AccessLogs)(nil),       // 42: weir.proxy.v1.AccessLogs
-	(*Metrics)(nil),          // 43: weir.proxy.v1.Metrics
-	(*MetricsAck)(nil),       // 44: weir.proxy.v1.MetricsAck
-	(*Peers)(nil),            // 45: weir.proxy.v1.Peers
-	(*Traffic)(nil),          // 46: weir.proxy.v1.Traffic
-	(*Open)(nil),             // 47: weir.proxy.v1.Open
-	(*Endpoints)(nil),        // 48: weir.proxy.v1.Endpoints
-	(*Ejections)(nil),        // 49: weir.proxy.v1.Ejections
-	(*Histogram)(nil),        // 50: weir.proxy.v1.Histogram
-	nil,                      // 51: weir.proxy.v1.ProxyConfig.InboundEntry
-	nil,                      // 52: weir.proxy.v1.Subscribe.VersionsEntry
+	(Protocol)(0),           // 0: weir.proxy.v1.Protocol
+	(Direction)(0),          // 1: weir.proxy.v1.Direction
+	(LaunchReply_Stage)(0),  // 2: weir.proxy.v1.LaunchReply.Stage
+	(Routes_Kind)(0),        // 3: weir.proxy.v1.Routes.Kind
+	(Path_Kind)(0),          // 4: weir.proxy.v1.Path.Kind
+	(Policy_Algorithm)(0),   // 5: weir.proxy.v1.Policy.Algorithm
+	(Policy_HashSource)(0),  // 6: weir.proxy.v1.Policy.HashSource
+	(*Launch)(nil),          // 7: weir.proxy.v1.Launch
+	(*Listener)(nil),        // 8: weir.proxy.v1.Listener
+	(*LaunchReply)(nil),     // 9: weir.proxy.v1.LaunchReply
+	(*ToProxy)(nil),         // 10: weir.proxy.v1.ToProxy
+	(*Update)(nil),          // 11: weir.proxy.v1.Update
+	(*Resource)(nil),        // 12: weir.proxy.v1.Resource
+	(*ProxyConfig)(nil),     // 13: weir.proxy.v1.ProxyConfig
+	(*PortRange)(nil),       // 14: weir.proxy.v1.PortRange
+	(*Destination)(nil),     // 15: weir.proxy.v1.Destination
+	(*Endpoint)(nil),        // 16: weir.proxy.v1.Endpoint
+	(*Routes)(nil),          // 17: weir.proxy.v1.Routes
+	(*Match)(nil),           // 18: weir.proxy.v1.Match
+	(*Path)(nil),            // 19: weir.proxy.v1.Path
+	(*GRPCMethod)(nil),      // 20: weir.proxy.v1.GRPCMethod
+	(*Value)(nil),           // 21: weir.proxy.v1.Value
+	(*Rule)(nil),            // 22: weir.proxy.v1.Rule
+	(*WeightedBackend)(nil), // 23: weir.proxy.v1.WeightedBackend
+	(*Backend)(nil),         // 24: weir.proxy.v1.Backend
+	(*Filters)(nil),         // 25: weir.proxy.v1.Filters
+	(*HeaderChange)(nil),    // 26: weir.proxy.v1.HeaderChange
+	(*Header)(nil),          // 27: weir.proxy.v1.Header
+	(*Redirect)(nil),        // 28: weir.proxy.v1.Redirect
+	(*Rewrite)(nil),         // 29: weir.proxy.v1.Rewrite
+	(*PathChange)(nil),      // 30: weir.proxy.v1.PathChange
+	(*Mirror)(nil),          // 31: weir.proxy.v1.Mirror
+	(*CORS)(nil),            // 32: weir.proxy.v1.CORS
+	(*Retry)(nil),           // 33: weir.proxy.v1.Retry
+	(*Policy)(nil),          // 34: weir.proxy.v1.Policy
+	(*RateLimit)(nil),       // 35: weir.proxy.v1.RateLimit
+	(*FromProxy)(nil),       // 36: weir.proxy.v1.FromProxy
+	(*Subscribe)(nil),       // 37: weir.proxy.v1.Subscribe
+	(*Unsubscribe)(nil),     // 38: weir.proxy.v1.Unsubscribe
+	(*Ack)(nil),             // 39: weir.proxy.v1.Ack
+	(*Nack)(nil),            // 40: weir.proxy.v1.Nack
+	(*AccessLogs)(nil),      // 41: weir.proxy.v1.AccessLogs
+	(*Metrics)(nil),         // 42: weir.proxy.v1.Metrics
+	(*MetricsAck)(nil),      // 43: weir.proxy.v1.MetricsAck
+	(*Peers)(nil),           // 44: weir.proxy.v1.Peers
+	(*Traffic)(nil),         // 45: weir.proxy.v1.Traffic
+	(*Open)(nil),            // 46: weir.proxy.v1.Open
+	(*Endpoints)(nil),       // 47: weir.proxy.v1.Endpoints
+	(*Ejections)(nil),       // 48: weir.proxy.v1.Ejections
+	(*Histogram)(nil),       // 49: weir.proxy.v1.Histogram
+	nil,                     // 50: weir.proxy.v1.ProxyConfig.InboundEntry
+	nil,                     // 51: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	8,  // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
-	1,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
+	2,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
 	8,  // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
 	11, // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
-	44, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
+	43, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
 	12, // 5: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
 	13, // 6: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
 	15, // 7: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
 	14, // 8: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
-	51, // 9: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
+	50, // 9: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
 	16, // 10: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
 	0,  // 11: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
 	34, // 12: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
 	17, // 13: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
-	2,  // 14: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
+	3,  // 14: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
 	18, // 15: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
 	22, // 16: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
 	19, // 17: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
 	20, // 18: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
 	21, // 19: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
 	21, // 20: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
-	3,  // 21: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
+	4,  // 21: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
 	25, // 22: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
 	23, // 23: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
 	33, // 24: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
@@ -4208,39 +4170,38 @@ var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	30, // 38: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
 	30, // 39: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
 	24, // 40: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
-	4,  // 41: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
-	5,  // 42: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
+	5,  // 41: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
+	6,  // 42: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
 	33, // 43: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
 	35, // 44: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
 	37, // 45: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
 	38, // 46: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
 	39, // 47: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
 	40, // 48: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
-	43, // 49: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
-	42, // 50: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
-	52, // 51: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	6,  // 52: weir.proxy.v1.AccessLog.direction:type_name -> weir.proxy.v1.AccessLog.Direction
-	41, // 53: weir.proxy.v1.AccessLogs.records:type_name -> weir.proxy.v1.AccessLog
-	46, // 54: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
-	47, // 55: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
-	48, // 56: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
-	49, // 57: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
-	50, // 58: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
-	50, // 59: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
-	6,  // 60: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.AccessLog.Direction
-	45, // 61: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
-	50, // 62: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
-	45, // 63: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
-	45, // 64: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
-	45, // 65: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
-	34, // 66: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
-	10, // 67: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	36, // 68: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	68, // [68:69] is the sub-list for method output_type
-	67, // [67:68] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	42, // 49: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
+	41, // 50: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
+	51, // 51: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	1,  // 52: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
+	45, // 53: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
+	46, // 54: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
+	47, // 55: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
+	48, // 56: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
+	49, // 57: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
+	49, // 58: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
+	1,  // 59: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
+	44, // 60: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
+	49, // 61: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
+	44, // 62: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
+	44, // 63: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
+	44, // 64: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
+	34, // 65: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
+	10, // 66: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	36, // 67: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	67, // [67:68] is the sub-list for method output_type
+	66, // [66:67] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -4271,7 +4232,7 @@ func file_agent_proxypb_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   46,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

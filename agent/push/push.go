@@ -63,7 +63,7 @@ type Pusher struct {
 	View       View
 	WaitSynced func(context.Context) error // returns when View is complete; nothing is sent before
 	MeshRanges []netip.Prefix              // addresses in here must be asked for, they may be Services
-	AccessLog  func(*launch.Instance, []*proxypb.AccessLog)
+	AccessLog  func(*launch.Instance, *proxypb.AccessLogs)
 	Metrics    Metrics
 	Log        *slog.Logger
 

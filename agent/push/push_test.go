@@ -118,7 +118,7 @@ type setup struct {
 	proxy    *fakeProxy
 	synced   chan struct{}
 	instance *launch.Instance
-	logs     chan *proxypb.AccessLog
+	logs     chan proxypb.AccessLog
 	metrics  fakeMetrics
 	end      func() // of the session
 }
@@ -154,7 +154,7 @@ func start(t *testing.T) *setup {
 		view:    &fakeView{dest: map[netip.AddrPort]route.Destination{}},
 		proxy:   &fakeProxy{streams: make(chan grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]), end: make(chan struct{})},
 		synced:  make(chan struct{}),
-		logs:    make(chan *proxypb.AccessLog, 10),
+		logs:    make(chan proxypb.AccessLog, 10),
 		metrics: make(fakeMetrics, 20),
 	}
 	path := filepath.Join(t.TempDir(), "p.sock")
@@ -180,9 +180,9 @@ func start(t *testing.T) *setup {
 			}
 		},
 		MeshRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
-		AccessLog: func(_ *launch.Instance, records []*proxypb.AccessLog) {
-			for _, r := range records {
-				s.logs <- r
+		AccessLog: func(_ *launch.Instance, records *proxypb.AccessLogs) {
+			for i := range records.Rows() {
+				s.logs <- records.Row(i)
 			}
 		},
 		Metrics: s.metrics,
@@ -427,10 +427,12 @@ func TestAResumedProxyIsSentOnlyWhatDiffers(t *testing.T) {
 func TestAccessLogRecordsReachTheirWriter(t *testing.T) {
 	s := start(t)
 	p := s.stream()
-	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: &proxypb.AccessLogs{Records: []*proxypb.AccessLog{{Service: "shop/back"}}}}})
+	var writer proxypb.AccessLogWriter
+	logs := writer.Write(1, func(_ int, r *proxypb.AccessLog) { r.Service = "shop/back" })
+	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: logs}})
 	select {
 	case r := <-s.logs:
-		if r.GetService() != "shop/back" {
+		if r.Service != "shop/back" {
 			t.Errorf("got %v", r)
 		}
 	case <-time.After(5 * time.Second):

@@ -182,7 +182,7 @@ func (s *session) receive() error {
 		}
 		switch m := msg.GetMessage().(type) {
 		case *proxypb.FromProxy_AccessLogs:
-			s.pusher.AccessLog(s.instance, m.AccessLogs.GetRecords())
+			s.pusher.AccessLog(s.instance, m.AccessLogs)
 			continue
 		case *proxypb.FromProxy_Metrics:
 			s.measure(m.Metrics)

@@ -3,10 +3,10 @@
 package telemetry
 
 import (
-	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,15 +18,16 @@ import (
 // AccessLog writes one JSON object a line for each request that the proxies saw, and
 // each connection without one.
 type AccessLog struct {
-	mu  sync.Mutex
-	out io.Writer
+	mu    sync.Mutex
+	out   io.Writer
+	lines []byte // that are not written yet; none between two calls
 }
 
 // NewAccessLog writes to out, whole lines at a time.
 func NewAccessLog(out io.Writer) *AccessLog { return &AccessLog{out: out} }
 
-// Record is one line: one request, or one connection, at one proxy. Times are in
-// seconds.
+// Record is one line, for those who read it: one request, or one connection, at one
+// proxy. Times are in seconds.
 type Record struct {
 	Timestamp     time.Time `json:"timestamp"`
 	Direction     string    `json:"weir.direction"` // "outbound" or "inbound"
@@ -66,64 +67,134 @@ type HTTP struct {
 	Span          string  `json:"span_id,omitempty"` // the caller's
 }
 
+// flushAt is how many bytes of lines wait for each other.
+const flushAt = 1 << 20
+
 // Write writes a proxy's records.
-func (l *AccessLog) Write(i *launch.Instance, records []*proxypb.AccessLog) {
-	var out bytes.Buffer
-	encoder := json.NewEncoder(&out)
+func (l *AccessLog) Write(i *launch.Instance, records *proxypb.AccessLogs) {
 	pod := i.Attachment.PodNamespace + "/" + i.Attachment.PodName
-	for _, r := range records {
-		if err := encoder.Encode(newRecord(pod, r)); err != nil {
-			return // a struct of strings and numbers marshals
-		}
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, _ = l.out.Write(out.Bytes())
+	for n := range records.Rows() {
+		l.lines = appendLine(l.lines, pod, records.Row(n))
+		if len(l.lines) >= flushAt {
+			l.flush()
+		}
+	}
+	l.flush()
 }
 
-func newRecord(pod string, r *proxypb.AccessLog) Record {
-	out := Record{
-		Timestamp:     time.Unix(0, r.GetStartUnixNanos()).UTC(),
-		Direction:     directionName(r.GetDirection()),
-		Pod:           pod,
-		Client:        r.GetClientAddress(),
-		Server:        r.GetServerAddress(),
-		Service:       r.GetService(),
-		Upstream:      r.GetUpstreamAddress(),
-		UpstreamLocal: r.GetUpstreamLocalAddress(),
-		UpstreamPod:   r.GetUpstreamPod(),
-		ErrorType:     r.GetReason(),
-		Reason:        r.GetReason(),
-		Detail:        r.GetError(),
-		Sent:          r.GetSentBytes(),
-		Received:      r.GetReceivedBytes(),
-		TimeTotal:     time.Duration(r.GetTotalNanos()).Seconds(),
-		TimeRoute:     time.Duration(r.GetRouteNanos()).Seconds(),
-		TimeConnect:   time.Duration(r.GetConnectNanos()).Seconds(),
-		Lost:          r.GetDroppedBefore(),
+func (l *AccessLog) flush() {
+	if len(l.lines) > 0 {
+		_, _ = l.out.Write(l.lines)
 	}
-	if r.GetProtocol() == "" {
-		return out
+	l.lines = l.lines[:0]
+}
+
+// appendLine appends what encoding/json makes of the row as a Record, without its
+// reflection: a node writes tens of thousands of lines a second.
+func appendLine(out []byte, pod string, r proxypb.AccessLog) []byte {
+	out = append(out, `{"timestamp":"`...)
+	out = time.Unix(0, r.StartUnixNanos).UTC().AppendFormat(out, time.RFC3339Nano)
+	out = append(out, '"')
+	out = appendText(out, "weir.direction", directionName(r.Direction))
+	out = appendText(out, "weir.pod", pod)
+	out = appendText(out, "client.address", r.ClientAddress)
+	out = appendText(out, "server.address", r.ServerAddress)
+	out = appendAny(out, "weir.destination.service", r.Service)
+	out = appendAny(out, "weir.upstream.address", r.UpstreamAddress)
+	out = appendAny(out, "weir.upstream.local_address", r.UpstreamLocalAddress)
+	out = appendAny(out, "weir.upstream.pod", r.UpstreamPod)
+	out = appendAny(out, "error.type", r.Reason)
+	out = appendAny(out, "weir.reason", r.Reason)
+	out = appendAny(out, "weir.reason.detail", r.Error)
+	out = appendNumber(out, "weir.sent.bytes", r.SentBytes)
+	out = appendNumber(out, "weir.received.bytes", r.ReceivedBytes)
+	out = appendSeconds(out, "weir.time.total", r.TotalNanos)
+	out = appendSeconds(out, "weir.time.route", r.RouteNanos)
+	out = appendSeconds(out, "weir.time.connect", r.ConnectNanos)
+	if r.DroppedBefore > 0 {
+		out = appendNumber(out, "weir.lost_before", r.DroppedBefore)
 	}
-	out.HTTP = &HTTP{
-		Method:        r.GetMethod(),
-		Path:          r.GetPath(),
-		Status:        r.GetStatus(),
-		GRPCStatus:    r.GetGrpcStatus(),
-		Version:       strings.TrimPrefix(r.GetProtocol(), "HTTP/"),
-		Route:         r.GetRoute(),
-		Attempts:      r.GetAttempts(),
-		RequestBody:   r.GetRequestBodyBytes(),
-		ResponseBody:  r.GetResponseBodyBytes(),
-		TimeFirstByte: time.Duration(r.GetFirstByteNanos()).Seconds(),
-		Trace:         hex.EncodeToString(r.GetTraceId()),
-		Span:          hex.EncodeToString(r.GetSpanId()),
+	if r.Protocol != "" {
+		out = appendHTTP(out, r)
+	}
+	return append(out, '}', '\n')
+}
+
+func appendHTTP(out []byte, r proxypb.AccessLog) []byte {
+	out = appendAny(out, "http.request.method", r.Method)
+	out = appendAny(out, "url.path", r.Path)
+	if r.Status > 0 {
+		out = appendNumber(out, "http.response.status_code", uint64(r.Status))
+	}
+	out = appendAny(out, "rpc.response.status_code", r.GRPCStatus)
+	out = appendText(out, "network.protocol.version", strings.TrimPrefix(r.Protocol, "HTTP/"))
+	out = appendAny(out, "weir.route", r.Route)
+	out = appendNumber(out, "weir.attempts", uint64(r.Attempts))
+	out = appendNumber(out, "http.request.body.size", r.RequestBodyBytes)
+	out = appendNumber(out, "http.response.body.size", r.ResponseBodyBytes)
+	out = appendSeconds(out, "weir.time.first_byte", r.FirstByteNanos)
+	if r.TraceID != [16]byte{} {
+		out = hex.AppendEncode(appendKey(out, "trace_id", '"'), r.TraceID[:])
+		out = hex.AppendEncode(appendKey(append(out, '"'), "span_id", '"'), r.SpanID[:])
+		out = append(out, '"')
 	}
 	return out
 }
 
-func directionName(d proxypb.AccessLog_Direction) string {
-	if d == proxypb.AccessLog_INBOUND {
+// appendKey begins a member that is not the first; more is the value's beginning.
+func appendKey(out []byte, key string, more ...byte) []byte {
+	out = append(out, ',', '"')
+	out = append(out, key...)
+	return append(append(out, '"', ':'), more...)
+}
+
+// appendAny appends a text if it is not empty.
+func appendAny(out []byte, key, text string) []byte {
+	if text == "" {
+		return out
+	}
+	return appendText(out, key, text)
+}
+
+func appendText(out []byte, key, text string) []byte {
+	out = appendKey(out, key)
+	for i := range len(text) {
+		if c := text[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			quoted, _ := json.Marshal(text) // a string marshals
+			return append(out, quoted...)
+		}
+	}
+	out = append(append(out, '"'), text...)
+	return append(out, '"')
+}
+
+func appendNumber(out []byte, key string, n uint64) []byte {
+	return strconv.AppendUint(appendKey(out, key), n, 10)
+}
+
+// appendSeconds appends a time to the nanosecond, with no digit that says nothing.
+func appendSeconds(out []byte, key string, nanos int64) []byte {
+	out = appendKey(out, key)
+	whole, rest := nanos/int64(time.Second), nanos%int64(time.Second)
+	if nanos < 0 { // of clocks that were set
+		out, whole, rest = append(out, '-'), -whole, -rest
+	}
+	out = strconv.AppendInt(out, whole, 10)
+	if rest == 0 {
+		return out
+	}
+	out = append(out, '.')
+	for digit := int64(time.Second) / 10; rest > 0; digit /= 10 {
+		out = append(out, byte('0'+rest/digit))
+		rest %= digit
+	}
+	return out
+}
+
+func directionName(d proxypb.Direction) string {
+	if d == proxypb.Direction_INBOUND {
 		return "inbound"
 	}
 	return "outbound"

@@ -2,11 +2,17 @@ package telemetry
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/proxypb"
@@ -14,10 +20,15 @@ import (
 
 var instance = launch.NewInstance(launch.Attachment{PodNamespace: "shop", PodName: "front"}, "")
 
-func line(t *testing.T, r *proxypb.AccessLog) map[string]any {
+func message(rows ...proxypb.AccessLog) *proxypb.AccessLogs {
+	var writer proxypb.AccessLogWriter
+	return writer.Write(len(rows), func(i int, into *proxypb.AccessLog) { *into = rows[i] })
+}
+
+func line(t *testing.T, r proxypb.AccessLog) map[string]any {
 	t.Helper()
 	var out bytes.Buffer
-	NewAccessLog(&out).Write(instance, []*proxypb.AccessLog{r})
+	NewAccessLog(&out).Write(instance, message(r))
 	text, ended := strings.CutSuffix(out.String(), "\n")
 	if !ended || strings.Contains(text, "\n") {
 		t.Fatalf("not one line: %q", out.String())
@@ -30,8 +41,8 @@ func line(t *testing.T, r *proxypb.AccessLog) map[string]any {
 }
 
 func TestAConnectionIsOneLineInTheNamesOfTheDocument(t *testing.T) {
-	got := line(t, &proxypb.AccessLog{
-		StartUnixNanos: 1_500_000_000, Direction: proxypb.AccessLog_OUTBOUND,
+	got := line(t, proxypb.AccessLog{
+		StartUnixNanos: 1_500_000_000, Direction: proxypb.Direction_OUTBOUND,
 		ClientAddress: "10.0.0.5:40000", ServerAddress: "10.96.0.1:80", Service: "shop/back",
 		UpstreamAddress: "10.0.0.7:8080", UpstreamLocalAddress: "10.0.0.5:40001", UpstreamPod: "shop/back-1",
 		SentBytes: 3, ReceivedBytes: 4, TotalNanos: 2_000_000, RouteNanos: 1000, ConnectNanos: 5000,
@@ -49,10 +60,10 @@ func TestAConnectionIsOneLineInTheNamesOfTheDocument(t *testing.T) {
 }
 
 func TestARequestIsOneLineInTheNamesOfTheDocument(t *testing.T) {
-	got := line(t, &proxypb.AccessLog{
-		Direction: proxypb.AccessLog_INBOUND, Protocol: "HTTP/1.1", Method: "POST", Path: "/cart", Status: 503, Route: "HTTPRoute/shop/back",
-		Attempts: 2, FirstByteNanos: 3_000_000, GrpcStatus: "14", RequestBodyBytes: 10, ResponseBodyBytes: 20,
-		TraceId: []byte("\x0a0123456789abcde"), SpanId: []byte("\xff1234567"),
+	got := line(t, proxypb.AccessLog{
+		Direction: proxypb.Direction_INBOUND, Protocol: "HTTP/1.1", Method: "POST", Path: "/cart", Status: 503, Route: "HTTPRoute/shop/back",
+		Attempts: 2, FirstByteNanos: 3_000_000, GRPCStatus: "14", RequestBodyBytes: 10, ResponseBodyBytes: 20,
+		TraceID: [16]byte([]byte("\x0a0123456789abcde")), SpanID: [8]byte([]byte("\xff1234567")),
 	})
 	want := map[string]any{
 		"http.request.method": "POST", "url.path": "/cart", "http.response.status_code": 503.0, "network.protocol.version": "1.1",
@@ -69,7 +80,7 @@ func TestARequestIsOneLineInTheNamesOfTheDocument(t *testing.T) {
 
 func TestOneWriteHasAllLines(t *testing.T) {
 	var out writes
-	NewAccessLog(&out).Write(instance, []*proxypb.AccessLog{{Service: "a"}, {Service: "b"}, {Service: "c"}})
+	NewAccessLog(&out).Write(instance, message(proxypb.AccessLog{Service: "a"}, proxypb.AccessLog{Service: "b"}, proxypb.AccessLog{Service: "c"}))
 	if len(out) != 1 || strings.Count(out[0], "\n") != 3 {
 		t.Errorf("%q", out)
 	}
@@ -84,8 +95,8 @@ func (w *writes) Write(b []byte) (int, error) {
 }
 
 func TestAFailureSaysItsReasonAndLostRecordsAreCounted(t *testing.T) {
-	got := line(t, &proxypb.AccessLog{
-		Direction: proxypb.AccessLog_INBOUND, Reason: "connect_refused", Error: "dial 10.0.0.5:80: refused\nsecond line", DroppedBefore: 7,
+	got := line(t, proxypb.AccessLog{
+		Direction: proxypb.Direction_INBOUND, Reason: "connect_refused", Error: "dial 10.0.0.5:80: refused\nsecond line", DroppedBefore: 7,
 	})
 	for key, want := range map[string]any{
 		"weir.direction": "inbound", "error.type": "connect_refused", "weir.reason": "connect_refused",
@@ -95,4 +106,78 @@ func TestAFailureSaysItsReasonAndLostRecordsAreCounted(t *testing.T) {
 			t.Errorf("%s: %v, want %v", key, got[key], want)
 		}
 	}
+}
+
+// FuzzALineIsReadAsItWasWritten: for encoding/json a line is the Record of its row.
+func FuzzALineIsReadAsItWasWritten(f *testing.F) {
+	f.Add("shop/back", "/a b\"\\\x01é\xff<&>", "HTTP/1.1", "14", int64(1_700_000_000_123_456_789), int64(1_000_000_001), uint64(1)<<60, uint32(200), []byte("0123456789abcdef01234567"))
+	f.Add("", "", "", "", int64(0), int64(-1), uint64(0), uint32(0), []byte{})
+	f.Fuzz(func(t *testing.T, service, path, protocol, grpc string, start, nanos int64, bytes uint64, status uint32, ids []byte) {
+		ids = append(ids, make([]byte, 24)...)
+		start %= 1 << 60 // years of four digits
+		row := message(proxypb.AccessLog{
+			StartUnixNanos: start, Service: service, Path: path, Protocol: protocol, GRPCStatus: grpc, Error: path, Reason: service,
+			TotalNanos: nanos, FirstByteNanos: nanos, SentBytes: bytes, ResponseBodyBytes: bytes, Status: status, DroppedBefore: bytes,
+			TraceID: [16]byte(ids), SpanID: [8]byte(ids[16:]),
+		}).Row(0)
+		decoder := json.NewDecoder(strings.NewReader(string(appendLine(nil, "shop/front", row))))
+		decoder.DisallowUnknownFields()
+		var got Record
+		if err := decoder.Decode(&got); err != nil {
+			t.Fatal(err)
+		}
+		seconds := func(nanos int64) float64 {
+			s, err := strconv.ParseFloat(fmt.Sprintf("%de-9", nanos), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		want := Record{
+			Timestamp: time.Unix(0, start).UTC(), Direction: "outbound", Pod: "shop/front", Service: row.Service, ErrorType: row.Reason,
+			Reason: row.Reason, Detail: row.Error, Sent: bytes, TimeTotal: seconds(nanos), Lost: bytes,
+		}
+		if row.Protocol != "" {
+			want.HTTP = &HTTP{
+				Path: row.Path, Status: status, GRPCStatus: row.GRPCStatus, Version: strings.TrimPrefix(row.Protocol, "HTTP/"),
+				ResponseBody: bytes, TimeFirstByte: seconds(nanos),
+			}
+			if row.TraceID != [16]byte{} {
+				want.Trace, want.Span = hex.EncodeToString(row.TraceID[:]), hex.EncodeToString(row.SpanID[:])
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+	})
+}
+
+// BenchmarkAccessLog is what a record costs the agent, from bytes on the wire to a
+// line.
+func BenchmarkAccessLog(b *testing.B) {
+	const rows = 64
+	var writer proxypb.AccessLogWriter
+	wire, err := proto.Marshal(writer.Write(rows, func(i int, r *proxypb.AccessLog) {
+		*r = proxypb.AccessLog{
+			StartUnixNanos: 1_700_000_000_123_456_789 + int64(i), Direction: proxypb.Direction_OUTBOUND,
+			ClientAddress: "10.244.0.5:40000", ServerAddress: "10.96.0.1:80", Service: "shop/back",
+			UpstreamAddress: "10.244.0.7:8080", UpstreamLocalAddress: fmt.Sprintf("10.244.0.5:4%d", i), UpstreamPod: "shop/back-7d4b9c6f5d-abcde",
+			SentBytes: 300, ReceivedBytes: 2000, TotalNanos: 2_345_678, RouteNanos: 12_345, FirstByteNanos: 1_987_654,
+			Protocol: "HTTP/1.1", Method: "GET", Path: "/a/path/of/some/length", Route: "HTTPRoute/shop/back", Status: 200, Attempts: 1,
+			TraceID: [16]byte{1, byte(i)}, SpanID: [8]byte{2}, ResponseBodyBytes: 1800,
+		}
+	}))
+	if err != nil {
+		b.Fatal(err)
+	}
+	log := NewAccessLog(io.Discard)
+	b.ReportAllocs()
+	for b.Loop() {
+		var logs proxypb.AccessLogs
+		if err := proto.Unmarshal(wire, &logs); err != nil {
+			b.Fatal(err)
+		}
+		log.Write(instance, &logs)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*rows), "ns/record")
 }

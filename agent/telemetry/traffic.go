@@ -225,7 +225,7 @@ func (n names) directed(p *proxypb.Peers) []string {
 // Service.
 func (n names) peers(p *proxypb.Peers) []string {
 	ownNamespace, own := split(n.own)
-	if p.GetDirection() == proxypb.AccessLog_INBOUND {
+	if p.GetDirection() == proxypb.Direction_INBOUND {
 		namespace, workload := Other, Other
 		if !p.GetOther() {
 			addr, _ := netip.ParseAddr(p.GetClient())

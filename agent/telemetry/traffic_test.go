@@ -37,8 +37,8 @@ func (fakeWorkloads) Callers(addrs map[netip.Addr]string) {
 }
 
 const (
-	outbound = proxypb.AccessLog_OUTBOUND
-	inbound  = proxypb.AccessLog_INBOUND
+	outbound = proxypb.Direction_OUTBOUND
+	inbound  = proxypb.Direction_INBOUND
 )
 
 // took is a histogram of n values of v seconds, which is no bound of a bucket.

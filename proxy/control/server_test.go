@@ -108,7 +108,7 @@ func TestSession(t *testing.T) {
 	if got := first.GetVersions(); !cmp.Equal(got, map[string]string{"proxy": ""}) {
 		t.Errorf("first %v", got)
 	}
-	if got := receiveOne(t, stream).GetAccessLogs().GetRecords()[0].GetError(); got != "before" {
+	if got := receiveOne(t, stream).GetAccessLogs().Row(0).Error; got != "before" {
 		t.Errorf("record %q", got)
 	}
 	send(t, stream, &proxypb.Update{Nonce: 5, Resources: []*proxypb.Resource{{Name: "proxy", Version: "1"}}})
@@ -156,11 +156,11 @@ func TestSession(t *testing.T) {
 	}
 	messages := 0
 	for n := 0; n < 200; messages++ {
-		records := receiveOne(t, second).GetAccessLogs().GetRecords()
-		if len(records) == 0 || records[0].GetError() != "after" {
+		records := receiveOne(t, second).GetAccessLogs()
+		if records.Rows() == 0 || records.Row(0).Error != "after" {
 			t.Fatalf("records %v", records)
 		}
-		n += len(records)
+		n += records.Rows()
 	}
 	if messages > 20 {
 		t.Errorf("%d messages for 200 records", messages)
@@ -284,7 +284,7 @@ func TestTheLastWordsAreRecordsAndMetrics(t *testing.T) {
 		if err != nil {
 			break
 		}
-		records += len(m.GetAccessLogs().GetRecords())
+		records += m.GetAccessLogs().Rows()
 		counted += len(m.GetMetrics().GetTraffic())
 	}
 	if records != 1 || counted != 1 {

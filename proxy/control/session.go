@@ -40,7 +40,7 @@ type session struct {
 	// What report uses again and again, while there is something to report. gRPC has
 	// encoded a message when Send returns.
 	batch []telemetry.Record
-	wire  []*proxypb.AccessLog
+	wire  proxypb.AccessLogWriter
 }
 
 // Session serves an agent until the stream breaks or another session begins.
@@ -217,7 +217,7 @@ func (s *session) report(messages int) (bool, error) {
 		sent = true
 	}
 	if !sent {
-		s.batch, s.wire = nil, nil
+		s.batch, s.wire = nil, proxypb.AccessLogWriter{}
 	}
 	return sent, nil
 }

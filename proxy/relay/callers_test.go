@@ -42,7 +42,7 @@ func TestEachCallerOfTheApplicationIsCounted(t *testing.T) {
 	}
 	refused := 0
 	for _, r := range b.ended(t) {
-		if r.GetReason() == "rate_limited" {
+		if r.Reason == "rate_limited" {
 			refused++
 		}
 	}

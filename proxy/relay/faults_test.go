@@ -196,7 +196,7 @@ func TestWithoutDescriptorsRequestsAreShed(t *testing.T) {
 		t.Errorf("%v", resp)
 	}
 	client.Close()
-	if records := b.ended(t); len(records) != 2 || records[0].GetReason() != "overload" || records[1].GetReason() != "" {
+	if records := b.ended(t); len(records) != 2 || records[0].Reason != "overload" || records[1].Reason != "" {
 		t.Errorf("records %v", records)
 	}
 }

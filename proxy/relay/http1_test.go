@@ -112,7 +112,7 @@ func (b *bench) ended(t testing.TB) []*proxypb.AccessLog {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	slices.SortStableFunc(b.records, func(x, y *proxypb.AccessLog) int {
-		return cmp.Compare(x.GetStartUnixNanos(), y.GetStartUnixNanos())
+		return cmp.Compare(x.StartUnixNanos, y.StartUnixNanos)
 	})
 	return b.records
 }
@@ -147,8 +147,8 @@ func TestEachRequestIsARecordAndConnectionsAreUsedAgain(t *testing.T) {
 		t.Fatalf("%d records, %d connections", len(records), conns.Load())
 	}
 	for _, r := range records {
-		if r.GetMethod() != "GET" || r.GetPath() != "/hello" || r.GetStatus() != 200 || r.GetProtocol() != "HTTP/1.1" ||
-			r.GetService() != "shop/back" || r.GetReason() != "" || r.GetAttempts() != 1 || r.GetFirstByteNanos() <= 0 || r.GetSentBytes() != uint64(len(hello)) {
+		if r.Method != "GET" || r.Path != "/hello" || r.Status != 200 || r.Protocol != "HTTP/1.1" ||
+			r.Service != "shop/back" || r.Reason != "" || r.Attempts != 1 || r.FirstByteNanos <= 0 || r.SentBytes != uint64(len(hello)) {
 			t.Errorf("record %v", r)
 		}
 	}
@@ -178,7 +178,7 @@ func TestAnInboundConnectionIsTheApplicationsAllTheWay(t *testing.T) {
 	}
 	n := 0
 	peers.Range(func(any, any) bool { n++; return true })
-	if records := b.ended(t); n != 2 || len(records) != 4 || records[0].GetDirection() != proxypb.AccessLog_INBOUND {
+	if records := b.ended(t); n != 2 || len(records) != 4 || records[0].Direction != proxypb.Direction_INBOUND {
 		t.Errorf("%d connections, records %v", n, records)
 	}
 }
@@ -237,7 +237,7 @@ func TestBodiesArePassedOnByteForByte(t *testing.T) {
 			}
 		}
 		for _, r := range b.ended(t) {
-			if r.GetReason() != "" {
+			if r.Reason != "" {
 				t.Errorf("record %v", r)
 			}
 		}
@@ -345,7 +345,7 @@ func TestAnUpgradeIsATunnel(t *testing.T) {
 			if want := c.answer + "early ahead " + payload; err != nil || string(got) != want {
 				t.Errorf("%d bytes, %v, want %d: %.120q", len(got), err, len(want), got)
 			}
-			if records := b.ended(t); len(records) != 1 || records[0].GetReason() != "" || records[0].GetSentBytes() < 1<<20 {
+			if records := b.ended(t); len(records) != 1 || records[0].Reason != "" || records[0].SentBytes < 1<<20 {
 				t.Errorf("records %v", records)
 			}
 		})
@@ -425,7 +425,7 @@ func TestWhatIsNoRequestGoesNowhere(t *testing.T) {
 			t.Errorf("%.60q: then %v, want the end", text, err)
 		}
 		records := b.ended(t)
-		if last := records[len(records)-1]; len(records) != 2 || last.GetReason() != "bad_request" || last.GetStatus() != uint32(want) {
+		if last := records[len(records)-1]; len(records) != 2 || last.Reason != "bad_request" || last.Status != uint32(want) {
 			t.Errorf("%.60q: records %v", text, records)
 		}
 		if n := requests.Load(); n != 1 {
@@ -454,7 +454,7 @@ func TestABodyThatBreaksIsNeverWhole(t *testing.T) {
 		if err := <-saw; err == nil {
 			t.Errorf("%s: the application took it for whole", name)
 		}
-		if records := b.ended(t); len(records) != 1 || !slices.Contains([]string{"bad_request", "client_gone"}, records[0].GetReason()) {
+		if records := b.ended(t); len(records) != 1 || !slices.Contains([]string{"bad_request", "client_gone"}, records[0].Reason) {
 			t.Errorf("%s: records %v", name, records)
 		}
 		client.Close()
@@ -513,7 +513,7 @@ func TestFailuresAreAnsweredWithTheirReason(t *testing.T) {
 			}
 			client.Close()
 			records := b.ended(t)
-			if len(records) != 2 || records[0].GetReason() != c.reason || records[0].GetStatus() != uint32(c.status) {
+			if len(records) != 2 || records[0].Reason != c.reason || records[0].Status != uint32(c.status) {
 				t.Errorf("records %v", records)
 			}
 		})
@@ -585,7 +585,7 @@ func TestAnAnswerThatBreaksIsNeverWhole(t *testing.T) {
 			t.Errorf("%q is taken for whole", text)
 		}
 		client.Close()
-		if records := b.ended(t); len(records) != 1 || records[0].GetReason() == "" {
+		if records := b.ended(t); len(records) != 1 || records[0].Reason == "" {
 			t.Errorf("%q: records %v", text, records)
 		}
 	}
@@ -626,7 +626,7 @@ func TestWhatCanBeTriedAgainIs(t *testing.T) {
 			resp, _ := say(t, client, bufio.NewReader(client), c.request, "GET")
 			client.Close()
 			records := b.ended(t)
-			if resp.StatusCode != c.status || calls.Load() != c.calls || len(records) != 1 || records[0].GetAttempts() != uint32(c.calls) {
+			if resp.StatusCode != c.status || calls.Load() != c.calls || len(records) != 1 || records[0].Attempts != uint32(c.calls) {
 				t.Errorf("%d after %d calls, records %v", resp.StatusCode, calls.Load(), records)
 			}
 		})
@@ -701,7 +701,7 @@ func TestAServerThatSpeaksFirstDoesNotWait(t *testing.T) {
 	}
 	late.Close()
 	records := b.ended(t)
-	if len(records) != 2 || records[0].GetProtocol() != "" || records[1].GetProtocol() != "HTTP/1.1" {
+	if len(records) != 2 || records[0].Protocol != "" || records[1].Protocol != "HTTP/1.1" {
 		t.Errorf("records %v", records)
 	}
 }
@@ -763,7 +763,7 @@ func TestARouteIsObeyed(t *testing.T) {
 		}
 	}
 	client.Close()
-	if records := b.ended(t); len(records) != 6 || records[0].GetRoute() != "HTTPRoute/shop/r" {
+	if records := b.ended(t); len(records) != 6 || records[0].Route != "HTTPRoute/shop/r" {
 		t.Errorf("records %v", records)
 	}
 }
@@ -821,7 +821,7 @@ func TestASlowClientHoldsTheApplicationBack(t *testing.T) {
 	}
 	_ = client.SetLinger(0)
 	client.Close()
-	if records := b.ended(t); len(records) != 1 || records[0].GetReason() != "client_gone" {
+	if records := b.ended(t); len(records) != 1 || records[0].Reason != "client_gone" {
 		t.Errorf("records %v", records)
 	}
 }
@@ -932,8 +932,8 @@ func TestWhatIsKnownOfATraceIsRecordedAndTold(t *testing.T) {
 	}
 	client.Close()
 	records := b.ended(t)
-	for i, want := range []string{"", id + span, id + span, id + span} {
-		if got := hex.EncodeToString(records[i].GetTraceId()) + hex.EncodeToString(records[i].GetSpanId()); got != want {
+	for i, want := range []string{strings.Repeat("0", 48), id + span, id + span, id + span} {
+		if got := hex.EncodeToString(records[i].TraceID[:]) + hex.EncodeToString(records[i].SpanID[:]); got != want {
 			t.Errorf("record %d is of %q", i, got)
 		}
 	}
@@ -955,11 +955,11 @@ func TestBodiesAreCountedWithoutHeads(t *testing.T) {
 	client.Close()
 	records := b.ended(t)
 	for i, want := range []uint64{5, 100_000, 0} {
-		if got := records[i]; got.GetRequestBodyBytes() != want || got.GetResponseBodyBytes() < 3000 || got.GetReceivedBytes() <= got.GetResponseBodyBytes() {
-			t.Errorf("record %d: request body %d, want %d; response body %d of %d", i, got.GetRequestBodyBytes(), want, got.GetResponseBodyBytes(), got.GetReceivedBytes())
+		if got := records[i]; got.RequestBodyBytes != want || got.ResponseBodyBytes < 3000 || got.ReceivedBytes <= got.ResponseBodyBytes {
+			t.Errorf("record %d: request body %d, want %d; response body %d of %d", i, got.RequestBodyBytes, want, got.ResponseBodyBytes, got.ReceivedBytes)
 		}
 	}
-	if got, want := records[1].GetSentBytes(), uint64(len(largeHead)+100_000); got != want {
+	if got, want := records[1].SentBytes, uint64(len(largeHead)+100_000); got != want {
 		t.Errorf("%d bytes sent, want %d", got, want)
 	}
 }

@@ -109,7 +109,7 @@ func TestEachStreamIsBalancedByItself(t *testing.T) {
 		t.Fatalf("%d records", len(records))
 	}
 	for _, r := range records {
-		if r.GetProtocol() != "HTTP/2" || r.GetMethod() != "GET" || r.GetPath() != "/hello" || r.GetStatus() != 200 || r.GetReason() != "" || r.GetAttempts() != 1 {
+		if r.Protocol != "HTTP/2" || r.Method != "GET" || r.Path != "/hello" || r.Status != 200 || r.Reason != "" || r.Attempts != 1 {
 			t.Errorf("record %v", r)
 		}
 	}
@@ -135,7 +135,7 @@ func TestAnInboundStreamReachesTheApplication(t *testing.T) {
 			}
 		}
 		records := b.ended(t)
-		if len(records) != 3 || records[0].GetGrpcStatus() != "0" || records[0].GetSentBytes() != 1_000_000 || records[0].GetReason() != "" {
+		if len(records) != 3 || records[0].GRPCStatus != "0" || records[0].SentBytes != 1_000_000 || records[0].Reason != "" {
 			t.Errorf("records %v", records)
 		}
 	}
@@ -218,10 +218,10 @@ func TestAFailedCallOfGRPCHasItsStatus(t *testing.T) {
 				t.Errorf("%v %q", resp, body)
 			}
 			records := b.ended(t)
-			if len(records) != 2 || records[0].GetReason() != c.reason || records[0].GetStatus() != uint32(c.status) {
+			if len(records) != 2 || records[0].Reason != c.reason || records[0].Status != uint32(c.status) {
 				t.Errorf("records %v", records)
 			}
-			if sent := c.reason == "request_timeout"; len(records) > 0 && (records[0].GetAttempts() > 0 != sent || records[0].GetSentBytes() > 0 != sent) {
+			if sent := c.reason == "request_timeout"; len(records) > 0 && (records[0].Attempts > 0 != sent || records[0].SentBytes > 0 != sent) {
 				t.Errorf("%v says that it was sent: want %t", records[0], sent)
 			}
 		})
@@ -259,7 +259,7 @@ func TestWhatAClientDoesWrongIsNotTheApplicationsFault(t *testing.T) {
 				ended = err != nil || reset
 			}
 			b.clients = append(b.clients, conn)
-			if records := b.ended(t); len(records) != 1 || records[0].GetReason() != c.want {
+			if records := b.ended(t); len(records) != 1 || records[0].Reason != c.want {
 				t.Errorf("records %v, want the reason %s", records, c.want)
 			}
 		})
@@ -299,7 +299,7 @@ func TestAStreamIsRoutedAndTriedAgain(t *testing.T) {
 	if resp, body := call(t, client, "PUT", "/a?b", "body"); resp.StatusCode != 200 || body != "v1" {
 		t.Errorf("%v %q", resp, body)
 	}
-	if records := b.ended(t); len(records) != 2 || records[0].GetAttempts() != 2 || records[0].GetStatus() != 200 {
+	if records := b.ended(t); len(records) != 2 || records[0].Attempts != 2 || records[0].Status != 200 {
 		t.Errorf("records %v", records)
 	}
 }

@@ -54,7 +54,7 @@ func TestNoPauseIsLongerThanTheTimeThereIs(t *testing.T) {
 			if resp.StatusCode != 503 || body != "the application's own words" || calls.Load() != 1 || time.Since(began) > soon {
 				t.Errorf("%v %q after %s, %d attempts", resp, body, time.Since(began), calls.Load())
 			}
-			if records := b.ended(t); len(records) != 1 || records[0].GetReason() != "" || records[0].GetAttempts() != 1 {
+			if records := b.ended(t); len(records) != 1 || records[0].Reason != "" || records[0].Attempts != 1 {
 				t.Errorf("records %v", records)
 			}
 		})
@@ -127,7 +127,7 @@ func TestAPauseEndsWithItsClient(t *testing.T) {
 			if took := time.Since(left); took > soon {
 				t.Errorf("it ended after %s", took)
 			}
-			if len(records) != 1 || records[0].GetReason() != want || calls.Load() != 1 {
+			if len(records) != 1 || records[0].Reason != want || calls.Load() != 1 {
 				t.Errorf("%d attempts, records %v", calls.Load(), records)
 			}
 			for range 3 { // as many as are always allowed
@@ -200,7 +200,7 @@ func TestAnAttemptThatTakesTooLongIsTriedAgain(t *testing.T) {
 					t.Errorf("%v %.100q", resp, body)
 				}
 				<-given // up: the first endpoint is told
-				if records := b.ended(t); len(records) != 1 || records[0].GetAttempts() != c.attempts || records[0].GetStatus() != uint32(c.status) {
+				if records := b.ended(t); len(records) != 1 || records[0].Attempts != c.attempts || records[0].Status != uint32(c.status) {
 					t.Errorf("records %v", records)
 				}
 			})

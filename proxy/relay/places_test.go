@@ -204,7 +204,7 @@ func TestWhoIsTooManyIsRefusedAtOnce(t *testing.T) {
 		}
 		reasons := map[string]int{}
 		for _, r := range b.ended(t) {
-			reasons[r.GetReason()]++
+			reasons[r.Reason]++
 		}
 		if reasons["circuit_open"] != 3 || reasons[""] != 3 {
 			t.Errorf("reasons %v", reasons)
@@ -247,7 +247,7 @@ func TestWaitingForAConnectionEnds(t *testing.T) {
 				} else if got := b.try(t, version); !strings.HasPrefix(got, c.want[version]) {
 					t.Errorf("%q, want %q", got, c.want[version])
 				}
-				if records := b.ended(t); len(records) != 1 || records[0].GetReason() != c.reason || records[0].GetAttempts() != 0 {
+				if records := b.ended(t); len(records) != 1 || records[0].Reason != c.reason || records[0].Attempts != 0 {
 					t.Errorf("records %v", records)
 				}
 				place.leave()
@@ -369,7 +369,7 @@ func TestAConnectionThatFailsLeavesItsPlace(t *testing.T) {
 			all(t, []string{b.try(t, version)}, want)
 		}
 		for _, r := range b.ended(t) {
-			if r.GetReason() != "connect_refused" {
+			if r.Reason != "connect_refused" {
 				t.Errorf("record %v", r)
 			}
 		}

@@ -111,7 +111,7 @@ func TestAClientThatBreaksOffIsMissedAtOnce(t *testing.T) {
 	if took := time.Since(began); took >= lookEvery {
 		t.Errorf("it took %v", took)
 	}
-	if len(records) != 2 || records[1].GetReason() != "client_gone" {
+	if len(records) != 2 || records[1].Reason != "client_gone" {
 		t.Errorf("records %v", records)
 	}
 }
@@ -265,7 +265,7 @@ func TestAnAnswerInPiecesIsPassedOnPieceByPiece(t *testing.T) {
 			}
 			client.Close()
 			for _, record := range b.ended(t) {
-				if record.GetReason() != "" || record.GetResponseBodyBytes() < uint64(len(c.body)) {
+				if record.Reason != "" || record.ResponseBodyBytes < uint64(len(c.body)) {
 					t.Errorf("%v", record)
 				}
 			}
@@ -304,7 +304,7 @@ func TestAnAnswerThatBreaksLaterIsNotWhole(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("%q, %v, want a reset", body, err)
 	}
-	if records := b.ended(t); len(records) != 2 || records[1].GetReason() != "bad_response" {
+	if records := b.ended(t); len(records) != 2 || records[1].Reason != "bad_response" {
 		t.Errorf("records %v", records)
 	}
 }

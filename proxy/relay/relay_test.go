@@ -208,7 +208,7 @@ func TestRelay(t *testing.T) {
 				t.Fatalf("records %v", b.records)
 			}
 			for i, r := range b.records {
-				if r.GetReason() != c.reasons[i] || c.upstream.IsValid() && r.GetUpstreamAddress() != c.upstream.String() {
+				if r.Reason != c.reasons[i] || c.upstream.IsValid() && r.UpstreamAddress != c.upstream.String() {
 					t.Errorf("record %v", r)
 				}
 			}
@@ -269,7 +269,7 @@ func TestOverload(t *testing.T) {
 	b.handlers.Wait()
 	exchange(t, b.conn(t, listen.Outbound, to), 16) // there is room again
 	b.handlers.Wait()
-	if len(b.records) != 3 || b.records[0].GetReason() != "overload" {
+	if len(b.records) != 3 || b.records[0].Reason != "overload" {
 		t.Errorf("records %v", b.records)
 	}
 }
@@ -315,7 +315,7 @@ func TestServeEnds(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		if len(b.records) != 1 || b.records[0].GetReason() != want {
+		if len(b.records) != 1 || b.records[0].Reason != want {
 			t.Errorf("records %v, want %q", b.records, want)
 		}
 		f.Close()

@@ -207,7 +207,7 @@ func TestLabelsAreBounded(t *testing.T) {
 		switch p := x.GetPeers(); {
 		case p.GetOther():
 			other += x.GetRequests()
-		case p.GetDirection() == proxypb.AccessLog_INBOUND && p.GetClient() == "":
+		case p.GetDirection() == proxypb.Direction_INBOUND && p.GetClient() == "":
 			anonymous += x.GetRequests()
 		}
 	}
@@ -216,7 +216,7 @@ func TestLabelsAreBounded(t *testing.T) {
 	}
 	counted := 0
 	for _, x := range message.GetTraffic() {
-		if p := x.GetPeers(); p.GetDirection() == proxypb.AccessLog_INBOUND && p.GetClient() == "" && !p.GetOther() {
+		if p := x.GetPeers(); p.GetDirection() == proxypb.Direction_INBOUND && p.GetClient() == "" && !p.GetOther() {
 			counted += requests(&proxypb.Metrics{Traffic: []*proxypb.Traffic{x}})
 		}
 	}

@@ -59,36 +59,29 @@ func (r *Record) Inbound() *Record {
 }
 
 // direction on the wire.
-func direction(d listen.Direction) proxypb.AccessLog_Direction {
+func direction(d listen.Direction) proxypb.Direction {
 	if d == listen.Inbound {
-		return proxypb.AccessLog_INBOUND
+		return proxypb.Direction_INBOUND
 	}
-	return proxypb.AccessLog_OUTBOUND
+	return proxypb.Direction_OUTBOUND
 }
 
-// fill writes the record into an empty message, which refers to its IDs.
+// fill writes the record into an empty row.
 func (r *Record) fill(out *proxypb.AccessLog, text *addresses) {
-	out.StartUnixNanos = r.Start.UnixNano()
-	out.Direction = direction(r.Direction)
-	out.ClientAddress, out.ServerAddress = text.of(r.Client), text.of(r.Server)
-	out.Service = r.Service
-	out.UpstreamAddress, out.UpstreamLocalAddress = text.of(r.Upstream), text.of(r.UpstreamLocal)
-	out.UpstreamPod = r.Pod
-	out.Reason, out.Error = r.Reason.String(), r.Detail
-	out.SentBytes, out.ReceivedBytes = r.Sent, r.Received
-	out.TotalNanos, out.RouteNanos, out.ConnectNanos = r.Total.Nanoseconds(), r.Route.Nanoseconds(), r.Connect.Nanoseconds()
-	out.DroppedBefore = r.lost
-	out.Protocol, out.Method, out.Path = r.Protocol, r.Method, r.Path
-	out.Status, out.Attempts = uint32(r.Status), uint32(r.Attempts)
-	out.Route, out.GrpcStatus = r.RouteName, r.GRPCStatus
-	out.FirstByteNanos = r.FirstByte.Nanoseconds()
-	out.RequestBodyBytes, out.ResponseBodyBytes = r.RequestBody, r.ResponseBody
-	if r.Trace != [16]byte{} {
-		out.TraceId, out.SpanId = r.Trace[:], r.Span[:]
+	*out = proxypb.AccessLog{
+		StartUnixNanos: r.Start.UnixNano(), Direction: direction(r.Direction),
+		ClientAddress: text.of(r.Client), ServerAddress: text.of(r.Server), Service: r.Service,
+		UpstreamAddress: text.of(r.Upstream), UpstreamLocalAddress: text.of(r.UpstreamLocal), UpstreamPod: r.Pod,
+		Reason: r.Reason.String(), Error: r.Detail, SentBytes: r.Sent, ReceivedBytes: r.Received,
+		TotalNanos: r.Total.Nanoseconds(), RouteNanos: r.Route.Nanoseconds(), ConnectNanos: r.Connect.Nanoseconds(),
+		DroppedBefore: r.lost,
+		Protocol:      r.Protocol, Method: r.Method, Path: r.Path, Status: uint32(r.Status), Route: r.RouteName, Attempts: uint32(r.Attempts),
+		FirstByteNanos: r.FirstByte.Nanoseconds(), GRPCStatus: r.GRPCStatus, TraceID: r.Trace, SpanID: r.Span,
+		RequestBodyBytes: r.RequestBody, ResponseBodyBytes: r.ResponseBody,
 	}
 }
 
-// AccessLog is the record on the wire.
+// AccessLog is the record as a row of what is sent to the agent.
 func (r *Record) AccessLog() *proxypb.AccessLog {
 	out := &proxypb.AccessLog{}
 	r.fill(out, &addresses{})

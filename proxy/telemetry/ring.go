@@ -130,23 +130,11 @@ func (r *Ring) Return(records []Record) {
 	}
 }
 
-// Message is records on the wire. It refers to them, and takes its memory from into,
-// which holds messages that were sent; into grows to Batch.
-func (r *Ring) Message(records []Record, into *[]*proxypb.AccessLog) *proxypb.AccessLogs {
-	if n := len(records) - len(*into); n > 0 {
-		more := make([]proxypb.AccessLog, n)
-		for i := range more {
-			*into = append(*into, &more[i])
-		}
-	}
+// Message is records on the wire, in the memory of writer, until that is used again.
+func (r *Ring) Message(records []Record, writer *proxypb.AccessLogWriter) *proxypb.AccessLogs {
 	r.texting.Lock()
 	defer r.texting.Unlock()
-	out := (*into)[:len(records)]
-	for i := range records {
-		out[i].Reset()
-		records[i].fill(out[i], &r.text)
-	}
-	return &proxypb.AccessLogs{Records: out}
+	return writer.Write(len(records), func(i int, into *proxypb.AccessLog) { records[i].fill(into, &r.text) })
 }
 
 // Len is how many records wait.

@@ -93,7 +93,7 @@ func TestRingCountsEveryRecord(t *testing.T) {
 func TestAnIdleRingHoldsNoMemory(t *testing.T) {
 	r := NewRing()
 	r.Put(full())
-	if len(r.Message(r.Take(nil), new([]*proxypb.AccessLog)).GetRecords()) != 1 || r.records == nil {
+	if r.Message(r.Take(nil), new(proxypb.AccessLogWriter)).Rows() != 1 || r.records == nil {
 		t.Fatal("it is not known yet that it is idle")
 	}
 	if r.Take(nil) != nil || r.records != nil || r.text.texts != nil {
@@ -122,7 +122,7 @@ func BenchmarkRecord(b *testing.B) {
 	b.ReportAllocs()
 	bytes, n := 0, 0
 	var batch []Record
-	var wire []*proxypb.AccessLog
+	var wire proxypb.AccessLogWriter
 	for b.Loop() {
 		meter.Begin(r)
 		meter.End(r)
