@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -109,10 +110,18 @@ func bulk(ctx context.Context) error {
 	return <-failures
 }
 
+// bulkAt is where bytes are moved that way.
+func (l lane) bulkAt(way string) netip.AddrPort {
+	if way == "up" {
+		return l.sink
+	}
+	return l.source
+}
+
 // bulk moves bytes one way for a while.
 func (d *dataplane) bulk(ctx context.Context, l lane, way string, length time.Duration, out results) error {
 	var c net.Conn
-	target := map[string]string{"down": l.source.String(), "up": l.sink.String()}[way]
+	target := l.bulkAt(way).String()
 	if err := pod.In(l.client, func() error {
 		var err error
 		c, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", target)

@@ -111,9 +111,9 @@ type dataplane struct {
 // lane is one way from a client to the applications.
 type lane struct {
 	name                  string
-	client                string // network namespace of the client
-	target                netip.AddrPort
-	streams, source, sink netip.AddrPort        // HTTP/2, and bytes without end either way; zero: not by this lane
+	client                string                // network namespace of the client
+	target                netip.AddrPort        // HTTP/1; zero, as the others: not by this lane
+	streams, source, sink netip.AddrPort        // HTTP/2, and bytes without end either way
 	pids                  func() ([]int, error) // of the proxies
 }
 
@@ -176,7 +176,7 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 				continue
 			}
 			for _, l := range rotate(d.lanes, round) {
-				if m.kind != onlyThroughput && m.kind != onlyLatency && !l.streams.IsValid() {
+				if !m.at(l).IsValid() {
 					continue
 				}
 				fmt.Fprintf(stderr, "round %d of %d: %s, %s\n", round+1, f.rounds, l.name, m.what)
@@ -205,31 +205,33 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 // measurement is what each lane is put to, one after the other.
 type measurement struct {
 	kind, what string
+	at         func(lane) netip.AddrPort
 	run        func(ctx context.Context, l lane, length time.Duration, out results) error
 }
 
 func (d *dataplane) measurements() []measurement {
 	var all []measurement
-	add := func(kind, what string, run func(context.Context, lane, time.Duration, results) error) {
-		all = append(all, measurement{kind, what, run})
+	add := func(kind, what string, at func(lane) netip.AddrPort, run func(context.Context, lane, time.Duration, results) error) {
+		all = append(all, measurement{kind, what, at, run})
 	}
+	requests := func(l lane) netip.AddrPort { return l.target }
 	for _, c := range connections {
-		add(onlyThroughput, atConnections(c), func(ctx context.Context, l lane, length time.Duration, out results) error {
+		add(onlyThroughput, atConnections(c), requests, func(ctx context.Context, l lane, length time.Duration, out results) error {
 			return d.throughput(ctx, l, c, length, out)
 		})
 	}
 	for _, c := range streams {
-		add(onlyStreams, atStreams(c), func(ctx context.Context, l lane, length time.Duration, out results) error {
+		add(onlyStreams, atStreams(c), func(l lane) netip.AddrPort { return l.streams }, func(ctx context.Context, l lane, length time.Duration, out results) error {
 			return d.streams(ctx, l, c, length, out)
 		})
 	}
 	for _, w := range ways {
-		add(onlyBulk, "TCP "+w, func(ctx context.Context, l lane, length time.Duration, out results) error {
+		add(onlyBulk, "TCP "+w, func(l lane) netip.AddrPort { return l.bulkAt(w) }, func(ctx context.Context, l lane, length time.Duration, out results) error {
 			return d.bulk(ctx, l, w, length, out)
 		})
 	}
 	for _, rate := range rates {
-		add(onlyLatency, atRate(rate), func(ctx context.Context, l lane, length time.Duration, out results) error {
+		add(onlyLatency, atRate(rate), requests, func(ctx context.Context, l lane, length time.Duration, out results) error {
 			return d.latency(ctx, l, rate, length, out)
 		})
 	}
@@ -356,8 +358,12 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	for _, peer := range []struct {
 		name  string
 		start func(context.Context, *pod.Pod, uint16, nexts) (int, error)
-	}{{laneNginxTurned, d.nginxProxy}, {laneHAProxyTurned, d.haproxy}} {
-		l, err := d.turned(ctx, bare, peer.name, peer.start)
+		port  uint16 // of the application
+	}{
+		{laneNginxTurned, d.nginxProxy, appPort}, {laneHAProxyTurned, d.haproxy, appPort},
+		{laneHAProxyTurned, d.haproxy, streamsPort}, {laneHAProxyTurned, d.haproxy, sourcePort}, {laneHAProxyTurned, d.haproxy, sinkPort},
+	} {
+		l, err := d.turned(ctx, bare, peer.name, peer.start, peer.port)
 		if err != nil {
 			return fmt.Errorf("%s: %w", peer.name, err)
 		}
@@ -366,6 +372,9 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	d.lanes = append(d.lanes, lane{name: laneDirect, client: peerCaller.Netns, pids: func() ([]int, error) { return nil, nil },
 		target: netip.AddrPortFrom(peerCallee.Address(false), appPort)})
 	for _, l := range d.lanes {
+		if !l.target.IsValid() {
+			continue
+		}
 		if err := awaitAnswer(ctx, l); err != nil {
 			return fmt.Errorf("%s: %w", l.name, err)
 		}
@@ -373,15 +382,16 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	return nil
 }
 
-// turned makes a lane of two pods of its own, with rules that turn HTTP/1 aside to a
-// peer's ports.
-func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, start func(context.Context, *pod.Pod, uint16, nexts) (int, error)) (lane, error) {
-	const port = 7000
+// turned makes a lane of two pods of its own, to one of the application's ports, with
+// rules that turn what goes there aside to a peer's.
+func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, start func(context.Context, *pod.Pod, uint16, nexts) (int, error), app uint16) (lane, error) {
+	first := uint16(7000) // of the peer's four
+	port := first + app - appPort
 	bypass, err := d.node.Bypass()
 	if err != nil {
 		return lane{}, err
 	}
-	id := strings.ToLower(strings.ReplaceAll(name, ", ", "-"))
+	id := fmt.Sprint(strings.ToLower(strings.ReplaceAll(name, ", ", "-")), "-", app)
 	caller := &pod.Pod{Namespace: "peers", Name: id + "-caller", ContainerID: id + "-caller"}
 	callee := &pod.Pod{Namespace: "peers", Name: id + "-callee", ContainerID: id + "-callee"}
 	if err := d.add(ctx, chain, caller, callee); err != nil {
@@ -390,8 +400,11 @@ func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, s
 	if _, err := d.startNginx(ctx, callee, "app", appConfig(), inNetns); err != nil {
 		return lane{}, err
 	}
-	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), appPort)
-	called := netip.AddrPortFrom(callee.Address(false), appPort)
+	if err := inNetns(callee, exec.CommandContext(ctx, "/proc/self/exe", "dataplane", bulkCommand)); err != nil {
+		return lane{}, err
+	}
+	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), app)
+	called := netip.AddrPortFrom(callee.Address(false), app)
 	pids := make([]int, 2)
 	for i, side := range []struct {
 		pod *pod.Pod
@@ -401,7 +414,7 @@ func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, s
 		{caller, called, capture.Spec{OutboundPort: port, InboundPort: port + 9}},
 		{callee, local, capture.Spec{OutboundPort: port + 9, InboundPort: port}},
 	} {
-		if pids[i], err = start(ctx, side.pod, port, nexts{side.to, side.to, side.to, side.to}); err != nil {
+		if pids[i], err = start(ctx, side.pod, first, nexts{side.to, side.to, side.to, side.to}); err != nil {
 			return lane{}, err
 		}
 		side.Bypass = bypass
@@ -412,7 +425,9 @@ func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, s
 			return lane{}, err
 		}
 	}
-	return lane{name: name, client: caller.Netns, target: called, pids: func() ([]int, error) { return pids, nil }}, nil
+	l := lane{name: name, client: caller.Netns, pids: func() ([]int, error) { return pids, nil }}
+	*map[uint16]*netip.AddrPort{appPort: &l.target, streamsPort: &l.streams, sourcePort: &l.source, sinkPort: &l.sink}[app] = called
+	return l, nil
 }
 
 // add makes pods' namespaces and runs a chain's ADD in them.
