@@ -247,7 +247,7 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 	var metricsListener net.Listener
 	if f.metrics != "" {
 		var err error
-		if metricsListener, err = net.Listen("tcp", f.metrics); err != nil {
+		if metricsListener, err = net.Listen("tcp", f.metrics); err != nil && !errors.Is(err, syscall.EADDRINUSE) {
 			return fmt.Errorf("--metrics-address: %w", err)
 		}
 	}
@@ -314,15 +314,40 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 			return nil
 		})
 	}
-	if metricsListener != nil {
+	if f.metrics != "" {
 		mux := http.NewServeMux()
 		mux.Handle("/metrics", p.metrics.Handler())
 		mux.HandleFunc("GET "+push.ProgrammedPath, p.pusher.ServeProgrammed)
-		group.Go(func() error { return telemetry.Serve(ctx, metricsListener, mux) })
+		group.Go(func() error {
+			if metricsListener == nil {
+				metricsListener = listenLater(ctx, f.metrics, log)
+			}
+			if metricsListener == nil {
+				return nil
+			}
+			return telemetry.Serve(ctx, metricsListener, mux)
+		})
 	}
 	err := group.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
+}
+
+// listenLater listens on an address that somebody has, as soon as it is free: another
+// agent that is ending, mostly, and no reason for pods to wait. It returns nil once ctx
+// is done.
+func listenLater(ctx context.Context, address string, log *slog.Logger) net.Listener {
+	log.Warn("metrics are not served yet: the address is in use; end who has it, or choose another --metrics-address", "address", address)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+		if listener, err := net.Listen("tcp", address); err == nil {
+			return listener
+		}
+	}
 }
