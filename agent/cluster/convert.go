@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 	"unique"
@@ -70,6 +71,29 @@ func toPod(p *corev1.Pod) (model.Pod, error) {
 		out.Addresses = append(out.Addresses, addr.Unmap())
 	}
 	return out, nil
+}
+
+// CapturedCondition is the condition of a pod's status in which the agent of its node
+// says whether it is captured.
+const CapturedCondition corev1.PodConditionType = model.Prefix + "Captured"
+
+func toPeer(p *corev1.Pod) (*model.Peer, error) {
+	pod, err := toPod(p)
+	if err != nil {
+		return nil, err
+	}
+	captured := slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == CapturedCondition && c.Status == corev1.ConditionTrue
+	})
+	return peerOf(pod, captured), nil
+}
+
+func peerOf(p model.Pod, captured bool) *model.Peer {
+	out := &model.Peer{Namespace: p.Namespace, Name: p.Name, ServiceAccount: p.ServiceAccount, Workload: p.Workload}
+	if !p.HostNetwork && !p.Phase.Finished() {
+		out.Captured, out.Addresses = captured, p.Addresses
+	}
+	return out
 }
 
 // workload is what a pod is one of: its controller, or where that has one of its own,

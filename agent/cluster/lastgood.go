@@ -52,6 +52,7 @@ type header struct {
 // kept is a further line: one object.
 type kept struct {
 	Pod       *model.Pod           `json:",omitempty"`
+	Peer      *model.Peer          `json:",omitempty"`
 	Namespace *model.Namespace     `json:",omitempty"`
 	Service   *model.Service       `json:",omitempty"`
 	Slice     *model.EndpointSlice `json:",omitempty"`
@@ -118,6 +119,10 @@ func (s *Store) fallBack(v view) bool {
 	if !s.listed[kindPods] {
 		s.view.pods = v.pods
 	}
+	if !s.listed[kindPeers] {
+		s.view.peers = v.peers
+		s.reindexPeers()
+	}
 	if !s.listed[kindNamespaces] {
 		s.view.namespaces = v.namespaces
 	}
@@ -153,11 +158,14 @@ func (s *Store) fallBack(v view) bool {
 func (s *Store) copy() []kept {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	n := len(s.view.pods) + len(s.view.namespaces) + len(s.view.services) + len(s.view.slices) + len(s.view.routes) + len(s.view.policies) + 1
+	n := len(s.view.pods) + len(s.view.peers) + len(s.view.namespaces) + len(s.view.services) + len(s.view.slices) + len(s.view.routes) + len(s.view.policies) + 1
 	out := make([]kept, 0, n)
 	for _, p := range s.view.pods {
 		pod := p.expand()
 		out = append(out, kept{Pod: &pod})
+	}
+	for _, p := range s.view.peers {
+		out = append(out, kept{Peer: p})
 	}
 	for _, n := range s.view.namespaces {
 		out = append(out, kept{Namespace: &n})
@@ -265,6 +273,10 @@ func (v view) add(r kept) {
 		p.Namespace, p.ServiceAccount, p.Node = shared(p.Namespace), shared(p.ServiceAccount), shared(p.Node)
 		c := compact(p)
 		v.pods[podKey(c)] = c
+	case r.Peer != nil:
+		p := r.Peer
+		p.Namespace, p.ServiceAccount, p.Workload = shared(p.Namespace), shared(p.ServiceAccount), shared(p.Workload)
+		v.peers[peerKey(p)] = p
 	case r.Namespace != nil:
 		v.namespaces[r.Namespace.Name] = *r.Namespace
 	case r.Service != nil:

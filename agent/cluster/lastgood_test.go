@@ -94,6 +94,9 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 		if diff := cmp.Diff(want, told(second, dial), netipValues); diff != "" || len(want.Endpoints) != 2 {
 			t.Errorf("the destination (-before +after):\n%s", diff)
 		}
+		if w := second.Workload("shop", "front"); w == "" || w != first.Workload("shop", "front") {
+			t.Errorf("what its peers are is %q", w)
+		}
 		synctest.Wait() // it is usable before that is said
 		if !strings.Contains(log.String(), "last good view") {
 			t.Errorf("it says nothing: %s", log)

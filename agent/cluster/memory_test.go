@@ -21,7 +21,7 @@ func TestMemoryOfAPod(t *testing.T) {
 	s := NewStore()
 	fill(t, s, pods, podsPerService)
 	perPod := (heap() - before) / pods
-	if got := len(s.Pods()); got != pods {
+	if got := len(s.view.peers); got != pods {
 		t.Fatalf("%d pods", got)
 	}
 	t.Logf("%d bytes a pod: %d pods, %d of them behind each dual-stack Service", perPod, pods, podsPerService)
@@ -49,7 +49,7 @@ func fill(t *testing.T, s *Store, pods, podsPerService int) {
 			t.Fatal(err)
 		}
 	}
-	podSink, serviceSink, sliceSink := podSink(s), serviceSink(s), sliceSink(s)
+	peerSink, serviceSink, sliceSink := peerSink(s), serviceSink(s), sliceSink(s)
 	var slices [2]*discoveryv1.EndpointSlice // IPv4, IPv6
 	for i := range pods {
 		service := fmt.Sprintf("service-%d", i/podsPerService)
@@ -71,7 +71,7 @@ func fill(t *testing.T, s *Store, pods, podsPerService int) {
 		pod.Annotations = map[string]string{"weirmesh.io/exclude-inbound-ports": "9090", "kubernetes.io/config.seen": "x"}
 		pod.Status.Phase = corev1.PodRunning
 		pod.Status.PodIPs = []corev1.PodIP{{IP: ip4(10, i)}, {IP: ip6(10, i)}}
-		into(podSink.set(pod))
+		into(peerSink.set(pod))
 		for family, slice := range slices {
 			slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{
 				Addresses: []string{pod.Status.PodIPs[family].IP},

@@ -12,6 +12,7 @@ import (
 // The kinds that a source lists one by one.
 const (
 	kindPods       = "pods"
+	kindPeers      = "pods of all nodes"
 	kindNamespaces = "namespaces"
 	kindServices   = "services"
 	kindSlices     = "endpointslices"
@@ -21,7 +22,7 @@ const (
 	kindTCPRoutes  = "tcproutes"
 	kindPolicies   = v1alpha1.TrafficPolicyResource
 
-	kinds = 9
+	kinds = 10
 )
 
 // routeKinds are the kinds of routes, each a list of its own.
@@ -56,23 +57,16 @@ func (s *Store) wake() {
 func (s *Store) setPod(p compactPod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := podKey(p)
-	old, known := s.view.pods[k]
-	if !set(s.view.pods, k, p) {
-		return
+	if set(s.view.pods, podKey(p), p) {
+		s.wake()
+		s.signalPods()
 	}
-	if !known || old.pod.Workload != p.pod.Workload {
-		s.touchAll() // endpoints are called by it
-	}
-	s.wake()
-	s.signalPods()
 }
 
 func (s *Store) dropPod(k key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if drop(s.view.pods, k) {
-		s.touchAll()
 		s.signalPods()
 	}
 }
@@ -84,7 +78,6 @@ func (s *Store) replacePods(pods map[key]compactPod) {
 	if !same(s.view.pods, pods) {
 		s.view.pods = pods
 		s.wake()
-		s.touchAll()
 		s.signalPods()
 	}
 }
@@ -212,7 +205,7 @@ func (s *Store) replaceSlices(slices map[key]model.EndpointSlice) {
 }
 
 func (s *Store) reindexSlices() {
-	s.byService = map[key]map[key]struct{}{}
+	s.byService, s.byEndpoint = map[key]map[key]struct{}{}, map[string][]key{}
 	for k := range s.view.slices {
 		s.indexSlice(k)
 	}
@@ -224,12 +217,14 @@ func (s *Store) indexSlice(k key) {
 		s.byService[svc] = map[key]struct{}{}
 	}
 	s.byService[svc][k] = struct{}{}
+	s.indexEndpoints(k)
 	s.touch(svc)
 }
 
 func (s *Store) unindexSlice(k key) {
 	svc := key{k.namespace, s.view.slices[k].Service}
 	delete(s.byService[svc], k)
+	s.unindexEndpoints(k)
 	s.touch(svc)
 	if len(s.byService[svc]) == 0 {
 		delete(s.byService, svc)
@@ -383,16 +378,21 @@ func (s *Store) unindexPolicy(k key) {
 	}
 }
 
-// replace swaps the whole view at once.
+// replace swaps the whole view at once, that of a directory: all its pods are this
+// node's.
 func (s *Store) replace(v view) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for k, p := range v.pods {
+		v.peers[k] = peerOf(p.pod, s.captured[k])
+	}
 	if same(s.view, v) {
 		return
 	}
 	s.view = v
 	s.reindexServices()
 	s.reindexSlices()
+	s.reindexPeers()
 	s.reindexRoutes()
 	s.reindexPolicies()
 	s.wake()

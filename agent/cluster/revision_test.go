@@ -53,9 +53,9 @@ func disturb(s *Store, random *rand.Rand) {
 	case 10:
 		s.dropPolicy(shop)
 	case 11:
-		s.setPod(compact(model.Pod{Namespace: "shop", Name: service, Workload: other}))
+		s.setPeer(&model.Peer{Namespace: "shop", Name: service, Workload: other})
 	case 12:
-		s.dropPod(shop)
+		s.dropPeer(shop)
 	}
 }
 

@@ -50,6 +50,10 @@ func podSink(s *Store) sink[*corev1.Pod] {
 	return newSink(toCompactPod, podKey, s.setPod, s.dropPod, s.replacePods)
 }
 
+func peerSink(s *Store) sink[*corev1.Pod] {
+	return newSink(toPeer, peerKey, s.setPeer, s.dropPeer, s.replacePeers)
+}
+
 func namespaceSink(s *Store) sink[*corev1.Namespace] {
 	return newSink(toNamespace, namespaceKey, s.setNamespace, s.dropNamespace, s.replaceNamespaces)
 }
@@ -78,6 +82,7 @@ func policySink(s *Store) sink[*v1alpha1.TrafficPolicy] {
 }
 
 func podKey(p compactPod) key               { return key{p.pod.Namespace, p.pod.Name} }
+func peerKey(p *model.Peer) key             { return key{p.Namespace, p.Name} }
 func namespaceKey(n model.Namespace) string { return n.Name }
 func serviceKey(s model.Service) key        { return key{s.Namespace, s.Name} }
 func sliceKey(s model.EndpointSlice) key    { return key{s.Namespace, s.Name} }
@@ -103,6 +108,14 @@ func stripPod(p *corev1.Pod) {
 		HostNetwork:        p.Spec.HostNetwork,
 	}
 	p.Status = corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs}
+}
+
+// stripPeer is stripPod for what toPeer reads.
+func stripPeer(p *corev1.Pod) {
+	conditions := p.Status.Conditions
+	stripPod(p)
+	p.Status.Conditions = conditions
+	p.Annotations = nil
 }
 
 func stripNamespace(n *corev1.Namespace) {

@@ -1,8 +1,8 @@
 // Package cluster is the agent's view of the cluster: one Store in memory, filled
 // by one source, read by everything that decides.
 //
-// A source is an API server (RunAPI: one watch per kind, pods of this node only)
-// or a directory of the same YAML (RunDir). Either cuts objects down to model
+// A source is an API server (RunAPI: one watch per kind; pods of this node as they are,
+// those of all nodes with the few fields that their peers go by) or a directory of the same YAML (RunDir). Either cuts objects down to model
 // values on their way in; Kubernetes' own types do not leave this package, which
 // also writes events back (Recorder). The Store answers what a pod is (WaitPod)
 // and what a destination is (Destination, by way of decide), and says that
@@ -40,7 +40,8 @@ type routeKey struct {
 
 // view is everything a source knows at one time.
 type view struct {
-	pods       map[key]compactPod
+	pods       map[key]compactPod  // of this node
+	peers      map[key]*model.Peer // of all nodes
 	namespaces map[string]model.Namespace
 	services   map[key]model.Service
 	slices     map[key]model.EndpointSlice
@@ -52,6 +53,7 @@ type view struct {
 func newView() view {
 	return view{
 		pods:       map[key]compactPod{},
+		peers:      map[key]*model.Peer{},
 		namespaces: map[string]model.Namespace{},
 		services:   map[key]model.Service{},
 		slices:     map[key]model.EndpointSlice{},
@@ -81,15 +83,18 @@ type Store struct {
 	listed   map[string]bool
 	fellBack bool
 	// Indexes of view, kept with it.
-	byClusterIP map[netip.Addr]key            // → service
-	byService   map[key]map[key]struct{}      // service → its slices
+	byClusterIP map[netip.Addr]key       // → service
+	byService   map[key]map[key]struct{} // service → its slices
+	byEndpoint  map[string][]key         // pod, "namespace/name" → slices that it is in
+	byAddress   map[netip.Addr]*model.Peer
 	byParent    map[key]map[routeKey]struct{} // service → routes that name it
 	byTarget    map[key]map[key]struct{}      // service → policies about it
 	revisions   revisions
 	waiters     chan struct{} // closed when pods or namespaces change; nil if nobody waits
 
-	lookup lookupFunc // nil if there is no API server to ask
-	node   string     // this node's name; empty: there is only one
+	lookup   lookupFunc   // nil if there is no API server to ask
+	node     string       // this node's name; empty: there is only one
+	captured map[key]bool // pods that the agent itself says are, see SetCaptured
 	// impliedNamespaces: a namespace without an object exists and has no labels.
 	impliedNamespaces bool
 }
@@ -105,6 +110,9 @@ func NewStore() *Store {
 		view:        newView(),
 		byClusterIP: map[netip.Addr]key{},
 		byService:   map[key]map[key]struct{}{},
+		byEndpoint:  map[string][]key{},
+		byAddress:   map[netip.Addr]*model.Peer{},
+		captured:    map[key]bool{},
 		byParent:    map[key]map[routeKey]struct{}{},
 		byTarget:    map[key]map[key]struct{}{},
 		revisions:   newRevisions(),

@@ -55,6 +55,19 @@ type Pod struct {
 	Addresses           []netip.Addr      // status.podIPs, none before the sandbox is up
 }
 
+// Peer is a pod of any node, as those see it who call it or whom it calls.
+type Peer struct {
+	Namespace, Name string
+	ServiceAccount  string // empty: it has none, as a static pod
+	Workload        string // as Pod's
+	Captured        bool   // the agent of its node says so
+
+	Addresses []netip.Addr // none of a pod that is in its node's network, or has ended
+}
+
+// ID is "namespace/name".
+func (p Peer) ID() string { return p.Namespace + "/" + p.Name }
+
 // ID is "namespace/name".
 func (p Pod) ID() string { return p.Namespace + "/" + p.Name }
 

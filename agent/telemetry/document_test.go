@@ -53,8 +53,8 @@ Histograms have classic buckets, up to
 | Label | Values |
 |---|---|
 | direction | %[2]soutbound%[2]s: counted by the caller's proxy; %[2]sinbound%[2]s: by the called one's. A request inside the mesh is counted by both |
-| source_namespace, source_workload | the caller's: the pod's controller, a ReplicaSet's Deployment, a Job's CronJob, or a pod of its own; inbound by the caller's address, if that is of a pod on this node |
-| destination_namespace, destination_workload | the same of the endpoint, if that is a pod of this node; else the Service's name |
+| source_namespace, source_workload | the caller's: the pod's controller, a ReplicaSet's Deployment, a Job's CronJob, or a pod of its own; inbound by the caller's address, if that is a pod's |
+| destination_namespace, destination_workload | the same of the endpoint, if that is a pod; else the Service's name |
 | destination_service | the Service that was called; inbound nobody says |
 | route | %[2]sKind/namespace/name%[2]s of the route that governed, or none |
 | protocol | %[2]shttp1%[2]s, %[2]shttp2%[2]s, %[2]sgrpc%[2]s |

@@ -52,7 +52,7 @@ func TestWorkloadsAreKnownOfPodsInTheStore(t *testing.T) {
 		{Namespace: "shop", Name: "old-1", Workload: "old", Phase: model.PodSucceeded, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.6")}},
 		{Namespace: "shop", Name: "host-1", Workload: "host", HostNetwork: true, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}},
 	} {
-		s.view.pods[key{p.Namespace, p.Name}] = compact(p)
+		s.setPeer(peerOf(p, false))
 	}
 	if got := s.Workload("shop", "web-1") + s.Workload("shop", "web-2"); got != "shop/web" {
 		t.Errorf("%q", got)
@@ -91,5 +91,69 @@ spec:
 	}
 	if got := d.Routes.Rules[0].Backends[0].Backend.Endpoints; len(got) != 1 || got[0].Workload != "shop/back-1" {
 		t.Errorf("%v", got)
+	}
+}
+
+func TestAPeerIsCapturedIfItsNodesAgentSaysSo(t *testing.T) {
+	condition := func(kind corev1.PodConditionType, status corev1.ConditionStatus) *corev1.Pod {
+		pod := apiPod("back-1", "u", "enabled")
+		pod.Spec.NodeName, pod.Spec.ServiceAccountName = "n2", "back"
+		pod.Status.PodIPs = []corev1.PodIP{{IP: "10.0.0.5"}}
+		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}, {Type: kind, Status: status}}
+		return pod
+	}
+	ended := condition(CapturedCondition, corev1.ConditionTrue)
+	ended.Status.Phase = corev1.PodFailed
+	for _, c := range []struct {
+		promise string
+		pod     *corev1.Pod
+		want    bool
+	}{
+		{"it says so", condition(CapturedCondition, corev1.ConditionTrue), true},
+		{"it says no more that it is", condition(CapturedCondition, corev1.ConditionFalse), false},
+		{"it has not said", condition(corev1.PodScheduled, corev1.ConditionTrue), false},
+		{"the pod has ended", ended, false},
+	} {
+		stripPeer(c.pod)
+		peer, err := toPeer(c.pod)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if peer.Captured != c.want || peer.ServiceAccount != "back" {
+			t.Errorf("%s: %+v", c.promise, peer)
+		}
+	}
+}
+
+// TestOnlyAPeerThatIsAnEndpointConcernsDestinations: pods come and go all the time.
+func TestOnlyAPeerThatIsAnEndpointConcernsDestinations(t *testing.T) {
+	s := NewStore()
+	s.setService(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{fewAddress(1).Addr()}})
+	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back", Endpoints: []model.Endpoint{{Pod: "shop/back-1"}}})
+	revision := s.Revision(fewAddress(1))
+	<-s.Changed()
+	s.setPeer(&model.Peer{Namespace: "shop", Name: "job-1"})
+	if signalled(s.Changed()) || s.Revision(fewAddress(1)) != revision {
+		t.Error("a pod that is none of its endpoints is a change")
+	}
+	s.setPeer(&model.Peer{Namespace: "shop", Name: "back-1"})
+	if !signalled(s.Changed()) || s.Revision(fewAddress(1)) == revision {
+		t.Error("an endpoint is no change")
+	}
+	revision = s.Revision(fewAddress(1))
+	s.SetCaptured("shop", "back-1", true)
+	s.SetCaptured("shop", "back-1", true)
+	if !signalled(s.Changed()) || s.Revision(fewAddress(1)) == revision || !s.view.peers[key{"shop", "back-1"}].Captured {
+		t.Error("that it is captured is no change")
+	}
+}
+
+// signalled reports whether a channel has a value.
+func signalled(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }

@@ -1,0 +1,162 @@
+package cluster
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// Peers are the pods of all nodes. A destination has of them what its endpoints' pods
+// are one of.
+
+func (s *Store) setPeer(p *model.Peer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := peerKey(p)
+	if old := s.view.peers[k]; old != nil {
+		if same(old, p) {
+			return
+		}
+		s.unindexPeer(old) // it may have other addresses now
+	}
+	s.view.peers[k] = p
+	s.indexPeer(p)
+	s.touchPeer(p.ID())
+}
+
+func (s *Store) dropPeer(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.view.peers[k]; p != nil {
+		s.unindexPeer(p)
+		delete(s.view.peers, k)
+		s.touchPeer(p.ID())
+	}
+}
+
+func (s *Store) replacePeers(peers map[key]*model.Peer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listed[kindPeers] = true
+	if same(s.view.peers, peers) {
+		return
+	}
+	s.view.peers = peers
+	s.reindexPeers()
+	s.touchAll()
+	s.signal()
+}
+
+func (s *Store) reindexPeers() {
+	s.byAddress = map[netip.Addr]*model.Peer{}
+	for _, p := range s.view.peers {
+		s.indexPeer(p)
+	}
+}
+
+func (s *Store) indexPeer(p *model.Peer) {
+	for _, addr := range p.Addresses {
+		s.byAddress[addr] = p
+	}
+}
+
+// unindexPeer leaves alone an address that is another's by now.
+func (s *Store) unindexPeer(p *model.Peer) {
+	for _, addr := range p.Addresses {
+		if s.byAddress[addr] == p {
+			delete(s.byAddress, addr)
+		}
+	}
+}
+
+// SetCaptured says whether a pod is captured, where no API server does: of a directory.
+func (s *Store) SetCaptured(namespace, name string, captured bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := key{namespace, name}
+	if captured {
+		s.captured[k] = true
+	} else {
+		delete(s.captured, k)
+	}
+	if p := s.view.peers[k]; p != nil && p.Captured != captured {
+		other := *p
+		other.Captured = captured
+		s.unindexPeer(p)
+		s.view.peers[k] = &other
+		s.indexPeer(&other)
+		s.touchPeer(p.ID())
+	}
+}
+
+// touchPeer notes a change of a pod. It matters to destinations where the pod is an
+// endpoint. The lock must be held.
+func (s *Store) touchPeer(id string) {
+	for _, k := range s.byEndpoint[id] {
+		s.touch(key{k.namespace, s.view.slices[k].Service})
+	}
+	if len(s.byEndpoint[id]) > 0 {
+		s.signal()
+	} else {
+		s.changes.Add(1)
+	}
+}
+
+// indexEndpoints notes whose pods are in a slice.
+func (s *Store) indexEndpoints(slice key) {
+	for _, e := range s.view.slices[slice].Endpoints {
+		if e.Pod != "" && !slices.Contains(s.byEndpoint[e.Pod], slice) {
+			s.byEndpoint[e.Pod] = append(s.byEndpoint[e.Pod], slice)
+		}
+	}
+}
+
+func (s *Store) unindexEndpoints(slice key) {
+	for _, e := range s.view.slices[slice].Endpoints {
+		rest := slices.DeleteFunc(s.byEndpoint[e.Pod], func(k key) bool { return k == slice })
+		if s.byEndpoint[e.Pod] = rest; len(rest) == 0 {
+			delete(s.byEndpoint, e.Pod)
+		}
+	}
+}
+
+// Workload is "namespace/name" of what a pod is one of; empty: unknown.
+func (s *Store) Workload(namespace, name string) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.workload(key{namespace, name})
+}
+
+// workload is Workload; the caller holds mu.
+func (s *Store) workload(k key) string {
+	p, ok := s.view.peers[k]
+	if !ok {
+		return ""
+	}
+	return k.namespace + "/" + p.Workload
+}
+
+// Callers is "namespace/name" of what the pods at those addresses are one of, where
+// that is known. A pod in its node's network has no address of its own.
+func (s *Store) Callers(addrs map[netip.Addr]string) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for addr := range addrs {
+		if p := s.byAddress[addr]; p != nil {
+			addrs[addr] = p.Namespace + "/" + p.Workload
+		}
+	}
+}
+
+// nameWorkloads fills in what endpoints' pods are one of; the caller holds mu.
+func (s *Store) nameWorkloads(endpoints []route.Endpoint) {
+	for i := range endpoints {
+		namespace, name, _ := strings.Cut(endpoints[i].Pod, "/")
+		if w := s.workload(key{namespace, name}); w != "" {
+			endpoints[i].Workload = shared(w)
+		}
+	}
+}
