@@ -237,10 +237,35 @@ func (c *configBench) createService(ctx context.Context, i int) error {
 	if _, err := c.client.DiscoveryV1().EndpointSlices(namespace).Create(ctx, slice(i, 0), metav1.CreateOptions{}); err != nil {
 		return err
 	}
+	if i < c.f.services {
+		if err := c.createEndpointPods(ctx, i); err != nil {
+			return err
+		}
+	}
 	if i%routeEach == 0 {
 		_, err = c.gateway.GatewayV1().HTTPRoutes(namespace).Create(ctx, httpRoute(i), metav1.CreateOptions{})
 	}
 	return err
+}
+
+// createEndpointPods makes the pods, of other nodes, that are in a Service's slice.
+func (c *configBench) createEndpointPods(ctx context.Context, i int) error {
+	pods := c.client.CoreV1().Pods(namespace)
+	for _, e := range slice(i, 0).Endpoints {
+		made, err := pods.Create(ctx, &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: e.TargetRef.Name, Labels: map[string]string{"app": serviceName(i)}},
+			Spec:       corev1.PodSpec{NodeName: *e.NodeName, Containers: []corev1.Container{{Name: "app", Image: "app"}}},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			return err
+		}
+		made.Status.Phase, made.Status.PodIP = corev1.PodRunning, e.Addresses[0]
+		made.Status.PodIPs = []corev1.PodIP{{IP: e.Addresses[0]}}
+		if _, err := pods.UpdateStatus(ctx, made, metav1.UpdateOptions{}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // slice is a Service's, as Kubernetes' controller writes it.
