@@ -121,8 +121,6 @@ func serve(args []string) error {
 	controlling, release := context.WithCancel(context.Background())
 	defer release()
 	controlled := make(chan error, 1)
-	go serveControl(controlling, server, controlled)
-
 	traffic := &relay.Server{
 		Config: store, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw,
 		Begun: meter.Begin, Ejected: meter.Ejected,
@@ -131,6 +129,8 @@ func serve(args []string) error {
 			records.Put(r)
 		},
 	}
+	store.Authorized = traffic.Recheck
+	go serveControl(controlling, server, controlled)
 	go adapt.Run(controlling, runtime.GOMAXPROCS(0))
 	relaying, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -34,6 +34,8 @@ type AccessLog struct {
 	RouteNanos           int64  // accept to decision
 	ConnectNanos         int64  // decision to connected
 	DroppedBefore        uint64 // records lost before this one because no agent read them
+	Policy               string // of authorization, that decided: "namespace/name", or authz.NoPolicy
+	Audited              string // those with audit that would have refused it, the same with commas between
 
 	// Of a request, where the connection carries HTTP; a connection without any
 	// request has one record without these.
@@ -83,6 +85,8 @@ func (x *AccessLogs) Row(i int) AccessLog {
 		GRPCStatus:           x.text(x.GrpcStatus, i),
 		RequestBodyBytes:     at(x.RequestBodyBytes, i),
 		ResponseBodyBytes:    at(x.ResponseBodyBytes, i),
+		Policy:               x.text(x.Policy, i),
+		Audited:              x.text(x.Audited, i),
 	}
 	if i == 0 {
 		out.DroppedBefore = x.DroppedBefore
@@ -170,6 +174,8 @@ func (w *AccessLogWriter) Write(rows int, row func(i int, into *AccessLog)) *Acc
 		putID(&x.SpanId, i, rows, r.SpanID[:])
 		put(&x.RequestBodyBytes, i, rows, r.RequestBodyBytes)
 		put(&x.ResponseBodyBytes, i, rows, r.ResponseBodyBytes)
+		w.putText(&x.Policy, i, rows, r.Policy)
+		w.putText(&x.Audited, i, rows, r.Audited)
 	}
 	return x
 }
@@ -181,7 +187,7 @@ func (w *AccessLogWriter) clear() {
 	x.Texts, x.StartUnixNanos, x.Direction = x.Texts[:0], x.StartUnixNanos[:0], x.Direction[:0]
 	for _, column := range []*[]uint32{
 		&x.ClientAddress, &x.ServerAddress, &x.Service, &x.UpstreamAddress, &x.UpstreamLocalAddress, &x.UpstreamPod, &x.Reason, &x.Error,
-		&x.Protocol, &x.Method, &x.Path, &x.Route, &x.GrpcStatus, &x.Status, &x.Attempts,
+		&x.Protocol, &x.Method, &x.Path, &x.Route, &x.GrpcStatus, &x.Status, &x.Attempts, &x.Policy, &x.Audited,
 	} {
 		*column = (*column)[:0]
 	}

@@ -174,6 +174,55 @@ func (LaunchReply_Stage) EnumDescriptor() ([]byte, []int) {
 	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{2, 0}
 }
 
+type AuthorizationPolicy_Action int32
+
+const (
+	AuthorizationPolicy_ACTION_UNSPECIFIED AuthorizationPolicy_Action = 0
+	AuthorizationPolicy_ALLOW              AuthorizationPolicy_Action = 1
+	AuthorizationPolicy_DENY               AuthorizationPolicy_Action = 2
+)
+
+// Enum value maps for AuthorizationPolicy_Action.
+var (
+	AuthorizationPolicy_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ALLOW",
+		2: "DENY",
+	}
+	AuthorizationPolicy_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ALLOW":              1,
+		"DENY":               2,
+	}
+)
+
+func (x AuthorizationPolicy_Action) Enum() *AuthorizationPolicy_Action {
+	p := new(AuthorizationPolicy_Action)
+	*p = x
+	return p
+}
+
+func (x AuthorizationPolicy_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuthorizationPolicy_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proxypb_proxy_proto_enumTypes[3].Descriptor()
+}
+
+func (AuthorizationPolicy_Action) Type() protoreflect.EnumType {
+	return &file_agent_proxypb_proxy_proto_enumTypes[3]
+}
+
+func (x AuthorizationPolicy_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuthorizationPolicy_Action.Descriptor instead.
+func (AuthorizationPolicy_Action) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{8, 0}
+}
+
 type Routes_Kind int32
 
 const (
@@ -210,11 +259,11 @@ func (x Routes_Kind) String() string {
 }
 
 func (Routes_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[3].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[4].Descriptor()
 }
 
 func (Routes_Kind) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[3]
+	return &file_agent_proxypb_proxy_proto_enumTypes[4]
 }
 
 func (x Routes_Kind) Number() protoreflect.EnumNumber {
@@ -223,7 +272,7 @@ func (x Routes_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Routes_Kind.Descriptor instead.
 func (Routes_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{17, 0}
 }
 
 type Path_Kind int32
@@ -262,11 +311,11 @@ func (x Path_Kind) String() string {
 }
 
 func (Path_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[4].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[5].Descriptor()
 }
 
 func (Path_Kind) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[4]
+	return &file_agent_proxypb_proxy_proto_enumTypes[5]
 }
 
 func (x Path_Kind) Number() protoreflect.EnumNumber {
@@ -275,7 +324,7 @@ func (x Path_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Path_Kind.Descriptor instead.
 func (Path_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{19, 0}
 }
 
 type Policy_Algorithm int32
@@ -314,11 +363,11 @@ func (x Policy_Algorithm) String() string {
 }
 
 func (Policy_Algorithm) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[5].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[6].Descriptor()
 }
 
 func (Policy_Algorithm) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[5]
+	return &file_agent_proxypb_proxy_proto_enumTypes[6]
 }
 
 func (x Policy_Algorithm) Number() protoreflect.EnumNumber {
@@ -327,7 +376,7 @@ func (x Policy_Algorithm) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Policy_Algorithm.Descriptor instead.
 func (Policy_Algorithm) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34, 0}
 }
 
 type Policy_HashSource int32
@@ -363,11 +412,11 @@ func (x Policy_HashSource) String() string {
 }
 
 func (Policy_HashSource) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[6].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[7].Descriptor()
 }
 
 func (Policy_HashSource) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[6]
+	return &file_agent_proxypb_proxy_proto_enumTypes[7]
 }
 
 func (x Policy_HashSource) Number() protoreflect.EnumNumber {
@@ -376,7 +425,59 @@ func (x Policy_HashSource) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Policy_HashSource.Descriptor instead.
 func (Policy_HashSource) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27, 1}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34, 1}
+}
+
+type Decisions_Verdict int32
+
+const (
+	Decisions_VERDICT_UNSPECIFIED Decisions_Verdict = 0
+	Decisions_ALLOW               Decisions_Verdict = 1
+	Decisions_DENY                Decisions_Verdict = 2
+	Decisions_AUDIT_DENY          Decisions_Verdict = 3
+)
+
+// Enum value maps for Decisions_Verdict.
+var (
+	Decisions_Verdict_name = map[int32]string{
+		0: "VERDICT_UNSPECIFIED",
+		1: "ALLOW",
+		2: "DENY",
+		3: "AUDIT_DENY",
+	}
+	Decisions_Verdict_value = map[string]int32{
+		"VERDICT_UNSPECIFIED": 0,
+		"ALLOW":               1,
+		"DENY":                2,
+		"AUDIT_DENY":          3,
+	}
+)
+
+func (x Decisions_Verdict) Enum() *Decisions_Verdict {
+	p := new(Decisions_Verdict)
+	*p = x
+	return p
+}
+
+func (x Decisions_Verdict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Decisions_Verdict) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proxypb_proxy_proto_enumTypes[8].Descriptor()
+}
+
+func (Decisions_Verdict) Type() protoreflect.EnumType {
+	return &file_agent_proxypb_proxy_proto_enumTypes[8]
+}
+
+func (x Decisions_Verdict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Decisions_Verdict.Descriptor instead.
+func (Decisions_Verdict) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{49, 0}
 }
 
 // Launch is one packet on the launch socket (SOCK_SEQPACKET, the proxy's
@@ -885,7 +986,9 @@ type ProxyConfig struct {
 	OpaquePorts []*PortRange `protobuf:"bytes,10,rep,name=opaque_ports,json=opaquePorts,proto3" json:"opaque_ports,omitempty"`
 	// What callers may do, by the application's port: a policy's name and its rate limit,
 	// which counts each of them.
-	Inbound       map[uint32]*Policy `protobuf:"bytes,11,rep,name=inbound,proto3" json:"inbound,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Inbound map[uint32]*Policy `protobuf:"bytes,11,rep,name=inbound,proto3" json:"inbound,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Who may call; absent: no policy governs the pod.
+	Authorization *Authorization `protobuf:"bytes,12,opt,name=authorization,proto3" json:"authorization,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -948,6 +1051,410 @@ func (x *ProxyConfig) GetInbound() map[uint32]*Policy {
 	return nil
 }
 
+func (x *ProxyConfig) GetAuthorization() *Authorization {
+	if x != nil {
+		return x.Authorization
+	}
+	return nil
+}
+
+// Authorization is what authz.Compile takes, on the wire.
+type Authorization struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain   string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"` // the pod's own
+	Policies      []*AuthorizationPolicy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authorization) Reset() {
+	*x = Authorization{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authorization) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authorization) ProtoMessage() {}
+
+func (x *Authorization) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authorization.ProtoReflect.Descriptor instead.
+func (*Authorization) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Authorization) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *Authorization) GetPolicies() []*AuthorizationPolicy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+type AuthorizationPolicy struct {
+	state         protoimpl.MessageState     `protogen:"open.v1"`
+	Name          string                     `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // "namespace/name"
+	Action        AuthorizationPolicy_Action `protobuf:"varint,2,opt,name=action,proto3,enum=weir.proxy.v1.AuthorizationPolicy_Action" json:"action,omitempty"`
+	Audit         bool                       `protobuf:"varint,3,opt,name=audit,proto3" json:"audit,omitempty"`
+	Rules         []*AuthorizationRule       `protobuf:"bytes,4,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorizationPolicy) Reset() {
+	*x = AuthorizationPolicy{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorizationPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorizationPolicy) ProtoMessage() {}
+
+func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorizationPolicy.ProtoReflect.Descriptor instead.
+func (*AuthorizationPolicy) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AuthorizationPolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AuthorizationPolicy) GetAction() AuthorizationPolicy_Action {
+	if x != nil {
+		return x.Action
+	}
+	return AuthorizationPolicy_ACTION_UNSPECIFIED
+}
+
+func (x *AuthorizationPolicy) GetAudit() bool {
+	if x != nil {
+		return x.Audit
+	}
+	return false
+}
+
+func (x *AuthorizationPolicy) GetRules() []*AuthorizationRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+type AuthorizationRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sources       *Sources               `protobuf:"bytes,1,opt,name=sources,proto3" json:"sources,omitempty"` // absent: anyone; of no source: no one
+	Ports         []uint32               `protobuf:"varint,2,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	Http          *RequestConditions     `protobuf:"bytes,3,opt,name=http,proto3" json:"http,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorizationRule) Reset() {
+	*x = AuthorizationRule{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorizationRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorizationRule) ProtoMessage() {}
+
+func (x *AuthorizationRule) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorizationRule.ProtoReflect.Descriptor instead.
+func (*AuthorizationRule) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AuthorizationRule) GetSources() *Sources {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *AuthorizationRule) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *AuthorizationRule) GetHttp() *RequestConditions {
+	if x != nil {
+		return x.Http
+	}
+	return nil
+}
+
+type Sources struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sources       []*Source              `protobuf:"bytes,1,rep,name=sources,proto3" json:"sources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sources) Reset() {
+	*x = Sources{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sources) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sources) ProtoMessage() {}
+
+func (x *Sources) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sources.ProtoReflect.Descriptor instead.
+func (*Sources) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Sources) GetSources() []*Source {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+type Source struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain    string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"` // empty: the pod's own
+	Namespace      string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	ServiceAccount string                 `protobuf:"bytes,3,opt,name=service_account,json=serviceAccount,proto3" json:"service_account,omitempty"` // "*": all of the namespace
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Source) Reset() {
+	*x = Source{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Source) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Source) ProtoMessage() {}
+
+func (x *Source) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Source.ProtoReflect.Descriptor instead.
+func (*Source) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Source) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *Source) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Source) GetServiceAccount() string {
+	if x != nil {
+		return x.ServiceAccount
+	}
+	return ""
+}
+
+type RequestConditions struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Methods       []string               `protobuf:"bytes,1,rep,name=methods,proto3" json:"methods,omitempty"`
+	Paths         []*PathCondition       `protobuf:"bytes,2,rep,name=paths,proto3" json:"paths,omitempty"`
+	Headers       []*Header              `protobuf:"bytes,3,rep,name=headers,proto3" json:"headers,omitempty"` // names in lower case
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestConditions) Reset() {
+	*x = RequestConditions{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestConditions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestConditions) ProtoMessage() {}
+
+func (x *RequestConditions) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestConditions.ProtoReflect.Descriptor instead.
+func (*RequestConditions) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RequestConditions) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *RequestConditions) GetPaths() []*PathCondition {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *RequestConditions) GetHeaders() []*Header {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+type PathCondition struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        bool                   `protobuf:"varint,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"` // in the canonical form
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathCondition) Reset() {
+	*x = PathCondition{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathCondition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathCondition) ProtoMessage() {}
+
+func (x *PathCondition) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathCondition.ProtoReflect.Descriptor instead.
+func (*PathCondition) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PathCondition) GetPrefix() bool {
+	if x != nil {
+		return x.Prefix
+	}
+	return false
+}
+
+func (x *PathCondition) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 // PortRange is first to last, both included.
 type PortRange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -959,7 +1466,7 @@ type PortRange struct {
 
 func (x *PortRange) Reset() {
 	*x = PortRange{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1478,7 @@ func (x *PortRange) String() string {
 func (*PortRange) ProtoMessage() {}
 
 func (x *PortRange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1491,7 @@ func (x *PortRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRange.ProtoReflect.Descriptor instead.
 func (*PortRange) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{7}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PortRange) GetFirst() uint32 {
@@ -1016,7 +1523,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1535,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1548,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{8}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Destination) GetService() string {
@@ -1090,7 +1597,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1609,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1622,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{9}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -1150,7 +1657,7 @@ type Routes struct {
 
 func (x *Routes) Reset() {
 	*x = Routes{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1669,7 @@ func (x *Routes) String() string {
 func (*Routes) ProtoMessage() {}
 
 func (x *Routes) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1175,7 +1682,7 @@ func (x *Routes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Routes.ProtoReflect.Descriptor instead.
 func (*Routes) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Routes) GetKind() Routes_Kind {
@@ -1213,7 +1720,7 @@ type Match struct {
 
 func (x *Match) Reset() {
 	*x = Match{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1732,7 @@ func (x *Match) String() string {
 func (*Match) ProtoMessage() {}
 
 func (x *Match) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1745,7 @@ func (x *Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Match.ProtoReflect.Descriptor instead.
 func (*Match) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{11}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Match) GetRule() uint32 {
@@ -1293,7 +1800,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1812,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1825,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Path) GetKind() Path_Kind {
@@ -1346,7 +1853,7 @@ type GRPCMethod struct {
 
 func (x *GRPCMethod) Reset() {
 	*x = GRPCMethod{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1865,7 @@ func (x *GRPCMethod) String() string {
 func (*GRPCMethod) ProtoMessage() {}
 
 func (x *GRPCMethod) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1878,7 @@ func (x *GRPCMethod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPCMethod.ProtoReflect.Descriptor instead.
 func (*GRPCMethod) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{13}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GRPCMethod) GetService() string {
@@ -1406,7 +1913,7 @@ type Value struct {
 
 func (x *Value) Reset() {
 	*x = Value{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1418,7 +1925,7 @@ func (x *Value) String() string {
 func (*Value) ProtoMessage() {}
 
 func (x *Value) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1431,7 +1938,7 @@ func (x *Value) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Value.ProtoReflect.Descriptor instead.
 func (*Value) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{14}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Value) GetName() string {
@@ -1470,7 +1977,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1482,7 +1989,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1495,7 +2002,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{15}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Rule) GetRoute() string {
@@ -1558,7 +2065,7 @@ type WeightedBackend struct {
 
 func (x *WeightedBackend) Reset() {
 	*x = WeightedBackend{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +2077,7 @@ func (x *WeightedBackend) String() string {
 func (*WeightedBackend) ProtoMessage() {}
 
 func (x *WeightedBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +2090,7 @@ func (x *WeightedBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightedBackend.ProtoReflect.Descriptor instead.
 func (*WeightedBackend) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{16}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *WeightedBackend) GetWeight() uint32 {
@@ -1620,7 +2127,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +2139,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +2152,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{17}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Backend) GetService() string {
@@ -1698,7 +2205,7 @@ type Filters struct {
 
 func (x *Filters) Reset() {
 	*x = Filters{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1710,7 +2217,7 @@ func (x *Filters) String() string {
 func (*Filters) ProtoMessage() {}
 
 func (x *Filters) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +2230,7 @@ func (x *Filters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filters.ProtoReflect.Descriptor instead.
 func (*Filters) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{18}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Filters) GetRequestHeaders() *HeaderChange {
@@ -1786,7 +2293,7 @@ type HeaderChange struct {
 
 func (x *HeaderChange) Reset() {
 	*x = HeaderChange{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +2305,7 @@ func (x *HeaderChange) String() string {
 func (*HeaderChange) ProtoMessage() {}
 
 func (x *HeaderChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +2318,7 @@ func (x *HeaderChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderChange.ProtoReflect.Descriptor instead.
 func (*HeaderChange) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{19}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HeaderChange) GetSet() []*Header {
@@ -1845,7 +2352,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +2364,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +2377,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{20}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Header) GetName() string {
@@ -1900,7 +2407,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1912,7 +2419,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1925,7 +2432,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{21}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Redirect) GetScheme() string {
@@ -1973,7 +2480,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1985,7 +2492,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1998,7 +2505,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{22}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Rewrite) GetHostname() string {
@@ -2025,7 +2532,7 @@ type PathChange struct {
 
 func (x *PathChange) Reset() {
 	*x = PathChange{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2037,7 +2544,7 @@ func (x *PathChange) String() string {
 func (*PathChange) ProtoMessage() {}
 
 func (x *PathChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2050,7 +2557,7 @@ func (x *PathChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathChange.ProtoReflect.Descriptor instead.
 func (*PathChange) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{23}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PathChange) GetPrefix() bool {
@@ -2078,7 +2585,7 @@ type Mirror struct {
 
 func (x *Mirror) Reset() {
 	*x = Mirror{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2090,7 +2597,7 @@ func (x *Mirror) String() string {
 func (*Mirror) ProtoMessage() {}
 
 func (x *Mirror) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2103,7 +2610,7 @@ func (x *Mirror) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
 func (*Mirror) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{24}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Mirror) GetBackend() *Backend {
@@ -2141,7 +2648,7 @@ type CORS struct {
 
 func (x *CORS) Reset() {
 	*x = CORS{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2660,7 @@ func (x *CORS) String() string {
 func (*CORS) ProtoMessage() {}
 
 func (x *CORS) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2673,7 @@ func (x *CORS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CORS.ProtoReflect.Descriptor instead.
 func (*CORS) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{25}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CORS) GetAllowOrigins() []string {
@@ -2222,7 +2729,7 @@ type Retry struct {
 
 func (x *Retry) Reset() {
 	*x = Retry{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2234,7 +2741,7 @@ func (x *Retry) String() string {
 func (*Retry) ProtoMessage() {}
 
 func (x *Retry) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2247,7 +2754,7 @@ func (x *Retry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retry.ProtoReflect.Descriptor instead.
 func (*Retry) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{26}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Retry) GetAttempts() uint32 {
@@ -2296,7 +2803,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2308,7 +2815,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2321,7 +2828,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Policy) GetName() string {
@@ -2455,7 +2962,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +2974,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +2987,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{28}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RateLimit) GetRequests() uint32 {
@@ -2528,7 +3035,7 @@ type FromProxy struct {
 
 func (x *FromProxy) Reset() {
 	*x = FromProxy{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +3047,7 @@ func (x *FromProxy) String() string {
 func (*FromProxy) ProtoMessage() {}
 
 func (x *FromProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +3060,7 @@ func (x *FromProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FromProxy.ProtoReflect.Descriptor instead.
 func (*FromProxy) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{29}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FromProxy) GetMessage() isFromProxy_Message {
@@ -2669,7 +3176,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2681,7 +3188,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2694,7 +3201,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{30}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Subscribe) GetVersions() map[string]string {
@@ -2720,7 +3227,7 @@ type Unsubscribe struct {
 
 func (x *Unsubscribe) Reset() {
 	*x = Unsubscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2732,7 +3239,7 @@ func (x *Unsubscribe) String() string {
 func (*Unsubscribe) ProtoMessage() {}
 
 func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2745,7 +3252,7 @@ func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsubscribe.ProtoReflect.Descriptor instead.
 func (*Unsubscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{31}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Unsubscribe) GetNames() []string {
@@ -2764,7 +3271,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +3283,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +3296,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{32}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Ack) GetNonce() uint64 {
@@ -2809,7 +3316,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +3328,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +3341,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{33}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Nack) GetNonce() uint64 {
@@ -2887,13 +3394,15 @@ type AccessLogs struct {
 	SpanId               []byte                 `protobuf:"bytes,28,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`    // 8 bytes
 	RequestBodyBytes     []uint64               `protobuf:"varint,29,rep,packed,name=request_body_bytes,json=requestBodyBytes,proto3" json:"request_body_bytes,omitempty"`
 	ResponseBodyBytes    []uint64               `protobuf:"varint,30,rep,packed,name=response_body_bytes,json=responseBodyBytes,proto3" json:"response_body_bytes,omitempty"`
+	Policy               []uint32               `protobuf:"varint,31,rep,packed,name=policy,proto3" json:"policy,omitempty"`   // texts
+	Audited              []uint32               `protobuf:"varint,32,rep,packed,name=audited,proto3" json:"audited,omitempty"` // texts
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
 
 func (x *AccessLogs) Reset() {
 	*x = AccessLogs{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3414,7 @@ func (x *AccessLogs) String() string {
 func (*AccessLogs) ProtoMessage() {}
 
 func (x *AccessLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3427,7 @@ func (x *AccessLogs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLogs.ProtoReflect.Descriptor instead.
 func (*AccessLogs) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AccessLogs) GetTexts() []string {
@@ -3124,6 +3633,20 @@ func (x *AccessLogs) GetResponseBodyBytes() []uint64 {
 	return nil
 }
 
+func (x *AccessLogs) GetPolicy() []uint32 {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetAudited() []uint32 {
+	if x != nil {
+		return x.Audited
+	}
+	return nil
+}
+
 // Metrics are what was counted since the message before, and gauges as they are.
 // The agent answers with MetricsAck when it has counted them; until then the proxy
 // sends no other, and in a new session it sends the same again.
@@ -3136,13 +3659,14 @@ type Metrics struct {
 	Ejections        []*Ejections           `protobuf:"bytes,5,rep,name=ejections,proto3" json:"ejections,omitempty"`
 	OutboundOverhead *Histogram             `protobuf:"bytes,6,opt,name=outbound_overhead,json=outboundOverhead,proto3" json:"outbound_overhead,omitempty"` // time the proxy itself took, of requests
 	InboundOverhead  *Histogram             `protobuf:"bytes,7,opt,name=inbound_overhead,json=inboundOverhead,proto3" json:"inbound_overhead,omitempty"`
+	Decisions        []*Decisions           `protobuf:"bytes,8,rep,name=decisions,proto3" json:"decisions,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Metrics) Reset() {
 	*x = Metrics{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3154,7 +3678,7 @@ func (x *Metrics) String() string {
 func (*Metrics) ProtoMessage() {}
 
 func (x *Metrics) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3167,7 +3691,7 @@ func (x *Metrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
 func (*Metrics) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{35}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Metrics) GetNumber() uint64 {
@@ -3219,6 +3743,13 @@ func (x *Metrics) GetInboundOverhead() *Histogram {
 	return nil
 }
 
+func (x *Metrics) GetDecisions() []*Decisions {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
 type MetricsAck struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -3228,7 +3759,7 @@ type MetricsAck struct {
 
 func (x *MetricsAck) Reset() {
 	*x = MetricsAck{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3240,7 +3771,7 @@ func (x *MetricsAck) String() string {
 func (*MetricsAck) ProtoMessage() {}
 
 func (x *MetricsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3253,7 +3784,7 @@ func (x *MetricsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsAck.ProtoReflect.Descriptor instead.
 func (*MetricsAck) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{36}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *MetricsAck) GetNumber() uint64 {
@@ -3278,7 +3809,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3821,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3834,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{37}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Peers) GetDirection() Direction {
@@ -3362,7 +3893,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3905,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +3918,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{38}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Traffic) GetPeers() *Peers {
@@ -3486,7 +4017,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3498,7 +4029,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3511,7 +4042,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{39}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Open) GetPeers() *Peers {
@@ -3546,7 +4077,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3558,7 +4089,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3571,7 +4102,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{40}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Endpoints) GetPeers() *Peers {
@@ -3605,7 +4136,7 @@ type Ejections struct {
 
 func (x *Ejections) Reset() {
 	*x = Ejections{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +4148,7 @@ func (x *Ejections) String() string {
 func (*Ejections) ProtoMessage() {}
 
 func (x *Ejections) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +4161,7 @@ func (x *Ejections) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ejections.ProtoReflect.Descriptor instead.
 func (*Ejections) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{41}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Ejections) GetPeers() *Peers {
@@ -3641,6 +4172,75 @@ func (x *Ejections) GetPeers() *Peers {
 }
 
 func (x *Ejections) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// Decisions are how often a policy decided so.
+type Decisions struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         *Peers                 `protobuf:"bytes,1,opt,name=peers,proto3" json:"peers,omitempty"`
+	Policy        string                 `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"` // "namespace/name", or authz.NoPolicy; empty: no ALLOW policy governs
+	Verdict       Decisions_Verdict      `protobuf:"varint,3,opt,name=verdict,proto3,enum=weir.proxy.v1.Decisions_Verdict" json:"verdict,omitempty"`
+	Count         uint64                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Decisions) Reset() {
+	*x = Decisions{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Decisions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Decisions) ProtoMessage() {}
+
+func (x *Decisions) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Decisions.ProtoReflect.Descriptor instead.
+func (*Decisions) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *Decisions) GetPeers() *Peers {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Decisions) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *Decisions) GetVerdict() Decisions_Verdict {
+	if x != nil {
+		return x.Verdict
+	}
+	return Decisions_VERDICT_UNSPECIFIED
+}
+
+func (x *Decisions) GetCount() uint64 {
 	if x != nil {
 		return x.Count
 	}
@@ -3662,7 +4262,7 @@ type Histogram struct {
 
 func (x *Histogram) Reset() {
 	*x = Histogram{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3674,7 +4274,7 @@ func (x *Histogram) String() string {
 func (*Histogram) ProtoMessage() {}
 
 func (x *Histogram) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3687,7 +4287,7 @@ func (x *Histogram) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
 func (*Histogram) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Histogram) GetSum() float64 {
@@ -3771,17 +4371,47 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x122\n" +
 	"\x05proxy\x18\x03 \x01(\v2\x1a.weir.proxy.v1.ProxyConfigH\x00R\x05proxy\x12>\n" +
 	"\vdestination\x18\x04 \x01(\v2\x1a.weir.proxy.v1.DestinationH\x00R\vdestinationB\x06\n" +
-	"\x04body\"\xa6\x02\n" +
+	"\x04body\"\xea\x02\n" +
 	"\vProxyConfig\x12#\n" +
 	"\rown_addresses\x18\x01 \x03(\tR\fownAddresses\x12\x1f\n" +
 	"\vmesh_ranges\x18\x02 \x03(\tR\n" +
 	"meshRanges\x12;\n" +
 	"\fopaque_ports\x18\n" +
 	" \x03(\v2\x18.weir.proxy.v1.PortRangeR\vopaquePorts\x12A\n" +
-	"\ainbound\x18\v \x03(\v2'.weir.proxy.v1.ProxyConfig.InboundEntryR\ainbound\x1aQ\n" +
+	"\ainbound\x18\v \x03(\v2'.weir.proxy.v1.ProxyConfig.InboundEntryR\ainbound\x12B\n" +
+	"\rauthorization\x18\f \x01(\v2\x1c.weir.proxy.v1.AuthorizationR\rauthorization\x1aQ\n" +
 	"\fInboundEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12+\n" +
-	"\x05value\x18\x02 \x01(\v2\x15.weir.proxy.v1.PolicyR\x05value:\x028\x01\"5\n" +
+	"\x05value\x18\x02 \x01(\v2\x15.weir.proxy.v1.PolicyR\x05value:\x028\x01\"r\n" +
+	"\rAuthorization\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12>\n" +
+	"\bpolicies\x18\x02 \x03(\v2\".weir.proxy.v1.AuthorizationPolicyR\bpolicies\"\xf1\x01\n" +
+	"\x13AuthorizationPolicy\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12A\n" +
+	"\x06action\x18\x02 \x01(\x0e2).weir.proxy.v1.AuthorizationPolicy.ActionR\x06action\x12\x14\n" +
+	"\x05audit\x18\x03 \x01(\bR\x05audit\x126\n" +
+	"\x05rules\x18\x04 \x03(\v2 .weir.proxy.v1.AuthorizationRuleR\x05rules\"5\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05ALLOW\x10\x01\x12\b\n" +
+	"\x04DENY\x10\x02\"\x91\x01\n" +
+	"\x11AuthorizationRule\x120\n" +
+	"\asources\x18\x01 \x01(\v2\x16.weir.proxy.v1.SourcesR\asources\x12\x14\n" +
+	"\x05ports\x18\x02 \x03(\rR\x05ports\x124\n" +
+	"\x04http\x18\x03 \x01(\v2 .weir.proxy.v1.RequestConditionsR\x04http\":\n" +
+	"\aSources\x12/\n" +
+	"\asources\x18\x01 \x03(\v2\x15.weir.proxy.v1.SourceR\asources\"r\n" +
+	"\x06Source\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12'\n" +
+	"\x0fservice_account\x18\x03 \x01(\tR\x0eserviceAccount\"\x92\x01\n" +
+	"\x11RequestConditions\x12\x18\n" +
+	"\amethods\x18\x01 \x03(\tR\amethods\x122\n" +
+	"\x05paths\x18\x02 \x03(\v2\x1c.weir.proxy.v1.PathConditionR\x05paths\x12/\n" +
+	"\aheaders\x18\x03 \x03(\v2\x15.weir.proxy.v1.HeaderR\aheaders\"=\n" +
+	"\rPathCondition\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\bR\x06prefix\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\"\xf1\x01\n" +
@@ -3959,7 +4589,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\"2\n" +
 	"\x04Nack\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xe7\a\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\x99\b\n" +
 	"\n" +
 	"AccessLogs\x12\x14\n" +
 	"\x05texts\x18\x02 \x03(\tR\x05texts\x12%\n" +
@@ -3995,7 +4625,9 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\btrace_id\x18\x1b \x01(\fR\atraceId\x12\x17\n" +
 	"\aspan_id\x18\x1c \x01(\fR\x06spanId\x12,\n" +
 	"\x12request_body_bytes\x18\x1d \x03(\x04R\x10requestBodyBytes\x12.\n" +
-	"\x13response_body_bytes\x18\x1e \x03(\x04R\x11responseBodyBytesJ\x04\b\x01\x10\x02\"\xf8\x02\n" +
+	"\x13response_body_bytes\x18\x1e \x03(\x04R\x11responseBodyBytes\x12\x16\n" +
+	"\x06policy\x18\x1f \x03(\rR\x06policy\x12\x18\n" +
+	"\aaudited\x18  \x03(\rR\aauditedJ\x04\b\x01\x10\x02\"\xb0\x03\n" +
 	"\aMetrics\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x120\n" +
 	"\atraffic\x18\x02 \x03(\v2\x16.weir.proxy.v1.TrafficR\atraffic\x12'\n" +
@@ -4003,7 +4635,8 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\tendpoints\x18\x04 \x03(\v2\x18.weir.proxy.v1.EndpointsR\tendpoints\x126\n" +
 	"\tejections\x18\x05 \x03(\v2\x18.weir.proxy.v1.EjectionsR\tejections\x12E\n" +
 	"\x11outbound_overhead\x18\x06 \x01(\v2\x18.weir.proxy.v1.HistogramR\x10outboundOverhead\x12C\n" +
-	"\x10inbound_overhead\x18\a \x01(\v2\x18.weir.proxy.v1.HistogramR\x0finboundOverhead\"$\n" +
+	"\x10inbound_overhead\x18\a \x01(\v2\x18.weir.proxy.v1.HistogramR\x0finboundOverhead\x126\n" +
+	"\tdecisions\x18\b \x03(\v2\x18.weir.proxy.v1.DecisionsR\tdecisions\"$\n" +
 	"\n" +
 	"MetricsAck\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\"\xa3\x01\n" +
@@ -4039,7 +4672,18 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\aejected\x18\x03 \x01(\x04R\aejected\"M\n" +
 	"\tEjections\x12*\n" +
 	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\x97\x01\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\xea\x01\n" +
+	"\tDecisions\x12*\n" +
+	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x16\n" +
+	"\x06policy\x18\x02 \x01(\tR\x06policy\x12:\n" +
+	"\averdict\x18\x03 \x01(\x0e2 .weir.proxy.v1.Decisions.VerdictR\averdict\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x04R\x05count\"G\n" +
+	"\aVerdict\x12\x17\n" +
+	"\x13VERDICT_UNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05ALLOW\x10\x01\x12\b\n" +
+	"\x04DENY\x10\x02\x12\x0e\n" +
+	"\n" +
+	"AUDIT_DENY\x10\x03\"\x97\x01\n" +
 	"\tHistogram\x12\x10\n" +
 	"\x03sum\x18\x01 \x01(\x01R\x03sum\x12\x18\n" +
 	"\aclassic\x18\x02 \x03(\x04R\aclassic\x12%\n" +
@@ -4072,136 +4716,158 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 	return file_agent_proxypb_proxy_proto_rawDescData
 }
 
-var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
-	(Protocol)(0),           // 0: weir.proxy.v1.Protocol
-	(Direction)(0),          // 1: weir.proxy.v1.Direction
-	(LaunchReply_Stage)(0),  // 2: weir.proxy.v1.LaunchReply.Stage
-	(Routes_Kind)(0),        // 3: weir.proxy.v1.Routes.Kind
-	(Path_Kind)(0),          // 4: weir.proxy.v1.Path.Kind
-	(Policy_Algorithm)(0),   // 5: weir.proxy.v1.Policy.Algorithm
-	(Policy_HashSource)(0),  // 6: weir.proxy.v1.Policy.HashSource
-	(*Launch)(nil),          // 7: weir.proxy.v1.Launch
-	(*Listener)(nil),        // 8: weir.proxy.v1.Listener
-	(*LaunchReply)(nil),     // 9: weir.proxy.v1.LaunchReply
-	(*ToProxy)(nil),         // 10: weir.proxy.v1.ToProxy
-	(*Update)(nil),          // 11: weir.proxy.v1.Update
-	(*Resource)(nil),        // 12: weir.proxy.v1.Resource
-	(*ProxyConfig)(nil),     // 13: weir.proxy.v1.ProxyConfig
-	(*PortRange)(nil),       // 14: weir.proxy.v1.PortRange
-	(*Destination)(nil),     // 15: weir.proxy.v1.Destination
-	(*Endpoint)(nil),        // 16: weir.proxy.v1.Endpoint
-	(*Routes)(nil),          // 17: weir.proxy.v1.Routes
-	(*Match)(nil),           // 18: weir.proxy.v1.Match
-	(*Path)(nil),            // 19: weir.proxy.v1.Path
-	(*GRPCMethod)(nil),      // 20: weir.proxy.v1.GRPCMethod
-	(*Value)(nil),           // 21: weir.proxy.v1.Value
-	(*Rule)(nil),            // 22: weir.proxy.v1.Rule
-	(*WeightedBackend)(nil), // 23: weir.proxy.v1.WeightedBackend
-	(*Backend)(nil),         // 24: weir.proxy.v1.Backend
-	(*Filters)(nil),         // 25: weir.proxy.v1.Filters
-	(*HeaderChange)(nil),    // 26: weir.proxy.v1.HeaderChange
-	(*Header)(nil),          // 27: weir.proxy.v1.Header
-	(*Redirect)(nil),        // 28: weir.proxy.v1.Redirect
-	(*Rewrite)(nil),         // 29: weir.proxy.v1.Rewrite
-	(*PathChange)(nil),      // 30: weir.proxy.v1.PathChange
-	(*Mirror)(nil),          // 31: weir.proxy.v1.Mirror
-	(*CORS)(nil),            // 32: weir.proxy.v1.CORS
-	(*Retry)(nil),           // 33: weir.proxy.v1.Retry
-	(*Policy)(nil),          // 34: weir.proxy.v1.Policy
-	(*RateLimit)(nil),       // 35: weir.proxy.v1.RateLimit
-	(*FromProxy)(nil),       // 36: weir.proxy.v1.FromProxy
-	(*Subscribe)(nil),       // 37: weir.proxy.v1.Subscribe
-	(*Unsubscribe)(nil),     // 38: weir.proxy.v1.Unsubscribe
-	(*Ack)(nil),             // 39: weir.proxy.v1.Ack
-	(*Nack)(nil),            // 40: weir.proxy.v1.Nack
-	(*AccessLogs)(nil),      // 41: weir.proxy.v1.AccessLogs
-	(*Metrics)(nil),         // 42: weir.proxy.v1.Metrics
-	(*MetricsAck)(nil),      // 43: weir.proxy.v1.MetricsAck
-	(*Peers)(nil),           // 44: weir.proxy.v1.Peers
-	(*Traffic)(nil),         // 45: weir.proxy.v1.Traffic
-	(*Open)(nil),            // 46: weir.proxy.v1.Open
-	(*Endpoints)(nil),       // 47: weir.proxy.v1.Endpoints
-	(*Ejections)(nil),       // 48: weir.proxy.v1.Ejections
-	(*Histogram)(nil),       // 49: weir.proxy.v1.Histogram
-	nil,                     // 50: weir.proxy.v1.ProxyConfig.InboundEntry
-	nil,                     // 51: weir.proxy.v1.Subscribe.VersionsEntry
+	(Protocol)(0),                   // 0: weir.proxy.v1.Protocol
+	(Direction)(0),                  // 1: weir.proxy.v1.Direction
+	(LaunchReply_Stage)(0),          // 2: weir.proxy.v1.LaunchReply.Stage
+	(AuthorizationPolicy_Action)(0), // 3: weir.proxy.v1.AuthorizationPolicy.Action
+	(Routes_Kind)(0),                // 4: weir.proxy.v1.Routes.Kind
+	(Path_Kind)(0),                  // 5: weir.proxy.v1.Path.Kind
+	(Policy_Algorithm)(0),           // 6: weir.proxy.v1.Policy.Algorithm
+	(Policy_HashSource)(0),          // 7: weir.proxy.v1.Policy.HashSource
+	(Decisions_Verdict)(0),          // 8: weir.proxy.v1.Decisions.Verdict
+	(*Launch)(nil),                  // 9: weir.proxy.v1.Launch
+	(*Listener)(nil),                // 10: weir.proxy.v1.Listener
+	(*LaunchReply)(nil),             // 11: weir.proxy.v1.LaunchReply
+	(*ToProxy)(nil),                 // 12: weir.proxy.v1.ToProxy
+	(*Update)(nil),                  // 13: weir.proxy.v1.Update
+	(*Resource)(nil),                // 14: weir.proxy.v1.Resource
+	(*ProxyConfig)(nil),             // 15: weir.proxy.v1.ProxyConfig
+	(*Authorization)(nil),           // 16: weir.proxy.v1.Authorization
+	(*AuthorizationPolicy)(nil),     // 17: weir.proxy.v1.AuthorizationPolicy
+	(*AuthorizationRule)(nil),       // 18: weir.proxy.v1.AuthorizationRule
+	(*Sources)(nil),                 // 19: weir.proxy.v1.Sources
+	(*Source)(nil),                  // 20: weir.proxy.v1.Source
+	(*RequestConditions)(nil),       // 21: weir.proxy.v1.RequestConditions
+	(*PathCondition)(nil),           // 22: weir.proxy.v1.PathCondition
+	(*PortRange)(nil),               // 23: weir.proxy.v1.PortRange
+	(*Destination)(nil),             // 24: weir.proxy.v1.Destination
+	(*Endpoint)(nil),                // 25: weir.proxy.v1.Endpoint
+	(*Routes)(nil),                  // 26: weir.proxy.v1.Routes
+	(*Match)(nil),                   // 27: weir.proxy.v1.Match
+	(*Path)(nil),                    // 28: weir.proxy.v1.Path
+	(*GRPCMethod)(nil),              // 29: weir.proxy.v1.GRPCMethod
+	(*Value)(nil),                   // 30: weir.proxy.v1.Value
+	(*Rule)(nil),                    // 31: weir.proxy.v1.Rule
+	(*WeightedBackend)(nil),         // 32: weir.proxy.v1.WeightedBackend
+	(*Backend)(nil),                 // 33: weir.proxy.v1.Backend
+	(*Filters)(nil),                 // 34: weir.proxy.v1.Filters
+	(*HeaderChange)(nil),            // 35: weir.proxy.v1.HeaderChange
+	(*Header)(nil),                  // 36: weir.proxy.v1.Header
+	(*Redirect)(nil),                // 37: weir.proxy.v1.Redirect
+	(*Rewrite)(nil),                 // 38: weir.proxy.v1.Rewrite
+	(*PathChange)(nil),              // 39: weir.proxy.v1.PathChange
+	(*Mirror)(nil),                  // 40: weir.proxy.v1.Mirror
+	(*CORS)(nil),                    // 41: weir.proxy.v1.CORS
+	(*Retry)(nil),                   // 42: weir.proxy.v1.Retry
+	(*Policy)(nil),                  // 43: weir.proxy.v1.Policy
+	(*RateLimit)(nil),               // 44: weir.proxy.v1.RateLimit
+	(*FromProxy)(nil),               // 45: weir.proxy.v1.FromProxy
+	(*Subscribe)(nil),               // 46: weir.proxy.v1.Subscribe
+	(*Unsubscribe)(nil),             // 47: weir.proxy.v1.Unsubscribe
+	(*Ack)(nil),                     // 48: weir.proxy.v1.Ack
+	(*Nack)(nil),                    // 49: weir.proxy.v1.Nack
+	(*AccessLogs)(nil),              // 50: weir.proxy.v1.AccessLogs
+	(*Metrics)(nil),                 // 51: weir.proxy.v1.Metrics
+	(*MetricsAck)(nil),              // 52: weir.proxy.v1.MetricsAck
+	(*Peers)(nil),                   // 53: weir.proxy.v1.Peers
+	(*Traffic)(nil),                 // 54: weir.proxy.v1.Traffic
+	(*Open)(nil),                    // 55: weir.proxy.v1.Open
+	(*Endpoints)(nil),               // 56: weir.proxy.v1.Endpoints
+	(*Ejections)(nil),               // 57: weir.proxy.v1.Ejections
+	(*Decisions)(nil),               // 58: weir.proxy.v1.Decisions
+	(*Histogram)(nil),               // 59: weir.proxy.v1.Histogram
+	nil,                             // 60: weir.proxy.v1.ProxyConfig.InboundEntry
+	nil,                             // 61: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
-	8,  // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
+	10, // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
 	2,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
-	8,  // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
-	11, // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
-	43, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
-	12, // 5: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
-	13, // 6: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
-	15, // 7: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
-	14, // 8: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
-	50, // 9: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
-	16, // 10: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
-	0,  // 11: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
-	34, // 12: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
-	17, // 13: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
-	3,  // 14: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
-	18, // 15: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
-	22, // 16: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
-	19, // 17: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
-	20, // 18: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
-	21, // 19: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
-	21, // 20: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
-	4,  // 21: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
-	25, // 22: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
-	23, // 23: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
-	33, // 24: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
-	24, // 25: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
-	25, // 26: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
-	16, // 27: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
-	0,  // 28: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
-	34, // 29: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
-	26, // 30: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
-	26, // 31: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
-	28, // 32: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
-	29, // 33: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
-	31, // 34: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
-	32, // 35: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
-	27, // 36: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
-	27, // 37: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
-	30, // 38: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
-	30, // 39: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
-	24, // 40: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
-	5,  // 41: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
-	6,  // 42: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
-	33, // 43: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
-	35, // 44: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
-	37, // 45: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
-	38, // 46: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
-	39, // 47: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
-	40, // 48: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
-	42, // 49: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
-	41, // 50: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
-	51, // 51: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	1,  // 52: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
-	45, // 53: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
-	46, // 54: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
-	47, // 55: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
-	48, // 56: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
-	49, // 57: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
-	49, // 58: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
-	1,  // 59: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
-	44, // 60: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
-	49, // 61: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
-	44, // 62: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
-	44, // 63: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
-	44, // 64: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
-	34, // 65: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
-	10, // 66: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	36, // 67: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	67, // [67:68] is the sub-list for method output_type
-	66, // [66:67] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	10, // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
+	13, // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
+	52, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
+	14, // 5: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
+	15, // 6: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
+	24, // 7: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
+	23, // 8: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
+	60, // 9: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
+	16, // 10: weir.proxy.v1.ProxyConfig.authorization:type_name -> weir.proxy.v1.Authorization
+	17, // 11: weir.proxy.v1.Authorization.policies:type_name -> weir.proxy.v1.AuthorizationPolicy
+	3,  // 12: weir.proxy.v1.AuthorizationPolicy.action:type_name -> weir.proxy.v1.AuthorizationPolicy.Action
+	18, // 13: weir.proxy.v1.AuthorizationPolicy.rules:type_name -> weir.proxy.v1.AuthorizationRule
+	19, // 14: weir.proxy.v1.AuthorizationRule.sources:type_name -> weir.proxy.v1.Sources
+	21, // 15: weir.proxy.v1.AuthorizationRule.http:type_name -> weir.proxy.v1.RequestConditions
+	20, // 16: weir.proxy.v1.Sources.sources:type_name -> weir.proxy.v1.Source
+	22, // 17: weir.proxy.v1.RequestConditions.paths:type_name -> weir.proxy.v1.PathCondition
+	36, // 18: weir.proxy.v1.RequestConditions.headers:type_name -> weir.proxy.v1.Header
+	25, // 19: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
+	0,  // 20: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
+	43, // 21: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
+	26, // 22: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
+	4,  // 23: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
+	27, // 24: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
+	31, // 25: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
+	28, // 26: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
+	29, // 27: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
+	30, // 28: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
+	30, // 29: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
+	5,  // 30: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
+	34, // 31: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
+	32, // 32: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
+	42, // 33: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
+	33, // 34: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
+	34, // 35: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
+	25, // 36: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
+	0,  // 37: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
+	43, // 38: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
+	35, // 39: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
+	35, // 40: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
+	37, // 41: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
+	38, // 42: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
+	40, // 43: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
+	41, // 44: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
+	36, // 45: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
+	36, // 46: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
+	39, // 47: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
+	39, // 48: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
+	33, // 49: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
+	6,  // 50: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
+	7,  // 51: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
+	42, // 52: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
+	44, // 53: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
+	46, // 54: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
+	47, // 55: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
+	48, // 56: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
+	49, // 57: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
+	51, // 58: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
+	50, // 59: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
+	61, // 60: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	1,  // 61: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
+	54, // 62: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
+	55, // 63: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
+	56, // 64: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
+	57, // 65: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
+	59, // 66: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
+	59, // 67: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
+	58, // 68: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
+	1,  // 69: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
+	53, // 70: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
+	59, // 71: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
+	53, // 72: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
+	53, // 73: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
+	53, // 74: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
+	53, // 75: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
+	8,  // 76: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
+	43, // 77: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
+	12, // 78: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	45, // 79: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	79, // [79:80] is the sub-list for method output_type
+	78, // [78:79] is the sub-list for method input_type
+	78, // [78:78] is the sub-list for extension type_name
+	78, // [78:78] is the sub-list for extension extendee
+	0,  // [0:78] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -4217,8 +4883,8 @@ func file_agent_proxypb_proxy_proto_init() {
 		(*Resource_Proxy)(nil),
 		(*Resource_Destination)(nil),
 	}
-	file_agent_proxypb_proxy_proto_msgTypes[15].OneofWrappers = []any{}
-	file_agent_proxypb_proxy_proto_msgTypes[29].OneofWrappers = []any{
+	file_agent_proxypb_proxy_proto_msgTypes[22].OneofWrappers = []any{}
+	file_agent_proxypb_proxy_proto_msgTypes[36].OneofWrappers = []any{
 		(*FromProxy_Subscribe)(nil),
 		(*FromProxy_Unsubscribe)(nil),
 		(*FromProxy_Ack)(nil),
@@ -4231,8 +4897,8 @@ func file_agent_proxypb_proxy_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   45,
+			NumEnums:      9,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,6 +1,6 @@
 // Package proxypb is what the agent and a proxy say to each other: the launch
-// packet, the control API, and the nouns of proxy/route on the wire (fromroute.go,
-// toroute.go).
+// packet, the control API, and the nouns of proxy/route (fromroute.go, toroute.go) and
+// proxy/authz (authz.go) on the wire.
 package proxypb
 
 import (

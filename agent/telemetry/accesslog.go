@@ -41,12 +41,14 @@ type Record struct {
 	ErrorType     string    `json:"error.type,omitempty"`
 	Reason        string    `json:"weir.reason,omitempty"`
 	Detail        string    `json:"weir.reason.detail,omitempty"`
-	Sent          uint64    `json:"weir.sent.bytes"`            // towards the upstream
-	Received      uint64    `json:"weir.received.bytes"`        // from the upstream
-	TimeTotal     float64   `json:"weir.time.total"`            // accept, or the head was read, to end
-	TimeRoute     float64   `json:"weir.time.route"`            // to decision
-	TimeConnect   float64   `json:"weir.time.connect"`          // decision to connected
-	Lost          uint64    `json:"weir.lost_before,omitempty"` // records no agent was there to read
+	Policy        string    `json:"weir.policy,omitempty"`         // of authorization, that decided
+	Audited       string    `json:"weir.policy.audited,omitempty"` // those with audit that would have refused it
+	Sent          uint64    `json:"weir.sent.bytes"`               // towards the upstream
+	Received      uint64    `json:"weir.received.bytes"`           // from the upstream
+	TimeTotal     float64   `json:"weir.time.total"`               // accept, or the head was read, to end
+	TimeRoute     float64   `json:"weir.time.route"`               // to decision
+	TimeConnect   float64   `json:"weir.time.connect"`             // decision to connected
+	Lost          uint64    `json:"weir.lost_before,omitempty"`    // records no agent was there to read
 
 	*HTTP // nil: the connection was passed on as it is
 }
@@ -108,6 +110,8 @@ func appendLine(out []byte, pod string, r proxypb.AccessLog) []byte {
 	out = appendAny(out, "error.type", r.Reason)
 	out = appendAny(out, "weir.reason", r.Reason)
 	out = appendAny(out, "weir.reason.detail", r.Error)
+	out = appendAny(out, "weir.policy", r.Policy)
+	out = appendAny(out, "weir.policy.audited", r.Audited)
 	out = appendNumber(out, "weir.sent.bytes", r.SentBytes)
 	out = appendNumber(out, "weir.received.bytes", r.ReceivedBytes)
 	out = appendSeconds(out, "weir.time.total", r.TotalNanos)

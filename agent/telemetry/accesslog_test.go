@@ -97,10 +97,12 @@ func (w *writes) Write(b []byte) (int, error) {
 func TestAFailureSaysItsReasonAndLostRecordsAreCounted(t *testing.T) {
 	got := line(t, proxypb.AccessLog{
 		Direction: proxypb.Direction_INBOUND, Reason: "connect_refused", Error: "dial 10.0.0.5:80: refused\nsecond line", DroppedBefore: 7,
+		Policy: "no policy allowed it", Audited: "shop/a,shop/b",
 	})
 	for key, want := range map[string]any{
 		"weir.direction": "inbound", "error.type": "connect_refused", "weir.reason": "connect_refused",
 		"weir.reason.detail": "dial 10.0.0.5:80: refused\nsecond line", "weir.lost_before": 7.0,
+		"weir.policy": "no policy allowed it", "weir.policy.audited": "shop/a,shop/b",
 	} {
 		if got[key] != want {
 			t.Errorf("%s: %v, want %v", key, got[key], want)
@@ -116,7 +118,7 @@ func FuzzALineIsReadAsItWasWritten(f *testing.F) {
 		ids = append(ids, make([]byte, 24)...)
 		start %= 1 << 60 // years of four digits
 		row := message(proxypb.AccessLog{
-			StartUnixNanos: start, Service: service, Path: path, Protocol: protocol, GRPCStatus: grpc, Error: path, Reason: service,
+			StartUnixNanos: start, Service: service, Path: path, Protocol: protocol, GRPCStatus: grpc, Error: path, Reason: service, Policy: path, Audited: service,
 			TotalNanos: nanos, FirstByteNanos: nanos, SentBytes: bytes, ResponseBodyBytes: bytes, Status: status, DroppedBefore: bytes,
 			TraceID: [16]byte(ids), SpanID: [8]byte(ids[16:]),
 		}).Row(0)
@@ -135,7 +137,7 @@ func FuzzALineIsReadAsItWasWritten(f *testing.F) {
 		}
 		want := Record{
 			Timestamp: time.Unix(0, start).UTC(), Direction: "outbound", Pod: "shop/front", Service: row.Service, ErrorType: row.Reason,
-			Reason: row.Reason, Detail: row.Error, Sent: bytes, TimeTotal: seconds(nanos), Lost: bytes,
+			Reason: row.Reason, Detail: row.Error, Policy: row.Policy, Audited: row.Audited, Sent: bytes, TimeTotal: seconds(nanos), Lost: bytes,
 		}
 		if row.Protocol != "" {
 			want.HTTP = &HTTP{

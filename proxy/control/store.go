@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -28,8 +29,13 @@ const (
 // Store holds what the agent has told this proxy, and what it has yet to be asked.
 // It survives the agent. Make it with NewStore.
 type Store struct {
+	// Authorized is called when the policies that govern the pod are others, before that
+	// is acknowledged; nil: nobody is. Set it before the Store is used.
+	Authorized func()
+
 	dirty   chan struct{}                            // buffered: changed has entries
 	inbound atomic.Pointer[map[uint16]*route.Policy] // config's, for every request
+	authz   atomic.Pointer[authz.Set]                // the same
 
 	mu           sync.Mutex
 	config       *proxyConfig
@@ -60,6 +66,7 @@ type proxyConfig struct {
 	mesh    []netip.Prefix
 	opaque  []portRange
 	inbound map[uint16]*route.Policy // by the application's port
+	authz   *authz.Set
 }
 
 // portRange is first to last, both included.
@@ -117,6 +124,9 @@ func (s *Store) Inbound(port uint16) *route.Policy {
 	}
 	return nil
 }
+
+// Authorization are the policies that govern the pod; nil: none.
+func (s *Store) Authorization() *authz.Set { return s.authz.Load() }
 
 // Destination says what addr stands for. The first to ask subscribes to it; all
 // wait together, at most 5 s. Without an answer an address outside the mesh's

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -57,6 +58,34 @@ func reasonOf(err error) reason.Reason {
 		return e.Reason
 	}
 	return reason.None
+}
+
+// TestPoliciesAreInForceBeforeTheyAreAcknowledged: what goes on has been looked at by
+// them; bad ones change nothing.
+func TestPoliciesAreInForceBeforeTheyAreAcknowledged(t *testing.T) {
+	s, session := configured(t)
+	told := 0
+	s.Authorized = func() { told++ }
+	give := func(version string, action proxypb.AuthorizationPolicy_Action) error {
+		r := proxyResource(version)
+		r.GetProxy().Authorization = &proxypb.Authorization{Policies: []*proxypb.AuthorizationPolicy{{Name: "shop/a", Action: action}}}
+		return s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{r}})
+	}
+	if s.Authorization() != nil {
+		t.Error("there are policies")
+	}
+	if err := give("2", proxypb.AuthorizationPolicy_ALLOW); err != nil || told != 1 || s.Authorization().Evaluate(authz.Identity{}, 80, nil).Allowed {
+		t.Errorf("%v, told %d times", err, told)
+	}
+	if err := give("3", 7); err == nil || !strings.Contains(err.Error(), "authorization: policy shop/a: action 7") || told != 1 || s.Authorization() == nil {
+		t.Errorf("%v, told %d times", err, told)
+	}
+	if err := s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{destinationResource(inside, "1", back)}}); err != nil || told != 1 {
+		t.Errorf("%v, told %d times", err, told)
+	}
+	if err := s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{proxyResource("4")}}); err != nil || told != 2 || s.Authorization() != nil {
+		t.Errorf("%v, told %d times", err, told)
+	}
 }
 
 func TestReady(t *testing.T) {

@@ -103,6 +103,9 @@ func parseConfig(msg *proxypb.ProxyConfig) (*proxyConfig, error) {
 		return nil, fmt.Errorf("inbound: %w", err)
 	}
 	out.inbound = inbound
+	if out.authz, err = msg.GetAuthorization().ToSet(); err != nil {
+		return nil, fmt.Errorf("authorization: %w", err)
+	}
 	return out, nil
 }
 
@@ -114,17 +117,29 @@ func (s *Store) apply(session uint64, msg *proxypb.Update) error {
 	if err != nil {
 		return err
 	}
+	if err := s.take(session, u); err != nil {
+		return err
+	}
+	if u.config != nil && s.Authorized != nil {
+		s.Authorized()
+	}
+	return nil
+}
+
+func (s *Store) take(session uint64, u update) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if session != s.session {
 		return errSuperseded
 	}
 	if u.config != nil {
-		if s.config == nil {
-			close(s.configured)
-		}
+		first := s.config == nil
 		s.config = u.config
 		s.inbound.Store(&u.config.inbound)
+		s.authz.Store(u.config.authz)
+		if first { // now that they are there whom those ask who wait for this
+			close(s.configured)
+		}
 	}
 	for addr, a := range u.destinations {
 		h := s.destinations[addr]

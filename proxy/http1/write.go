@@ -17,6 +17,9 @@ func (h *Head) Len() int { return len(h.Fields) }
 // Is reports whether field i has a name, which is in lower case.
 func (h *Head) Is(i int, name string) bool { return Is(h.Fields[i].Name, name) }
 
+// Value is that of field i, without the whitespace around it.
+func (h *Head) Value(i int) []byte { return h.Fields[i].Value }
+
 // Set gives field i another value.
 func (h *Head) Set(i int, value string) {
 	h.edited = true

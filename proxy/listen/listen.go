@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
 
@@ -60,6 +61,11 @@ type Conn struct {
 	Mark      int            // of the packet that began it, where the pod's kernel is told to keep that
 	Shed      bool           // it is to be reset before another one is accepted: see Accept
 	Accepted  time.Time
+
+	// Identity is who the peer has shown to be: of an inbound connection by its
+	// certificate; of an outbound one, which is the application's, the pod itself. The
+	// zero value is nobody's: a peer in plaintext.
+	Identity authz.Identity
 }
 
 // Listener is one listening socket.

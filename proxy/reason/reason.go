@@ -28,6 +28,7 @@ const (
 	RateLimited                      // that limit
 	BadRequest                       // a rule of HTTP was broken
 	BadResponse                      // the application broke one
+	PolicyDenied                     // an AuthorizationPolicy refused it, or none allowed it
 )
 
 // table is in the order of the constants.
@@ -57,6 +58,7 @@ var table = [...]struct {
 	{"rate_limited", 429, "http_request_denied", "more requests than the Service's TrafficPolicy allows"},
 	{"bad_request", 400, "http_request_error", "a rule of HTTP was broken"},
 	{"bad_response", 502, "http_protocol_error", "the application's answer breaks a rule of HTTP"},
+	{"policy_denied", 403, "http_request_denied", "refused by authorization"},
 }
 
 // String is the word in logs and metrics, "" for None.
@@ -78,6 +80,8 @@ func (r Reason) GRPC() int {
 		return 8 // RESOURCE_EXHAUSTED
 	case BadRequest, BadResponse:
 		return 13 // INTERNAL
+	case PolicyDenied:
+		return 7 // PERMISSION_DENIED
 	}
 	return 14 // UNAVAILABLE
 }

@@ -31,6 +31,7 @@ func TestTable(t *testing.T) {
 		RateLimited:        {"rate_limited", 429, "http_request_denied"},
 		BadRequest:         {"bad_request", 400, "http_request_error"},
 		BadResponse:        {"bad_response", 502, "http_protocol_error"},
+		PolicyDenied:       {"policy_denied", 403, "http_request_denied"},
 	}
 	if len(All()) != len(want) {
 		t.Errorf("%d reasons, the table has %d", len(All()), len(want))

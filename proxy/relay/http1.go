@@ -63,6 +63,9 @@ type http1Conn struct {
 	upload   *upload
 	awaited  atomic.Pointer[httpUpstream] // for abort
 	aborted  atomic.Bool
+	asked    *http1.Head // the request's, of which policies may change; nil: it is no HTTP to them
+	changed  atomic.Bool // they have
+	poking   sync.Mutex  // is held while awaited is woken for that
 	idle     idleness
 	answered bool // a final head went to the client, or part of one
 	last     bool // no other request is read
@@ -291,7 +294,7 @@ func (h *http1Conn) serveRequest(at step) {
 // begin notes what the request is.
 func (h *http1Conn) begin() {
 	h.method = append(h.method[:0], h.request.Method...)
-	h.up, h.upload, h.answered, h.last = nil, nil, false, h.request.Close
+	h.up, h.upload, h.answered, h.last, h.asked = nil, nil, false, h.request.Close, &h.request
 	path, _ := h.request.Path()
 	h.record = records.Get().(*record)
 	h.record.reset(h.accepted)
@@ -438,7 +441,7 @@ func (h *http1Conn) try(up *httpUpstream, at step) error {
 		up.extend(now)
 	}
 	h.awaited.Store(up)
-	defer h.awaited.Store(nil)
+	defer h.awaitNoMore(up)
 	switch {
 	case h.aborted.Load():
 		return &reason.Error{Reason: reason.Shutdown}
@@ -490,6 +493,7 @@ func (h *http1Conn) send(up *httpUpstream) error {
 		return nil
 	}
 	// From here on it cannot be sent again: the head's buffer is the body's.
+	h.keepHead()
 	h.client.skip(h.taken)
 	h.taken = 0
 	h.client.readBy(time.Time{})
@@ -563,6 +567,9 @@ func (h *http1Conn) readResponse(up *httpUpstream) error {
 // await waits for bytes of up, and looks after the client and the clock meanwhile.
 func (h *http1Conn) await(up *httpUpstream) error {
 	for {
+		if err := h.revoked(up); err != nil {
+			return err
+		}
 		err := up.fill()
 		switch {
 		case err == nil:
@@ -743,6 +750,7 @@ func (h *http1Conn) linger() {
 // tunnel joins the two connections, which carry HTTP no more, with what was read
 // ahead of either.
 func (h *http1Conn) tunnel(up *httpUpstream) error {
+	h.keepHead()
 	h.client.skip(h.taken)
 	h.taken = 0
 	if rest := h.client.bytes(); len(rest) > 0 {
@@ -753,8 +761,9 @@ func (h *http1Conn) tunnel(up *httpUpstream) error {
 		h.client.skip(len(rest))
 	}
 	h.client.readBy(time.Time{})
+	h.awaitNoMore(up)
 	up.readBy(time.Time{})
-	sent, received, cause := h.carry(h.accepted.TCPConn, up.dialled)
+	sent, received, cause := h.carry(h.accepted.TCPConn, up.dialled, h.gate(h.accepted, h.record, h.asked))
 	h.record.sent(sent)
 	h.record.received(received)
 	if cause != nil {

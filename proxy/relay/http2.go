@@ -40,6 +40,9 @@ type http2Conn struct {
 	server   *http2.ServerConn
 	own      *http2.Client // to the application, or to what is no Service; nil: of a Service
 	requests int           // the reading goroutine's
+
+	mu         sync.Mutex
+	registered map[*http2Exchange]struct{} // streams that are for the application
 }
 
 // serveHTTP2 serves a client until one of the ends closes. early, if not nil, is an
@@ -144,6 +147,7 @@ type http2Exchange struct {
 	picked   pick
 	timer    *time.Timer
 	patience time.Time // until when it waits for a connection; zero: it has not waited
+	port     uint16    // the application's, if it is registered
 
 	mu     sync.Mutex
 	failed *reason.Error // what the client was told
@@ -180,8 +184,13 @@ func (e *http2Exchange) start(t *http2.Turn, d route.Destination) {
 	if twice(d) {
 		e.stream.Keep(keptBody)
 	}
-	if err := e.plan.make(e.conn.Server, e.conn.accepted, d, &e.request, e.record); err != nil {
+	h := e.conn
+	policies := h.Config.Authorization()
+	if err := e.plan.make(h.Server, h.accepted, d, &e.request, e.record); err != nil {
 		e.fail(t, err)
+		return
+	}
+	if h.accepted.Direction == listen.Inbound && !e.registers(t, policies, h.accepted.Original.Port()) {
 		return
 	}
 	if a := e.plan.answer; a != nil {
@@ -199,12 +208,16 @@ func (e *http2Exchange) start(t *http2.Turn, d route.Destination) {
 func (e *http2Exchange) late() {
 	var t http2.Turn
 	defer t.Flush()
-	failure := &reason.Error{Reason: reason.RequestTimeout}
+	e.cutOff(&t, &reason.Error{Reason: reason.RequestTimeout})
+}
+
+// cutOff ends a stream that may have been answered, or be being so.
+func (e *http2Exchange) cutOff(t *http2.Turn, failure *reason.Error) {
 	e.note(failure)
 	a := failed(failure, failure.Reason.Status())
 	e.plan.edit(a)
-	if !e.respond(&t, a, failure) {
-		e.stream.Reset(&t, resetCancel, failure)
+	if !e.respond(t, a, failure) {
+		e.stream.Reset(t, resetCancel, failure)
 	}
 }
 
@@ -253,6 +266,9 @@ func (e *http2Exchange) pick() (route.Endpoint, error) {
 func (e *http2Exchange) openAt(t *http2.Turn, endpoint route.Endpoint) {
 	h, backend := e.conn, &e.plan.backend
 	e.picked = pick{&h.balancer, backend, endpoint.Addr}
+	if h.Config.Own(endpoint.Addr.Addr()) && !e.handOver(t, endpoint) {
+		return
+	}
 	e.open(t, h.streams.to(h.Server, backend, endpoint.Addr), endpoint)
 }
 
@@ -450,6 +466,9 @@ func (e *http2Exchange) freed() {
 // Done implements http2.Observer.
 func (e *http2Exchange) Done(_ *http2.Stream, o http2.Outcome) {
 	e.freed()
+	if e.port != 0 {
+		e.unregister()
+	}
 	if e.timer != nil {
 		e.timer.Stop()
 	}
@@ -703,6 +722,7 @@ func (r *http2Request) fields() *http2Fields { return &http2Fields{r.stream.Requ
 
 func (r *http2Request) Len() int                   { return len(r.stream.Request) }
 func (r *http2Request) Is(i int, name string) bool { return r.stream.Request[i].Name == name }
+func (r *http2Request) Value(i int) []byte         { return view(r.stream.Request[i].Value) }
 func (r *http2Request) Set(i int, value string)    { r.fields().Set(i, value) }
 func (r *http2Request) Append(i int, value string) { r.fields().Append(i, value) }
 

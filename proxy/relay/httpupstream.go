@@ -159,6 +159,10 @@ func (h *http1Conn) obtain(ctx context.Context, tried []netip.AddrPort, fresh bo
 	if err != nil {
 		return nil, err
 	}
+	if err := h.authorizeOwn(f.endpoint); err != nil {
+		f.leave()
+		return nil, err
+	}
 	return h.use(ctx, f)
 }
 
@@ -169,6 +173,17 @@ type found struct {
 	endpoint route.Endpoint
 	picked   pick
 	place    place
+}
+
+// leave gives back what is not used.
+func (f *found) leave() {
+	if f.up != nil {
+		f.up.picked.done(balance.Unknown)
+		f.up.Close()
+		return
+	}
+	f.picked.done(balance.Unknown)
+	f.place.leave()
 }
 
 // find looks for one. It is false if the backend has no place for another

@@ -42,6 +42,11 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 	switch declared {
 	case route.Opaque:
 	case route.Undeclared:
+		if silence, refused := s.refusedOpaque(c); refused {
+			// No connection is opened for whom nothing but a request is allowed.
+			protocol = s.look(client, time.Now().Add(silence))
+			break
+		}
 		var err error
 		if early, picked, err = s.overture(ctx, c, client, d, r); err != nil {
 			return 0, err

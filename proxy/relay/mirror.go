@@ -55,6 +55,10 @@ func (s *Server) sendMirror(ctx context.Context, c listen.Conn, backend *route.B
 	if !ok || err != nil {
 		return // it waits for no connection
 	}
+	if err := m.authorizeCopy(f.endpoint, text); err != nil {
+		f.leave()
+		return
+	}
 	up, err := m.use(ctx, f)
 	if err != nil {
 		return
@@ -67,6 +71,20 @@ func (s *Server) sendMirror(ctx context.Context, c listen.Conn, backend *route.B
 		m.discard()
 	}
 	m.giveBack(time.Now())
+}
+
+// authorizeCopy is authorizeOwn for a copy.
+func (h *http1Conn) authorizeCopy(endpoint route.Endpoint, text []byte) error {
+	var scan http1.Scanner
+	n, err := scan.End(text)
+	if err == nil {
+		err = h.request.ParseRequest(text[:n])
+	}
+	if err != nil {
+		return err
+	}
+	h.view = http1Request{Head: &h.request}
+	return h.authorizeOwn(endpoint)
 }
 
 // exchange sends text and drops the answer.

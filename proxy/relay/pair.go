@@ -16,6 +16,7 @@ import (
 type pair struct {
 	client, upstream *net.TCPConn
 	pipes            *pipes
+	gate             gate
 
 	mu       sync.Mutex
 	finished int // directions that came to their end

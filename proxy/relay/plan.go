@@ -21,6 +21,7 @@ import (
 type message interface {
 	route.Request
 	route.Fields
+	Value(i int) []byte // of field i
 	// Prepare makes Path canonical; false: it has no such form.
 	Prepare() bool
 	// RawPath is the path as it came.
@@ -95,6 +96,11 @@ func (p *plan) make(s *Server, c listen.Conn, d route.Destination, m message, r 
 	p.direct, p.backend = own(c, d), d.Backend()
 	if d.Routes != nil && d.Routes.Kind != route.TCPRoute {
 		if err := p.route(d.Routes, c, m, r); err != nil || p.answer != nil {
+			return err
+		}
+	}
+	if c.Direction == listen.Inbound {
+		if err := s.authorize(c, c.Original.Port(), m, r); err != nil {
 			return err
 		}
 	}

@@ -342,7 +342,7 @@ func (h *http1Conn) ordinary() (route.Destination, bool) {
 }
 
 // reuse returns a connection for the request that is open already; nil: there is none,
-// or it has to be stood in line for.
+// or it has to be stood in line for, or may be refused here.
 func (h *http1Conn) reuse() *httpUpstream {
 	if up := h.held; up != nil {
 		if up.dialled.Looped() || h.record.accepted.Sub(up.since) >= upstream.Fresh && !up.quiet() {
@@ -360,6 +360,10 @@ func (h *http1Conn) reuse() *httpUpstream {
 		return nil
 	}
 	picked := pick{&h.balancer, &h.plan.backend, endpoint.Addr}
+	if h.toOwn(endpoint.Addr) {
+		picked.done(balance.Unknown)
+		return nil
+	}
 	up := h.pooled(owner, picked, h.record.accepted)
 	if up == nil {
 		picked.done(balance.Unknown)

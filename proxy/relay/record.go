@@ -189,6 +189,10 @@ func (r *record) fail(err error) {
 	if e.Err != nil {
 		r.entry.Detail = e.Err.Error()
 	}
+	var refused *refusal
+	if errors.As(e.Err, &refused) {
+		r.entry.Decide(refused.Decision)
+	}
 	if !r.decision.IsZero() && r.entry.Connect == 0 && r.entry.Upstream.IsValid() {
 		r.entry.Connect = time.Since(r.decision)
 	}

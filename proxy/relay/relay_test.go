@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
@@ -29,6 +31,7 @@ type fakeConfig struct {
 	own         netip.Addr
 	opaque      uint16
 	inbound     *route.Policy
+	policies    *atomic.Pointer[authz.Set] // nil: none, for good
 	service     netip.AddrPort
 	destination route.Destination
 }
@@ -38,6 +41,12 @@ func (f *fakeConfig) Own(a netip.Addr) bool       { return a == f.own }
 func (f *fakeConfig) Opaque(port uint16) bool     { return port == f.opaque }
 func (f *fakeConfig) Inbound(uint16) *route.Policy {
 	return f.inbound
+}
+func (f *fakeConfig) Authorization() *authz.Set {
+	if f.policies == nil {
+		return nil
+	}
+	return f.policies.Load()
 }
 func (f *fakeConfig) Known(a netip.AddrPort) (route.Destination, bool) {
 	d, _ := f.Destination(context.Background(), a)
@@ -56,6 +65,8 @@ type bench struct {
 	mu      sync.Mutex
 	records []*proxypb.AccessLog
 	clients []net.Conn // to be closed when all is done
+
+	identity authz.Identity // of peers
 }
 
 func newBench(t testing.TB, config *fakeConfig) *bench {
@@ -86,7 +97,7 @@ func (b *bench) connOf(t testing.TB, d listen.Direction, caller netip.Addr, orig
 	client, accepted := loopback(t)
 	b.handlers.Add(1)
 	go b.handle(context.Background(), listen.Conn{
-		TCPConn: accepted, Direction: d, Original: original, Accepted: time.Now(),
+		TCPConn: accepted, Direction: d, Original: original, Accepted: time.Now(), Identity: b.identity,
 		Peer: netip.AddrPortFrom(caller, client.LocalAddr().(*net.TCPAddr).AddrPort().Port()),
 	})
 	return client

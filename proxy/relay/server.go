@@ -3,7 +3,8 @@
 // An outbound connection waits until the proxy knows what its original
 // destination is. An inbound one goes to where it was going, which is the pod's own
 // application. What a connection carries is declared by its port, or told by its
-// first bytes (identify.go). Requests of HTTP are served one by one (http1.go): each
+// first bytes (identify.go). What is for the application has to be allowed
+// (authorize.go). Requests of HTTP are served one by one (http1.go): each
 // by the route it meets (plan.go), at an endpoint of its own. Of anything else the
 // bytes move both ways inside the kernel (pair.go): a Service's connections go to
 // one of its endpoints, and each end sees of the other what it would see without a
@@ -23,6 +24,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
@@ -46,6 +48,8 @@ type Config interface {
 	Opaque(port uint16) bool
 	// Inbound is the policy that holds for callers of the application's port; nil: none.
 	Inbound(port uint16) *route.Policy
+	// Authorization are the policies that govern the pod; nil: none.
+	Authorization() *authz.Set
 	// Known is Destination where that need not be waited for.
 	Known(netip.AddrPort) (route.Destination, bool)
 	// Destination says what an original destination stands for.
@@ -95,6 +99,8 @@ type carrier interface {
 	abort(reason.Reason, error)
 	// drain has it end soon if nothing is lost by that.
 	drain()
+	// recheck ends what is not allowed any more.
+	recheck()
 }
 
 // Serve takes connections from the listeners until ctx is done; then it closes
@@ -226,14 +232,23 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 // relay carries c as it is, with what was read of it already. up, if not nil, is
 // the connection to carry it to, and picked what the balancer counts of it.
 func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route.Destination, up *upstream.Conn, picked pick, r *record) error {
-	if up == nil {
-		var err error
-		if up, picked, err = s.connect(ctx, c, d, r); err != nil {
-			return err
-		}
+	var err error
+	if c.Direction == listen.Inbound {
+		err = s.authorize(c, c.Original.Port(), nil, r)
 	}
-	defer picked.done(balance.Unknown)
-	defer up.Close()
+	if up == nil && err == nil {
+		up, picked, err = s.connect(ctx, c, d, r)
+	}
+	if up != nil {
+		defer picked.done(balance.Unknown)
+		defer up.Close()
+	}
+	if err == nil && r.handedOff {
+		err = s.authorize(c, r.endpoint.Addr.Port(), nil, r)
+	}
+	if err != nil {
+		return err
+	}
 	r.begun(s)
 	if err := up.SetKeepAliveConfig(upstream.KeepAlive); err != nil {
 		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
@@ -246,7 +261,7 @@ func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route
 		client.skip(len(first))
 	}
 	client.readBy(time.Time{})
-	sent, received, cause := s.carry(c.TCPConn, up)
+	sent, received, cause := s.carry(c.TCPConn, up, s.gate(c, r, nil))
 	r.sent(sent + uint64(len(first)))
 	r.received(received)
 	switch {
@@ -373,12 +388,13 @@ func another(err error) bool {
 		(e.Reason == reason.ConnectRefused || e.Reason == reason.ConnectTimeout || e.Reason == reason.ConnectFailed)
 }
 
-// carry moves bytes both ways until both have ended or one failed, and returns how
-// many went up and down, and the failure.
-func (s *Server) carry(client *net.TCPConn, up *upstream.Conn) (uint64, uint64, *reason.Error) {
-	p := &pair{client: client, upstream: up.TCPConn, pipes: &s.pipes}
+// carry moves bytes both ways until both have ended or one failed, or they are not
+// allowed any more, and returns how many went up and down, and the failure.
+func (s *Server) carry(client *net.TCPConn, up *upstream.Conn, allowed gate) (uint64, uint64, *reason.Error) {
+	p := &pair{client: client, upstream: up.TCPConn, pipes: &s.pipes, gate: allowed}
 	s.watch(p)
 	defer s.unwatch(p)
+	p.recheck() // policies may have changed before it was watched
 	return p.join()
 }
 

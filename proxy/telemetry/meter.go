@@ -37,6 +37,7 @@ type Meter struct {
 	opens     map[peers]*open
 	overhead  [2]histogram // outbound, inbound
 	ejections map[peers]uint64
+	decisions map[decisionKey]uint64
 	ejected   map[endpointKey]time.Time // until when
 }
 
@@ -56,6 +57,7 @@ func NewMeter(destinations func() []route.Destination) *Meter {
 func (m *Meter) clear() {
 	m.changed = false
 	m.traffic, m.ejections, m.overhead = map[trafficKey]*traffic{}, map[peers]uint64{}, [2]histogram{}
+	m.decisions = map[decisionKey]uint64{}
 }
 
 // peers are both ends, as proxypb.Peers has them.
@@ -85,6 +87,12 @@ type open struct {
 	requests, connections uint64
 }
 
+type decisionKey struct {
+	peers
+	policy  string
+	verdict proxypb.Decisions_Verdict
+}
+
 type endpointKey struct {
 	service string
 	addr    netip.AddrPort
@@ -103,6 +111,7 @@ func (m *Meter) Begin(r *Record) {
 	p := peersOf(r)
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.decide(r)
 	again := r.open != nil
 	if again && r.open.peers == p {
 		return
@@ -135,6 +144,7 @@ func (r *Record) leave() {
 func (m *Meter) End(r *Record) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.decide(r)
 	k := trafficKey{peers: peersOf(r), reason: r.Reason}
 	if r.Protocol == "" {
 		if r.open == nil {
@@ -156,6 +166,33 @@ func (m *Meter) End(r *Record) {
 	r.leave()
 	r.open = nil
 	m.touch()
+}
+
+// decide counts what was decided of what came in, once.
+func (m *Meter) decide(r *Record) {
+	if r.decided != uncounted || r.Direction != listen.Inbound {
+		return
+	}
+	r.decided = counted
+	verdict := proxypb.Decisions_ALLOW
+	if !r.Authorization.Allowed {
+		verdict = proxypb.Decisions_DENY
+	}
+	k := decisionKey{peersOf(r), r.Authorization.Policy, verdict}
+	m.countDecision(k)
+	for _, k.policy = range r.Authorization.Audited {
+		k.verdict = proxypb.Decisions_AUDIT_DENY
+		m.countDecision(k)
+	}
+	m.touch()
+}
+
+// countDecision is count for decisions. The policies are as many as govern the pod.
+func (m *Meter) countDecision(k decisionKey) {
+	if _, ok := m.decisions[k]; !ok && len(m.decisions) >= clientSets {
+		k.peers = peers{direction: k.direction, other: true}
+	}
+	m.decisions[k]++
 }
 
 // knownStatus is a status of gRPC; what is none counts as UNKNOWN, or else
@@ -327,6 +364,9 @@ func (m *Meter) send() *proxypb.Metrics {
 	}
 	for p, n := range m.ejections {
 		out.Ejections = append(out.Ejections, &proxypb.Ejections{Peers: p.message(), Count: n})
+	}
+	for k, n := range m.decisions {
+		out.Decisions = append(out.Decisions, &proxypb.Decisions{Peers: k.message(), Policy: k.policy, Verdict: k.verdict, Count: n})
 	}
 	out.Endpoints = m.endpoints(time.Now())
 	m.clear()

@@ -7,7 +7,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
@@ -228,6 +231,45 @@ func TestLabelsAreBounded(t *testing.T) {
 	}
 	if open := m.Last().GetOpen(); open != nil {
 		t.Errorf("in the end %d are open", len(open))
+	}
+}
+
+// TestADecisionIsCountedOnce, as soon as what it is about goes to the application, and
+// only where that is.
+func TestADecisionIsCountedOnce(t *testing.T) {
+	m := NewMeter(nothing)
+	counted := func() map[string]uint64 {
+		out := map[string]uint64{}
+		message := m.Take()
+		for _, d := range message.GetDecisions() {
+			out[fmt.Sprint(d.GetPeers().GetClient(), " ", d.GetPolicy(), " ", d.GetVerdict())] += d.GetCount()
+		}
+		m.Acknowledged(message.GetNumber())
+		return out
+	}
+	r := &Record{Direction: listen.Inbound, Client: netip.MustParseAddrPort("10.0.0.9:40000")}
+	r.Decide(authz.Decision{Allowed: true, Policy: "shop/a", Audited: []string{"shop/b", "shop/c"}})
+	m.Begin(r)
+	m.Begin(r)
+	want := map[string]uint64{"10.0.0.9 shop/a ALLOW": 1, "10.0.0.9 shop/b AUDIT_DENY": 1, "10.0.0.9 shop/c AUDIT_DENY": 1}
+	if diff := cmp.Diff(want, counted()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	r.Decide(authz.Decision{Policy: authz.NoPolicy})
+	m.End(r)
+	if diff := cmp.Diff(map[string]uint64{"10.0.0.9 no policy allowed it DENY": 1}, counted()); diff != "" {
+		t.Errorf("of one that is not allowed any more, -want +got:\n%s", diff)
+	}
+	m.End(&Record{Direction: listen.Inbound, Client: r.Client})
+	handedOver := &Record{Direction: listen.Outbound, Client: r.Client}
+	handedOver.Decide(authz.Decision{Policy: "shop/a"})
+	m.End(handedOver)
+	if got := counted(); len(got) != 0 {
+		t.Errorf("without policies, or at the caller: %v", got)
+	}
+	m.End(handedOver.Inbound())
+	if got := counted(); got["10.0.0.9 shop/a DENY"] != 1 {
+		t.Errorf("%v", got)
 	}
 }
 

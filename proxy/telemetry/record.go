@@ -2,9 +2,11 @@ package telemetry
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/trace"
@@ -27,6 +29,11 @@ type Record struct {
 	Detail         string // of the reason
 	Sent, Received uint64 // bytes towards and from the upstream
 
+	// Authorization is what was decided of what is for the application of this very pod;
+	// it means nothing where nothing was, as no policy governs.
+	Authorization authz.Decision
+	decided       decided
+
 	Total, Route, Connect time.Duration // accept to end, accept to decision, to connect
 
 	// Of requests. Protocol is empty of a connection that is passed on as it is.
@@ -46,6 +53,18 @@ type Record struct {
 	lost uint64 // records before this one that gave way
 	open *open  // what it counts for while it goes on; see Meter.Begin
 }
+
+// decided is whether there is an Authorization, and whether it is counted.
+type decided uint8
+
+const (
+	undecided decided = iota
+	uncounted
+	counted
+)
+
+// Decide notes what was decided; a later decision takes the place of an earlier one.
+func (r *Record) Decide(d authz.Decision) { r.Authorization, r.decided = d, uncounted }
 
 // SetTrace notes the span that the request was sent in.
 func (r *Record) SetTrace(c trace.Context) { r.Trace, r.Span = c.Trace, c.Span }
@@ -78,6 +97,7 @@ func (r *Record) fill(out *proxypb.AccessLog, text *addresses) {
 		Protocol:      r.Protocol, Method: r.Method, Path: r.Path, Status: uint32(r.Status), Route: r.RouteName, Attempts: uint32(r.Attempts),
 		FirstByteNanos: r.FirstByte.Nanoseconds(), GRPCStatus: r.GRPCStatus, TraceID: r.Trace, SpanID: r.Span,
 		RequestBodyBytes: r.RequestBody, ResponseBodyBytes: r.ResponseBody,
+		Policy: r.Authorization.Policy, Audited: strings.Join(r.Authorization.Audited, ","),
 	}
 }
 

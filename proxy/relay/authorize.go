@@ -1,0 +1,276 @@
+package relay
+
+import (
+	"bytes"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weirmesh/weir/proxy/authz"
+	"github.com/weirmesh/weir/proxy/balance"
+	"github.com/weirmesh/weir/proxy/http1"
+	"github.com/weirmesh/weir/proxy/http2"
+	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+// What goes to the pod's own application is authorized: each request of HTTP, and each
+// connection without any; from outside, and what comes back to its own pod. Who the peer
+// is says listen.Conn.Identity.
+
+var errFragment = errors.New("the path has a fragment, which applications and policies could read differently")
+
+// refusal is what a *reason.Error of policy_denied is about.
+type refusal struct{ authz.Decision }
+
+// Error is the policy's name, or that none allowed it.
+func (r *refusal) Error() string { return r.Policy }
+
+// evaluate holds a request, or with nil a connection that carries none, against the
+// policies there are now; set is false if none govern the pod. The error is a
+// *reason.Error.
+func (s *Server) evaluate(c listen.Conn, port uint16, m message) (authz.Decision, bool, error) {
+	set := s.Config.Authorization()
+	if set == nil {
+		return authz.Decision{Allowed: true}, false, nil
+	}
+	var decision authz.Decision
+	switch {
+	case m == nil:
+		decision = set.Evaluate(c.Identity, port, nil)
+	case string(m.Method()) == "CONNECT": // has no path
+		decision = set.Evaluate(c.Identity, port, m)
+	case !m.Prepare():
+		return decision, true, &reason.Error{Reason: reason.BadRequest, Err: errPath}
+	case bytes.IndexByte(m.RawPath(), '#') >= 0:
+		return decision, true, &reason.Error{Reason: reason.BadRequest, Err: errFragment}
+	default:
+		decision = set.Evaluate(c.Identity, port, m)
+	}
+	if !decision.Allowed {
+		return decision, true, &reason.Error{Reason: reason.PolicyDenied, Err: &refusal{decision}}
+	}
+	return decision, true, nil
+}
+
+// authorize is evaluate for what begins; the record says what was decided.
+func (s *Server) authorize(c listen.Conn, port uint16, m message, r *record) error {
+	decision, governed, err := s.evaluate(c, port, m)
+	if governed && err == nil {
+		r.entry.Decide(decision)
+	}
+	return err
+}
+
+// toOwn reports whether an endpoint is of this very pod, so that its policies are to be
+// asked.
+func (s *Server) toOwn(endpoint netip.AddrPort) bool {
+	return s.Config.Authorization() != nil && s.Config.Own(endpoint.Addr())
+}
+
+// refusedOpaque says of an inbound connection whose client is silent whether it could be
+// anything but HTTP, and how long it may be silent else.
+func (s *Server) refusedOpaque(c listen.Conn) (time.Duration, bool) {
+	set, port := s.Config.Authorization(), c.Original.Port()
+	switch {
+	case c.Direction != listen.Inbound || set.Evaluate(c.Identity, port, nil).Allowed:
+		return 0, false
+	case set.Hopeless(c.Identity, port):
+		return refusedSilence, true
+	}
+	return keepAlive, true
+}
+
+// refusedSilence is how long a client that is refused whatever it says may take to say
+// it: a request of HTTP is answered.
+const refusedSilence = time.Second
+
+// gate is what allows a connection, or a request that has made a tunnel of one, for as
+// long as it goes on; nil: it is no policy's.
+type gate func() error
+
+// gate is that of a connection, with the head that made a tunnel of it or nil.
+func (s *Server) gate(c listen.Conn, r *record, head *http1.Head) gate {
+	port := c.Original.Port()
+	switch {
+	case r.handedOff:
+		port = r.endpoint.Addr.Port()
+	case c.Direction != listen.Inbound:
+		return nil
+	}
+	return func() error {
+		var m message
+		if head != nil {
+			m = &http1Request{Head: head}
+		}
+		_, _, err := s.evaluate(c, port, m)
+		return err
+	}
+}
+
+// Recheck ends what policies, which have changed, do not allow any more. It returns when
+// all of that is told.
+func (s *Server) Recheck() {
+	s.mu.Lock()
+	carriers := make([]carrier, 0, len(s.carriers))
+	for c := range s.carriers {
+		carriers = append(carriers, c)
+	}
+	s.mu.Unlock()
+	for _, c := range carriers {
+		c.recheck()
+	}
+}
+
+// recheck implements carrier.
+func (p *pair) recheck() {
+	if p.gate == nil {
+		return
+	}
+	var refused *reason.Error
+	if errors.As(p.gate(), &refused) {
+		p.abort(refused.Reason, refused.Err)
+	}
+}
+
+// authorizeOwn authorizes a request that goes to an endpoint of this very pod.
+func (h *http1Conn) authorizeOwn(endpoint route.Endpoint) error {
+	if !h.toOwn(endpoint.Addr) {
+		return nil
+	}
+	h.record.attempt(endpoint, true)
+	return h.authorize(h.accepted, endpoint.Addr.Port(), &h.view, h.record)
+}
+
+// keepHead takes a copy of the request's head, whose buffer is needed for something else
+// while it goes on.
+func (h *http1Conn) keepHead() {
+	if h.asked != &h.request {
+		return
+	}
+	h.asked = nil
+	if h.accepted.Direction != listen.Inbound && !h.record.handedOff {
+		return
+	}
+	if kept := new(http1.Head); kept.ParseRequest(h.request.AppendTo(nil, http1.Silent)) == nil {
+		h.asked = kept
+	}
+}
+
+// recheck implements carrier. Who serves the request looks whether it is allowed still; a
+// poller, which waits for its answer, has the goroutine do what is to be done if it is not.
+func (h *http1Conn) recheck() {
+	h.poking.Lock()
+	h.changed.Store(true)
+	if up := h.awaited.Load(); up != nil {
+		_ = up.SetReadDeadline(time.Unix(1, 0))
+	}
+	h.poking.Unlock()
+	q := &h.quick
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if (q.at == atAnswer || q.at == atPassing) && h.allowed() != nil {
+		h.handOver(q.at)
+	}
+}
+
+// allowed is what the policies there are now say of the request.
+func (h *http1Conn) allowed() error {
+	if allowed := h.gate(h.accepted, h.record, h.asked); allowed != nil {
+		return allowed()
+	}
+	return nil
+}
+
+// revoked looks whether the request, which waits for up, is allowed still, if policies
+// have changed.
+func (h *http1Conn) revoked(up *httpUpstream) error {
+	if !h.changed.Load() {
+		return nil
+	}
+	h.poking.Lock()
+	h.unpoke(up)
+	h.poking.Unlock()
+	return h.allowed()
+}
+
+// unpoke gives reading the time that it had.
+func (h *http1Conn) unpoke(up *httpUpstream) {
+	if h.changed.Swap(false) {
+		_ = up.SetReadDeadline(up.deadline)
+	}
+}
+
+// awaitNoMore is when up, which may be another request's soon, is not waited for.
+func (h *http1Conn) awaitNoMore(up *httpUpstream) {
+	h.poking.Lock()
+	defer h.poking.Unlock()
+	h.awaited.Store(nil)
+	h.unpoke(up)
+}
+
+// handOver authorizes a stream that goes to an endpoint of this very pod, and reports
+// whether it may go on.
+func (e *http2Exchange) handOver(t *http2.Turn, endpoint route.Endpoint) bool {
+	h, port := e.conn, endpoint.Addr.Port()
+	policies := h.Config.Authorization()
+	if err := h.authorize(h.accepted, port, &e.request, e.record); err != nil {
+		e.record.attempt(endpoint, true)
+		e.picked.done(balance.Unknown)
+		e.fail(t, err)
+		return false
+	}
+	return e.registers(t, policies, port)
+}
+
+// registers has a stream watched that is for the application, and was authorized by these
+// policies: others may come while it goes on. It reports whether it may: others may have
+// come already.
+func (e *http2Exchange) registers(t *http2.Turn, policies *authz.Set, port uint16) bool {
+	h := e.conn
+	e.port = port
+	h.mu.Lock()
+	if h.registered == nil {
+		h.registered = map[*http2Exchange]struct{}{}
+	}
+	h.registered[e] = struct{}{}
+	h.mu.Unlock()
+	if h.Config.Authorization() == policies {
+		return true
+	}
+	_, _, err := h.evaluate(h.accepted, port, &e.request)
+	if err != nil {
+		e.picked.done(balance.Unknown)
+		e.fail(t, err)
+	}
+	return err == nil
+}
+
+func (e *http2Exchange) unregister() {
+	e.conn.mu.Lock()
+	defer e.conn.mu.Unlock()
+	delete(e.conn.registered, e)
+}
+
+// recheck implements carrier, of all streams.
+func (h *http2Conn) recheck() {
+	h.mu.Lock()
+	streams := slices.Collect(maps.Keys(h.registered))
+	h.mu.Unlock()
+	for _, e := range streams {
+		e.recheck()
+	}
+}
+
+// recheck ends a stream that is not allowed any more.
+func (e *http2Exchange) recheck() {
+	request := http2Request{stream: e.stream} // the exchange's own is another goroutine's
+	_, _, err := e.conn.evaluate(e.conn.accepted, e.port, &request)
+	var refused *reason.Error
+	if errors.As(err, &refused) {
+		e.later(func(t *http2.Turn) { e.cutOff(t, refused) })
+	}
+}
