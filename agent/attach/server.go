@@ -89,7 +89,7 @@ func (s *Server) Add(stream grpc.BidiStreamingServer[attachpb.AddRequest, attach
 	started := time.Now()
 	// The plugin has its Spec while the proxy starts: no process of the pod is
 	// there to meet rules without a proxy, and ADD returns when both are ready.
-	a, err := s.start(ctx, begin, dec, func(a launch.Attachment) error {
+	a, err := s.start(ctx, begin, pod, dec, func(a launch.Attachment) error {
 		// Again, now that Leave would find the attachment.
 		if s.leaving.Load() {
 			return fmt.Errorf("not captured: %s", leavingReason)
@@ -135,7 +135,7 @@ func (s *Server) decision(ctx context.Context, begin *attachpb.Begin) (model.Pod
 
 // start has the pod's proxy started, ready when it returns; claimed is told of the
 // attachment before.
-func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.Decision, claimed func(launch.Attachment) error) (launch.Attachment, error) {
+func (s *Server) start(ctx context.Context, begin *attachpb.Begin, pod model.Pod, dec decide.Decision, claimed func(launch.Attachment) error) (launch.Attachment, error) {
 	req := launch.Request{
 		ContainerID:  begin.GetContainerId(),
 		IfName:       begin.GetIfname(),
@@ -143,6 +143,7 @@ func (s *Server) start(ctx context.Context, begin *attachpb.Begin, dec decide.De
 		PodNamespace: begin.GetPodNamespace(),
 		PodName:      begin.GetPodName(),
 		PodUID:       begin.GetPodUid(),
+		PodLabels:    pod.KnownLabels(),
 		Spec:         dec.Spec,
 		Limits:       launch.Limits{Memory: dec.Proxy.MemoryLimit, CPUWeight: dec.Proxy.CPUWeight},
 		OpaquePorts:  dec.Proxy.OpaquePorts,

@@ -161,6 +161,7 @@ func RunAPI(ctx context.Context, s *Store, api *API, lastGood LastGood) error {
 			}
 		}),
 		watchPolicies(api, s),
+		watchAuthz(api, s),
 	}
 	var pending atomic.Int32
 	pending.Store(int32(len(watches)))
@@ -200,6 +201,17 @@ func watchPolicies(api *API, s *Store) func(ctx context.Context, synced func()) 
 			synced()
 		}
 		FollowServed(ctx, api.log, kindPolicies, absent, policyVersion(api, s, synced))
+	}
+}
+
+// watchAuthz is watchPolicies, of AuthorizationPolicies.
+func watchAuthz(api *API, s *Store) func(ctx context.Context, synced func()) {
+	return func(ctx context.Context, synced func()) {
+		absent := func() {
+			s.replaceAuthz(map[key]model.AuthorizationPolicy{})
+			synced()
+		}
+		FollowServed(ctx, api.log, kindAuthz, absent, authzVersion(api, s, synced))
 	}
 }
 

@@ -100,7 +100,7 @@ func TestAnAPIServerIsFollowed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := model.Pod{UID: "u-1", Namespace: "shop", Name: "front", Workload: "web", Node: "n1", Labels: map[string]string{"weirmesh.io/capture": "enabled"}}
+	want := model.Pod{UID: "u-1", Namespace: "shop", Name: "front", Workload: "web", Node: "n1", Labels: map[string]string{"app": "x", "weirmesh.io/capture": "enabled"}}
 	if diff := cmp.Diff(want, pod); diff != "" {
 		t.Errorf("pod: -want +got:\n%s", diff)
 	}

@@ -26,9 +26,16 @@ func shared(s string) string { return unique.Make(s).Value() }
 
 // ours keeps the labels or annotations that are Weir's.
 func ours(m map[string]string) map[string]string {
+	return keep(m, func(k string) bool { return strings.HasPrefix(k, model.Prefix) })
+}
+
+// labels keeps all of them.
+func labels(m map[string]string) map[string]string { return keep(m, func(string) bool { return true }) }
+
+func keep(m map[string]string, wanted func(key string) bool) map[string]string {
 	var out map[string]string
 	for k, v := range m {
-		if strings.HasPrefix(k, model.Prefix) {
+		if wanted(k) {
 			if out == nil {
 				out = map[string]string{}
 			}
@@ -54,7 +61,7 @@ func toPod(p *corev1.Pod) (model.Pod, error) {
 		HostNetwork:    p.Spec.HostNetwork,
 		Phase:          model.Phase(shared(string(p.Status.Phase))),
 		Leaving:        p.DeletionTimestamp != nil,
-		Labels:         ours(p.Labels),
+		Labels:         labels(p.Labels),
 		Annotations:    ours(p.Annotations),
 	}
 	if p.Spec.RuntimeClassName != nil {

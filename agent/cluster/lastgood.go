@@ -51,14 +51,15 @@ type header struct {
 
 // kept is a further line: one object.
 type kept struct {
-	Pod       *model.Pod           `json:",omitempty"`
-	Peer      *model.Peer          `json:",omitempty"`
-	Namespace *model.Namespace     `json:",omitempty"`
-	Service   *model.Service       `json:",omitempty"`
-	Slice     *model.EndpointSlice `json:",omitempty"`
-	Route     *model.Route         `json:",omitempty"`
-	Policy    *model.TrafficPolicy `json:",omitempty"`
-	Zone      string               `json:",omitempty"`
+	Pod       *model.Pod                 `json:",omitempty"`
+	Peer      *model.Peer                `json:",omitempty"`
+	Namespace *model.Namespace           `json:",omitempty"`
+	Service   *model.Service             `json:",omitempty"`
+	Slice     *model.EndpointSlice       `json:",omitempty"`
+	Route     *model.Route               `json:",omitempty"`
+	Policy    *model.TrafficPolicy       `json:",omitempty"`
+	Authz     *model.AuthorizationPolicy `json:",omitempty"`
+	Zone      string                     `json:",omitempty"`
 }
 
 // keep gives s the view of the file if the server does not answer, and then writes
@@ -147,6 +148,9 @@ func (s *Store) fallBack(v view) bool {
 		s.view.policies = v.policies
 		s.reindexPolicies()
 	}
+	if !s.listed[kindAuthz] {
+		s.view.authz = v.authz
+	}
 	s.touchAll()
 	s.wake()
 	s.markUsable()
@@ -158,7 +162,7 @@ func (s *Store) fallBack(v view) bool {
 func (s *Store) copy() []kept {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	n := len(s.view.pods) + len(s.view.peers) + len(s.view.namespaces) + len(s.view.services) + len(s.view.slices) + len(s.view.routes) + len(s.view.policies) + 1
+	n := len(s.view.pods) + len(s.view.peers) + len(s.view.namespaces) + len(s.view.services) + len(s.view.slices) + len(s.view.routes) + len(s.view.policies) + len(s.view.authz) + 1
 	out := make([]kept, 0, n)
 	for _, p := range s.view.pods {
 		pod := p.expand()
@@ -181,6 +185,9 @@ func (s *Store) copy() []kept {
 	}
 	for _, p := range s.view.policies {
 		out = append(out, kept{Policy: &p})
+	}
+	for _, p := range s.view.authz {
+		out = append(out, kept{Authz: &p})
 	}
 	if s.view.zone != "" {
 		out = append(out, kept{Zone: s.view.zone})
@@ -287,5 +294,7 @@ func (v view) add(r kept) {
 		v.routes[keyOfRoute(*r.Route)] = *r.Route
 	case r.Policy != nil:
 		v.policies[policyKey(*r.Policy)] = *r.Policy
+	case r.Authz != nil:
+		v.authz[authzKey(*r.Authz)] = *r.Authz
 	}
 }

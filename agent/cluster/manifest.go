@@ -29,7 +29,7 @@ import (
 
 // manifestKinds is what a manifest may hold, in words.
 const manifestKinds = "Pod, Namespace and Service (v1), EndpointSlice (discovery.k8s.io/v1), " +
-	"HTTPRoute, GRPCRoute and TCPRoute (gateway.networking.k8s.io/v1), TrafficPolicy (policy.weirmesh.io/v1alpha1)"
+	"HTTPRoute, GRPCRoute and TCPRoute (gateway.networking.k8s.io/v1), TrafficPolicy and AuthorizationPolicy (policy.weirmesh.io/v1alpha1)"
 
 // manifests collects the documents of a directory into a view.
 type manifests struct {
@@ -148,6 +148,13 @@ func (m *manifests) document(where string, doc []byte) error {
 		return addRoute(m, where, gvk.Kind, doc, o, validateTCPRouteV1Alpha2, TCPRouteV1Alpha2)
 	case *v1alpha1.TrafficPolicy:
 		return add(m, where, gvk.Kind, o, TrafficPolicy, m.view.policies, policyKey)
+	case *v1alpha1.AuthorizationPolicy:
+		return add(m, where, gvk.Kind, o, func(p *v1alpha1.AuthorizationPolicy) (model.AuthorizationPolicy, error) {
+			if err := validateDocument(doc); err != nil {
+				return model.AuthorizationPolicy{}, err
+			}
+			return AuthorizationPolicy(p)
+		}, m.view.authz, authzKey)
 	}
 	return fmt.Errorf("%s: not a kind for a manifest, which holds %s", gvk.Kind, manifestKinds)
 }

@@ -21,8 +21,9 @@ const (
 	kindGRPCRoutes = "grpcroutes"
 	kindTCPRoutes  = "tcproutes"
 	kindPolicies   = v1alpha1.TrafficPolicyResource
+	kindAuthz      = v1alpha1.AuthorizationPolicyResource
 
-	kinds = 10
+	kinds = 11
 )
 
 // routeKinds are the kinds of routes, each a list of its own.
@@ -375,6 +376,32 @@ func (s *Store) unindexPolicy(k key) {
 	s.touch(svc)
 	if len(s.byTarget[svc]) == 0 {
 		delete(s.byTarget, svc)
+	}
+}
+
+func (s *Store) setAuthz(p model.AuthorizationPolicy) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if set(s.view.authz, authzKey(p), p) {
+		s.signal()
+	}
+}
+
+func (s *Store) dropAuthz(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if drop(s.view.authz, k) {
+		s.signal()
+	}
+}
+
+func (s *Store) replaceAuthz(policies map[key]model.AuthorizationPolicy) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listed[kindAuthz] = true
+	if !same(s.view.authz, policies) {
+		s.view.authz = policies
+		s.signal()
 	}
 }
 

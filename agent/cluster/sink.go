@@ -81,6 +81,10 @@ func policySink(s *Store) sink[*v1alpha1.TrafficPolicy] {
 	return newSink(TrafficPolicy, policyKey, s.setPolicy, s.dropPolicy, s.replacePolicies)
 }
 
+func authzSink(s *Store) sink[*v1alpha1.AuthorizationPolicy] {
+	return newSink(closedPolicy, authzKey, s.setAuthz, s.dropAuthz, s.replaceAuthz)
+}
+
 func podKey(p compactPod) key               { return key{p.pod.Namespace, p.pod.Name} }
 func peerKey(p *model.Peer) key             { return key{p.Namespace, p.Name} }
 func namespaceKey(n model.Namespace) string { return n.Name }
@@ -88,6 +92,8 @@ func serviceKey(s model.Service) key        { return key{s.Namespace, s.Name} }
 func sliceKey(s model.EndpointSlice) key    { return key{s.Namespace, s.Name} }
 func keyOfRoute(r model.Route) routeKey     { return routeKey{r.Kind, key{r.Namespace, r.Name}} }
 func policyKey(p model.TrafficPolicy) key   { return key{p.Namespace, p.Name} }
+
+func authzKey(p model.AuthorizationPolicy) key { return key{p.Namespace, p.Name} }
 
 // The strip functions drop from an object what its conversion does not read.
 

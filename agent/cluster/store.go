@@ -26,6 +26,7 @@ import (
 
 	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -47,6 +48,7 @@ type view struct {
 	slices     map[key]model.EndpointSlice
 	routes     map[routeKey]model.Route
 	policies   map[key]model.TrafficPolicy
+	authz      map[key]model.AuthorizationPolicy
 	zone       string // of this node
 }
 
@@ -59,6 +61,7 @@ func newView() view {
 		slices:     map[key]model.EndpointSlice{},
 		routes:     map[routeKey]model.Route{},
 		policies:   map[key]model.TrafficPolicy{},
+		authz:      map[key]model.AuthorizationPolicy{},
 	}
 }
 
@@ -228,6 +231,20 @@ func (s *Store) Inbound(addrs []netip.Addr) (map[uint16]*route.Policy, []model.G
 	return decide.Inbound(addrs, slices.Collect(maps.Values(s.view.policies)), s.policies, s.service)
 }
 
+// Authorization are the policies that govern a pod of this node, and which these are
+// (decide.Authorization). Labels are those that it had when it was captured, nil if they
+// are not known: they count while the pod of that UID is not in the view.
+func (s *Store) Authorization(namespace, name, uid string, labels map[string]string) ([]authz.Policy, []model.Governing) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if c, ok := s.view.pods[key{namespace, name}]; ok {
+		if pod := c.expand(); pod.HasUID(uid) {
+			labels = pod.KnownLabels()
+		}
+	}
+	return decide.Authorization(namespace, labels, slices.Collect(maps.Values(s.view.authz)))
+}
+
 // destination is Destination; the caller holds mu.
 func (s *Store) destination(addr netip.AddrPort, clientNamespace string) (route.Destination, []model.Governing) {
 	svc, ok := s.byClusterIP[addr.Addr().Unmap()]
@@ -255,11 +272,14 @@ func (s *Store) destination(addr netip.AddrPort, clientNamespace string) (route.
 func (s *Store) Known() map[string]int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	out := make(map[string]int64, len(s.view.routes)+len(s.view.policies))
+	out := make(map[string]int64, len(s.view.routes)+len(s.view.policies)+len(s.view.authz))
 	for _, r := range s.view.routes {
 		out[r.FullName()] = r.Generation
 	}
 	for _, p := range s.view.policies {
+		out[p.FullName()] = p.Generation
+	}
+	for _, p := range s.view.authz {
 		out[p.FullName()] = p.Generation
 	}
 	return out

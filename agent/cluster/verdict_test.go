@@ -105,7 +105,7 @@ type breach struct {
 
 // companions are limits that are not broken without another: an expression does not
 // like it either, or does not find the field that it is about.
-var companions = regexp.MustCompile(`Required value|\.(type|protocol): Unsupported value|allowMethods: Too many|must not contain '#'|type must be one of`)
+var companions = regexp.MustCompile(`Required value|\.(type|protocol|operator): Unsupported value|allowMethods: Too many|must not contain '#'|type must be one of`)
 
 // has is about a path and what is said of it: "spec.rules: Too many". What is said
 // with something else may have been refused for that.

@@ -93,6 +93,12 @@ func policyVersion(api *API, s *Store, synced func()) Version {
 	return VersionOf(api.policies, api.log, kindPolicies, &v1alpha1.TrafficPolicy{}, api.policies.TrafficPolicies(metav1.NamespaceAll), feed)
 }
 
+// authzVersion is the version of AuthorizationPolicy for the Store.
+func authzVersion(api *API, s *Store, synced func()) Version {
+	feed := newFeed(api, kindAuthz, func(p *v1alpha1.AuthorizationPolicy) { dropManagedFields(p) }, authzSink(s), synced)
+	return VersionOf(api.policies, api.log, kindAuthz, &v1alpha1.AuthorizationPolicy{}, api.policies.AuthorizationPolicies(metav1.NamespaceAll), feed)
+}
+
 // feed is the store a reflector writes to. It passes on to a sink.
 type feed[O Object] struct {
 	sink   sink[O]

@@ -27,6 +27,7 @@ import (
 	"github.com/weirmesh/weir/agent/push"
 	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/plugin/capture/nstest"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -85,6 +86,10 @@ type nowhere struct{}
 
 func (nowhere) Revision(netip.AddrPort) uint64 { return 1 }
 func (nowhere) Known() map[string]int64        { return nil }
+func (nowhere) Authorization(string, string, string, map[string]string) ([]authz.Policy, []model.Governing) {
+	return nil, nil
+}
+
 func (nowhere) Inbound([]netip.Addr) (map[uint16]*route.Policy, []model.Governing) {
 	return nil, nil
 }

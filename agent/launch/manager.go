@@ -64,6 +64,7 @@ type Request struct {
 	ContainerID, IfName           string
 	Netns                         string // path in the host's mount namespace
 	PodNamespace, PodName, PodUID string
+	PodLabels                     map[string]string // nil: not known
 	Addresses                     []netip.Addr
 	// Spec is without bypass and, unless others than the usual ones are wanted,
 	// without ports: Start fills them in.
@@ -291,6 +292,7 @@ func (m *Manager) claim(req Request, inode uint64, bypass capture.Bypass) (*atta
 		PodNamespace: req.PodNamespace,
 		PodName:      req.PodName,
 		PodUID:       req.PodUID,
+		PodLabels:    req.PodLabels,
 		Addresses:    req.Addresses,
 		Spec:         spec,
 		Limits:       req.Limits,

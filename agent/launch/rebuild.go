@@ -175,6 +175,7 @@ func (m *Manager) Identify(id string, pod Request) error {
 	<-a.done
 	st, err := m.change(a, func(st *Attachment) {
 		st.PodNamespace, st.PodName, st.PodUID = pod.PodNamespace, pod.PodName, pod.PodUID
+		st.PodLabels = pod.PodLabels
 		st.Limits, st.OpaquePorts = pod.Limits, pod.OpaquePorts
 	})
 	m.supervise(a, m.instance(st))

@@ -27,6 +27,7 @@ type Attachment struct {
 	PodNamespace string
 	PodName      string
 	PodUID       string
+	PodLabels    map[string]string // as they were then; nil: not known
 	Addresses    []netip.Addr
 	Spec         capture.Spec
 	Limits       Limits // asked for by the pod

@@ -10,7 +10,8 @@ package model
 
 import "net/netip"
 
-// Prefix starts every label and annotation that is Weir's. No others are kept.
+// Prefix starts every label and annotation that is Weir's. No others are kept, but for
+// pods' labels, which policies select them by.
 const Prefix = "weirmesh.io/"
 
 // Namespace is a Kubernetes namespace.
@@ -51,8 +52,9 @@ type Pod struct {
 	Phase       Phase
 	Leaving     bool // it has a deletionTimestamp
 
-	Labels, Annotations map[string]string // those with Prefix; nil if there are none
-	Addresses           []netip.Addr      // status.podIPs, none before the sandbox is up
+	Labels      map[string]string // all; nil if there are none
+	Annotations map[string]string // those with Prefix; nil if there are none
+	Addresses   []netip.Addr      // status.podIPs, none before the sandbox is up
 }
 
 // Peer is a pod of any node, as those see it who call it or whom it calls.
@@ -70,6 +72,14 @@ func (p Peer) ID() string { return p.Namespace + "/" + p.Name }
 
 // ID is "namespace/name".
 func (p Pod) ID() string { return p.Namespace + "/" + p.Name }
+
+// KnownLabels are its labels; none are not nil.
+func (p Pod) KnownLabels() map[string]string {
+	if p.Labels == nil {
+		return map[string]string{}
+	}
+	return p.Labels
+}
 
 // Static reports whether the pod was made by its node, from a file.
 func (p Pod) Static() bool { return p.MirrorHash != "" }

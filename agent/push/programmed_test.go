@@ -11,6 +11,7 @@ import (
 
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -180,6 +181,48 @@ func TestAPolicyIsProgrammedOnceAProxyHasAllOfIt(t *testing.T) {
 	is("it is for callers no longer, and the proxy has yet to know", model.Use{Generation: 4, Proxies: 1})
 	p.ack(u)
 	is("it knows", model.Use{Generation: 4, Proxies: 1, Acknowledged: 1})
+}
+
+// TestWhoMayCallIsToldAndProgrammed: a policy that governs the pod, once its proxy has
+// acknowledged it.
+func TestWhoMayCallIsToldAndProgrammed(t *testing.T) {
+	s := start(t)
+	s.pusher.TrustDomain = "cluster.local"
+	close(s.synced)
+	p := s.stream()
+	become := func(generation int64, rules ...authz.Rule) {
+		s.view.mu.Lock()
+		defer s.view.mu.Unlock()
+		s.view.authorizing = []model.Governing{{Object: "AuthorizationPolicy/shop/p", Generation: generation}}
+		s.view.routes = s.view.authorizing
+		s.view.policies = []authz.Policy{{Name: "shop/p", Action: authz.Allow, Rules: rules}}
+	}
+	is := func(why string, want model.Use) {
+		t.Helper()
+		want.Object = "AuthorizationPolicy/shop/p"
+		var got []model.Use
+		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			if got = s.pusher.Programmed().Uses; cmp.Equal(got, []model.Use{want}) {
+				return
+			}
+		}
+		t.Errorf("%s: %+v", why, got)
+	}
+	become(1)
+	p.subscribe(map[string]string{proxypb.ProxyResource: ""})
+	u := p.update()
+	told := u.GetResources()[0].GetProxy().GetAuthorization()
+	if set, err := told.ToSet(); err != nil || told.GetTrustDomain() != "cluster.local" || set.Evaluate(authz.Identity{}, 80, nil).Allowed {
+		t.Errorf("it is told %v, %v", told, err)
+	}
+	p.ack(u)
+	is("acknowledged", model.Use{Generation: 1, Proxies: 1, Acknowledged: 1})
+	become(2, authz.Rule{})
+	s.pusher.Changed()
+	u = p.update()
+	is("another is on its way", model.Use{Generation: 2, Proxies: 1})
+	p.ack(u)
+	is("acknowledged", model.Use{Generation: 2, Proxies: 1, Acknowledged: 1})
 }
 
 // TestAProxyThatDoesNotAnswerIsCounted: it serves what it has, and the route is not

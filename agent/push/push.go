@@ -28,6 +28,7 @@ import (
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -39,6 +40,9 @@ type View interface {
 	// Inbound is what holds for callers of a pod with these addresses, by the port that
 	// they reach, and which policies are part of that.
 	Inbound(addrs []netip.Addr) (map[uint16]*route.Policy, []model.Governing)
+	// Authorization are the policies that govern a pod, and which these are. Labels are
+	// those that it had when it was captured, nil if they are not known.
+	Authorization(namespace, name, uid string, labels map[string]string) ([]authz.Policy, []model.Governing)
 	// Revision is another whenever Destination may be another, and never 0.
 	Revision(addr netip.AddrPort) uint64
 	// Known are all routes and policies, by their full name, with their generation.
@@ -63,9 +67,11 @@ type Pusher struct {
 	View       View
 	WaitSynced func(context.Context) error // returns when View is complete; nothing is sent before
 	MeshRanges []netip.Prefix              // addresses in here must be asked for, they may be Services
-	AccessLog  func(*launch.Instance, *proxypb.AccessLogs)
-	Metrics    Metrics
-	Log        *slog.Logger
+	// TrustDomain is the pods' own; while it is empty, no service account is anybody's.
+	TrustDomain string
+	AccessLog   func(*launch.Instance, *proxypb.AccessLogs)
+	Metrics     Metrics
+	Log         *slog.Logger
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
@@ -220,6 +226,10 @@ func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, [
 		var inbound map[uint16]*route.Policy
 		inbound, governing = p.View.Inbound(i.Attachment.Addresses)
 		config.Inbound = proxypb.FromInbound(inbound)
+		a := i.Attachment
+		policies, authorizing := p.View.Authorization(a.PodNamespace, a.PodName, a.PodUID, a.PodLabels)
+		config.Authorization = proxypb.FromAuthorization(p.TrustDomain, policies)
+		governing = append(governing, authorizing...)
 		r.Body = &proxypb.Resource_Proxy{Proxy: config}
 	} else {
 		addr, err := proxypb.ParseDestinationName(name)

@@ -20,6 +20,7 @@ import (
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/plugin/capture"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -39,6 +40,10 @@ type fakeView struct {
 	inbound  []model.Governing // part of what holds for callers
 	limit    uint32            // of theirs; 0: 1
 	revision uint64
+
+	policies    []authz.Policy // that govern every pod
+	authorizing []model.Governing
+
 	computed int // how often Destination was called
 }
 
@@ -57,6 +62,13 @@ func (v *fakeView) Inbound(addrs []netip.Addr) (map[uint16]*route.Policy, []mode
 	defer v.mu.Unlock()
 	limit := &route.RateLimit{Requests: max(v.limit, 1), Per: time.Second, PerClient: true}
 	return map[uint16]*route.Policy{8080: {Name: "shop/back", RateLimit: limit}}, v.inbound
+}
+
+// Authorization implements View: whatever pod is asked about.
+func (v *fakeView) Authorization(string, string, string, map[string]string) ([]authz.Policy, []model.Governing) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.policies, v.authorizing
 }
 
 func (v *fakeView) Known() map[string]int64 {

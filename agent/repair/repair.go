@@ -226,7 +226,7 @@ func (l *Loop) capture(ctx context.Context, c attempt, sandbox launch.Sandbox) e
 // request is what a pod is and asks for, without its sandbox.
 func request(pod model.Pod, dec decide.Decision) launch.Request {
 	return launch.Request{
-		PodNamespace: pod.Namespace, PodName: pod.Name, PodUID: pod.UID,
+		PodNamespace: pod.Namespace, PodName: pod.Name, PodUID: pod.UID, PodLabels: pod.KnownLabels(),
 		Spec:        dec.Spec,
 		Limits:      launch.Limits{Memory: dec.Proxy.MemoryLimit, CPUWeight: dec.Proxy.CPUWeight},
 		OpaquePorts: dec.Proxy.OpaquePorts,

@@ -33,6 +33,7 @@ type Traffic struct {
 	overhead                                                              *family
 	opened, closed, open, sent, received                                  *family
 	endpoints, ejections                                                  *family
+	decisions                                                             *family
 
 	mu      sync.Mutex
 	proxies map[*launch.Instance]*reported
@@ -73,6 +74,7 @@ func NewTraffic(workloads Workloads, now func() time.Time) *Traffic {
 		sent:           newFamily(counter, "weir_tcp_sent_bytes_total", "Bytes towards the destination, of connections that ended.", connection...),
 		received:       newFamily(counter, "weir_tcp_received_bytes_total", "Bytes from the destination, of connections that ended.", connection...),
 		endpoints:      newFamily(value, "weir_endpoints", "Endpoints of the destinations in use: ready ones, and those of them that a proxy has ejected because they failed; each as often as there are proxies that use it.", append(slices.Clone(source), "state")...),
+		decisions:      newFamily(counter, "weir_authorization_decisions_total", "What AuthorizationPolicies decided of requests, and of connections that are passed on as they are, where they are for the application: policy is the one that decided, empty where no ALLOW policy selects the pod; verdict is allow, deny, or audit_deny of each that would have refused it if it were not one with audit.", append(slices.Clone(source), "policy", "verdict")...),
 		ejections:      newFamily(counter, "weir_endpoint_ejections_total", "How often a proxy set an endpoint aside because it failed.", source...),
 	}
 }
@@ -82,6 +84,7 @@ func (t *Traffic) families() []*family {
 	return []*family{
 		t.requests, t.durations, t.overhead, t.requestBodies, t.responseBodies, t.inFlight, t.retries,
 		t.opened, t.closed, t.open, t.sent, t.received, t.endpoints, t.ejections,
+		t.decisions,
 	}
 }
 
@@ -107,6 +110,9 @@ func (t *Traffic) Report(i *launch.Instance, m *proxypb.Metrics) {
 	t.overhead.merge(now, m.GetInboundOverhead(), "inbound")
 	for _, x := range m.GetEjections() {
 		t.ejections.add(now, x.GetCount(), names.peers(x.GetPeers())...)
+	}
+	for _, x := range m.GetDecisions() {
+		t.decisions.add(now, x.GetCount(), with(names.peers(x.GetPeers()), x.GetPolicy(), verdict(x.GetVerdict()))...)
 	}
 	set := func(f *family, value uint64, labels ...string) {
 		if value > 0 {
@@ -183,6 +189,19 @@ func result(x *proxypb.Traffic) string {
 	return "ok"
 }
 
+// verdict is the value of the label; of one that is unknown, as of another version, "".
+func verdict(v proxypb.Decisions_Verdict) string {
+	switch v {
+	case proxypb.Decisions_ALLOW:
+		return "allow"
+	case proxypb.Decisions_DENY:
+		return "deny"
+	case proxypb.Decisions_AUDIT_DENY:
+		return "audit_deny"
+	}
+	return ""
+}
+
 // with is a copy of labels with more behind them.
 func with(labels []string, more ...string) []string { return slices.Concat(labels, more) }
 
@@ -207,6 +226,9 @@ func (t *Traffic) names(i *launch.Instance, m *proxypb.Metrics) names {
 		note(x.GetPeers())
 	}
 	for _, x := range m.GetOpen() {
+		note(x.GetPeers())
+	}
+	for _, x := range m.GetDecisions() {
 		note(x.GetPeers())
 	}
 	if len(n.callers) > 0 {

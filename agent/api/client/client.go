@@ -22,6 +22,8 @@ import (
 type Interface interface {
 	// TrafficPolicies are those of a namespace, or with "" of all.
 	TrafficPolicies(namespace string) TrafficPolicies
+	// AuthorizationPolicies are the same.
+	AuthorizationPolicies(namespace string) AuthorizationPolicies
 }
 
 // TrafficPolicies is what agents and the controller do with them. Errors are those
@@ -30,6 +32,13 @@ type TrafficPolicies interface {
 	List(ctx context.Context, opts metav1.ListOptions) (*v1alpha1.TrafficPolicyList, error)
 	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
 	Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (*v1alpha1.TrafficPolicy, error)
+}
+
+// AuthorizationPolicies is TrafficPolicies, of that kind.
+type AuthorizationPolicies interface {
+	List(ctx context.Context, opts metav1.ListOptions) (*v1alpha1.AuthorizationPolicyList, error)
+	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
+	Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (*v1alpha1.AuthorizationPolicy, error)
 }
 
 // Scheme knows Weir's kinds. Its error is v1alpha1.Install's.
@@ -63,4 +72,10 @@ func (c client) TrafficPolicies(namespace string) TrafficPolicies {
 	return gentype.NewClientWithList(v1alpha1.TrafficPolicyResource, c.server, c.parameters, namespace,
 		func() *v1alpha1.TrafficPolicy { return &v1alpha1.TrafficPolicy{} },
 		func() *v1alpha1.TrafficPolicyList { return &v1alpha1.TrafficPolicyList{} })
+}
+
+func (c client) AuthorizationPolicies(namespace string) AuthorizationPolicies {
+	return gentype.NewClientWithList(v1alpha1.AuthorizationPolicyResource, c.server, c.parameters, namespace,
+		func() *v1alpha1.AuthorizationPolicy { return &v1alpha1.AuthorizationPolicy{} },
+		func() *v1alpha1.AuthorizationPolicyList { return &v1alpha1.AuthorizationPolicyList{} })
 }

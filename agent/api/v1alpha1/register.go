@@ -9,13 +9,16 @@ import (
 // GroupVersion is of all kinds here.
 var GroupVersion = schema.GroupVersion{Group: "policy.weirmesh.io", Version: "v1alpha1"}
 
-// TrafficPolicyResource is what the API server serves TrafficPolicies as.
-const TrafficPolicyResource = "trafficpolicies"
+// What the API server serves the kinds as.
+const (
+	TrafficPolicyResource       = "trafficpolicies"
+	AuthorizationPolicyResource = "authorizationpolicies"
+)
 
 // Install adds the kinds to a scheme. Its error is one that only a kind of the same
 // name could cause.
 func Install(scheme *runtime.Scheme) error {
-	scheme.AddKnownTypes(GroupVersion, &TrafficPolicy{}, &TrafficPolicyList{})
+	scheme.AddKnownTypes(GroupVersion, &TrafficPolicy{}, &TrafficPolicyList{}, &AuthorizationPolicy{}, &AuthorizationPolicyList{})
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil
 }

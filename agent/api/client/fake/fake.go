@@ -73,3 +73,23 @@ func (c *Client) Policies(namespace string) *gentype.FakeClientWithList[*v1alpha
 			l.Items = gentype.FromPointerSlice(items)
 		})
 }
+
+// AuthorizationPolicies are those of a namespace, or with "" of all.
+func (c *Client) AuthorizationPolicies(namespace string) client.AuthorizationPolicies {
+	return c.Authorizations(namespace)
+}
+
+// Authorizations is AuthorizationPolicies as Policies is TrafficPolicies.
+func (c *Client) Authorizations(namespace string) *gentype.FakeClientWithList[*v1alpha1.AuthorizationPolicy, *v1alpha1.AuthorizationPolicyList] {
+	return gentype.NewFakeClientWithList(&c.Fake, namespace,
+		v1alpha1.GroupVersion.WithResource(v1alpha1.AuthorizationPolicyResource), v1alpha1.GroupVersion.WithKind("AuthorizationPolicy"),
+		func() *v1alpha1.AuthorizationPolicy { return &v1alpha1.AuthorizationPolicy{} },
+		func() *v1alpha1.AuthorizationPolicyList { return &v1alpha1.AuthorizationPolicyList{} },
+		func(to, from *v1alpha1.AuthorizationPolicyList) { to.ListMeta = from.ListMeta },
+		func(l *v1alpha1.AuthorizationPolicyList) []*v1alpha1.AuthorizationPolicy {
+			return gentype.ToPointerSlice(l.Items)
+		},
+		func(l *v1alpha1.AuthorizationPolicyList, items []*v1alpha1.AuthorizationPolicy) {
+			l.Items = gentype.FromPointerSlice(items)
+		})
+}
