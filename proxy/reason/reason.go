@@ -29,6 +29,19 @@ const (
 	BadRequest                       // a rule of HTTP was broken
 	BadResponse                      // the application broke one
 	PolicyDenied                     // an AuthorizationPolicy refused it, or none allowed it
+	PlaintextRefused                 // mTLS is demanded, and the caller came without
+	PeerIdentity                     // the peer is another than the one that was picked
+	CertMissing                      // the caller has no certificate
+	CertUntrusted                    // a certificate of a CA that is not the mesh's
+	CertExpired                      // a certificate, or one that it hangs on, has expired
+	CertNotYetValid                  // or is for later
+	CertMalformed                    // a certificate that is none of a workload's
+	TrustDomain                      // the peer is of another trust domain
+	TLSVersion                       // the peer speaks nothing as new as TLS 1.3
+	TLSProtocol                      // the peer does not speak the protocol between proxies
+	TLSRefused                       // the peer refused, mostly this proxy's certificate
+	TLSFailed                        // any other failure of the handshake
+	CertUnavailable                  // this proxy has no certificate yet
 )
 
 // table is in the order of the constants.
@@ -59,6 +72,19 @@ var table = [...]struct {
 	{"bad_request", 400, "http_request_error", "a rule of HTTP was broken"},
 	{"bad_response", 502, "http_protocol_error", "the application's answer breaks a rule of HTTP"},
 	{"policy_denied", 403, "http_request_denied", "refused by authorization"},
+	{"plaintext_refused", 0, "", "mTLS is demanded here, and the caller came without"},
+	{"peer_identity", 503, "tls_certificate_error", "the peer is not the pod that was picked"},
+	{"cert_missing", 503, "tls_certificate_error", "the peer has no certificate"},
+	{"cert_untrusted", 503, "tls_certificate_error", "the peer's certificate is of a CA that this mesh does not trust"},
+	{"cert_expired", 503, "tls_certificate_error", "a certificate has expired"},
+	{"cert_not_yet_valid", 503, "tls_certificate_error", "a certificate is not valid yet: somebody's clock is wrong"},
+	{"cert_malformed", 503, "tls_certificate_error", "the peer's certificate is not one of a workload's"},
+	{"trust_domain", 503, "tls_certificate_error", "the peer is of another trust domain"},
+	{"tls_version", 503, "tls_protocol_error", "the peer speaks no TLS as new as 1.3"},
+	{"tls_protocol", 503, "tls_protocol_error", "the peer speaks TLS, but not as the mesh's proxies do"},
+	{"tls_refused", 503, "tls_alert_received", "the peer refused this proxy's certificate"},
+	{"tls_failed", 503, "tls_protocol_error", "no TLS came about with the peer"},
+	{"cert_unavailable", 503, "proxy_internal_error", "this proxy has no certificate yet"},
 }
 
 // String is the word in logs and metrics, "" for None.

@@ -32,6 +32,19 @@ func TestTable(t *testing.T) {
 		BadRequest:         {"bad_request", 400, "http_request_error"},
 		BadResponse:        {"bad_response", 502, "http_protocol_error"},
 		PolicyDenied:       {"policy_denied", 403, "http_request_denied"},
+		PlaintextRefused:   {"plaintext_refused", 0, ""},
+		PeerIdentity:       {"peer_identity", 503, "tls_certificate_error"},
+		CertMissing:        {"cert_missing", 503, "tls_certificate_error"},
+		CertUntrusted:      {"cert_untrusted", 503, "tls_certificate_error"},
+		CertExpired:        {"cert_expired", 503, "tls_certificate_error"},
+		CertNotYetValid:    {"cert_not_yet_valid", 503, "tls_certificate_error"},
+		CertMalformed:      {"cert_malformed", 503, "tls_certificate_error"},
+		TrustDomain:        {"trust_domain", 503, "tls_certificate_error"},
+		TLSVersion:         {"tls_version", 503, "tls_protocol_error"},
+		TLSProtocol:        {"tls_protocol", 503, "tls_protocol_error"},
+		TLSRefused:         {"tls_refused", 503, "tls_alert_received"},
+		TLSFailed:          {"tls_failed", 503, "tls_protocol_error"},
+		CertUnavailable:    {"cert_unavailable", 503, "proxy_internal_error"},
 	}
 	if len(All()) != len(want) {
 		t.Errorf("%d reasons, the table has %d", len(All()), len(want))
