@@ -8,13 +8,13 @@ import (
 func FromDestination(d route.Destination) *Destination {
 	return &Destination{
 		Service: d.Service, Endpoints: fromEndpoints(d.Endpoints), Protocol: Protocol(d.Protocol),
-		Policy: fromPolicy(d.Policy), Routes: fromRoutes(d.Routes),
+		Policy: fromPolicy(d.Policy), Routes: fromRoutes(d.Routes), Identity: d.Identity,
 	}
 }
 
 func fromEndpoints(endpoints []route.Endpoint) []*Endpoint {
 	return each(endpoints, func(e route.Endpoint) *Endpoint {
-		return &Endpoint{Address: e.Addr.String(), Pod: e.Pod, Workload: e.Workload}
+		return &Endpoint{Address: e.Addr.String(), Pod: e.Pod, Workload: e.Workload, Identity: e.Identity}
 	})
 }
 

@@ -24,6 +24,55 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type PeerMode int32
+
+const (
+	PeerMode_PERMISSIVE PeerMode = 0 // mTLS or plain
+	PeerMode_STRICT     PeerMode = 1 // mTLS
+	PeerMode_DISABLE    PeerMode = 2 // plain
+)
+
+// Enum value maps for PeerMode.
+var (
+	PeerMode_name = map[int32]string{
+		0: "PERMISSIVE",
+		1: "STRICT",
+		2: "DISABLE",
+	}
+	PeerMode_value = map[string]int32{
+		"PERMISSIVE": 0,
+		"STRICT":     1,
+		"DISABLE":    2,
+	}
+)
+
+func (x PeerMode) Enum() *PeerMode {
+	p := new(PeerMode)
+	*p = x
+	return p
+}
+
+func (x PeerMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PeerMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proxypb_proxy_proto_enumTypes[0].Descriptor()
+}
+
+func (PeerMode) Type() protoreflect.EnumType {
+	return &file_agent_proxypb_proxy_proto_enumTypes[0]
+}
+
+func (x PeerMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PeerMode.Descriptor instead.
+func (PeerMode) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{0}
+}
+
 type Protocol int32
 
 const (
@@ -60,11 +109,11 @@ func (x Protocol) String() string {
 }
 
 func (Protocol) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[0].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[1].Descriptor()
 }
 
 func (Protocol) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[0]
+	return &file_agent_proxypb_proxy_proto_enumTypes[1]
 }
 
 func (x Protocol) Number() protoreflect.EnumNumber {
@@ -73,7 +122,7 @@ func (x Protocol) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Protocol.Descriptor instead.
 func (Protocol) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{1}
 }
 
 type Direction int32
@@ -109,11 +158,11 @@ func (x Direction) String() string {
 }
 
 func (Direction) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[1].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[2].Descriptor()
 }
 
 func (Direction) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[1]
+	return &file_agent_proxypb_proxy_proto_enumTypes[2]
 }
 
 func (x Direction) Number() protoreflect.EnumNumber {
@@ -122,7 +171,7 @@ func (x Direction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Direction.Descriptor instead.
 func (Direction) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{1}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{2}
 }
 
 type LaunchReply_Stage int32
@@ -158,11 +207,11 @@ func (x LaunchReply_Stage) String() string {
 }
 
 func (LaunchReply_Stage) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[2].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[3].Descriptor()
 }
 
 func (LaunchReply_Stage) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[2]
+	return &file_agent_proxypb_proxy_proto_enumTypes[3]
 }
 
 func (x LaunchReply_Stage) Number() protoreflect.EnumNumber {
@@ -207,11 +256,11 @@ func (x AuthorizationPolicy_Action) String() string {
 }
 
 func (AuthorizationPolicy_Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[3].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[4].Descriptor()
 }
 
 func (AuthorizationPolicy_Action) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[3]
+	return &file_agent_proxypb_proxy_proto_enumTypes[4]
 }
 
 func (x AuthorizationPolicy_Action) Number() protoreflect.EnumNumber {
@@ -259,11 +308,11 @@ func (x Routes_Kind) String() string {
 }
 
 func (Routes_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[4].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[5].Descriptor()
 }
 
 func (Routes_Kind) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[4]
+	return &file_agent_proxypb_proxy_proto_enumTypes[5]
 }
 
 func (x Routes_Kind) Number() protoreflect.EnumNumber {
@@ -311,11 +360,11 @@ func (x Path_Kind) String() string {
 }
 
 func (Path_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[5].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[6].Descriptor()
 }
 
 func (Path_Kind) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[5]
+	return &file_agent_proxypb_proxy_proto_enumTypes[6]
 }
 
 func (x Path_Kind) Number() protoreflect.EnumNumber {
@@ -363,11 +412,11 @@ func (x Policy_Algorithm) String() string {
 }
 
 func (Policy_Algorithm) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[6].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[7].Descriptor()
 }
 
 func (Policy_Algorithm) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[6]
+	return &file_agent_proxypb_proxy_proto_enumTypes[7]
 }
 
 func (x Policy_Algorithm) Number() protoreflect.EnumNumber {
@@ -412,11 +461,11 @@ func (x Policy_HashSource) String() string {
 }
 
 func (Policy_HashSource) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[7].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[8].Descriptor()
 }
 
 func (Policy_HashSource) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[7]
+	return &file_agent_proxypb_proxy_proto_enumTypes[8]
 }
 
 func (x Policy_HashSource) Number() protoreflect.EnumNumber {
@@ -464,11 +513,11 @@ func (x Decisions_Verdict) String() string {
 }
 
 func (Decisions_Verdict) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proxypb_proxy_proto_enumTypes[8].Descriptor()
+	return file_agent_proxypb_proxy_proto_enumTypes[9].Descriptor()
 }
 
 func (Decisions_Verdict) Type() protoreflect.EnumType {
-	return &file_agent_proxypb_proxy_proto_enumTypes[8]
+	return &file_agent_proxypb_proxy_proto_enumTypes[9]
 }
 
 func (x Decisions_Verdict) Number() protoreflect.EnumNumber {
@@ -989,6 +1038,10 @@ type ProxyConfig struct {
 	Inbound map[uint32]*Policy `protobuf:"bytes,11,rep,name=inbound,proto3" json:"inbound,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Who may call; absent: no policy governs the pod.
 	Authorization *Authorization `protobuf:"bytes,12,opt,name=authorization,proto3" json:"authorization,omitempty"`
+	// What callers must come with, and on which of the application's ports that is
+	// something else.
+	Peers         PeerMode            `protobuf:"varint,14,opt,name=peers,proto3,enum=weir.proxy.v1.PeerMode" json:"peers,omitempty"`
+	PeersByPort   map[uint32]PeerMode `protobuf:"bytes,15,rep,name=peers_by_port,json=peersByPort,proto3" json:"peers_by_port,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=weir.proxy.v1.PeerMode"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1054,6 +1107,20 @@ func (x *ProxyConfig) GetInbound() map[uint32]*Policy {
 func (x *ProxyConfig) GetAuthorization() *Authorization {
 	if x != nil {
 		return x.Authorization
+	}
+	return nil
+}
+
+func (x *ProxyConfig) GetPeers() PeerMode {
+	if x != nil {
+		return x.Peers
+	}
+	return PeerMode_PERMISSIVE
+}
+
+func (x *ProxyConfig) GetPeersByPort() map[uint32]PeerMode {
+	if x != nil {
+		return x.PeersByPort
 	}
 	return nil
 }
@@ -1517,6 +1584,7 @@ type Destination struct {
 	Protocol      Protocol               `protobuf:"varint,3,opt,name=protocol,proto3,enum=weir.proxy.v1.Protocol" json:"protocol,omitempty"`
 	Policy        *Policy                `protobuf:"bytes,4,opt,name=policy,proto3" json:"policy,omitempty"`
 	Routes        *Routes                `protobuf:"bytes,5,opt,name=routes,proto3" json:"routes,omitempty"`
+	Identity      string                 `protobuf:"bytes,6,opt,name=identity,proto3" json:"identity,omitempty"` // Endpoint.identity of what is no Service
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1586,11 +1654,19 @@ func (x *Destination) GetRoutes() *Routes {
 	return nil
 }
 
+func (x *Destination) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
 type Endpoint struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`   // ADDRESS:PORT
 	Pod           string                 `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`           // "namespace/name", empty if unknown
 	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // "namespace/name" of what the pod is one of, empty if unknown
+	Identity      string                 `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"` // SPIFFE ID that it has to show, by mTLS; empty: it is spoken to in plain
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1642,6 +1718,13 @@ func (x *Endpoint) GetPod() string {
 func (x *Endpoint) GetWorkload() string {
 	if x != nil {
 		return x.Workload
+	}
+	return ""
+}
+
+func (x *Endpoint) GetIdentity() string {
+	if x != nil {
+		return x.Identity
 	}
 	return ""
 }
@@ -4371,7 +4454,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x122\n" +
 	"\x05proxy\x18\x03 \x01(\v2\x1a.weir.proxy.v1.ProxyConfigH\x00R\x05proxy\x12>\n" +
 	"\vdestination\x18\x04 \x01(\v2\x1a.weir.proxy.v1.DestinationH\x00R\vdestinationB\x06\n" +
-	"\x04body\"\xea\x02\n" +
+	"\x04body\"\xc3\x04\n" +
 	"\vProxyConfig\x12#\n" +
 	"\rown_addresses\x18\x01 \x03(\tR\fownAddresses\x12\x1f\n" +
 	"\vmesh_ranges\x18\x02 \x03(\tR\n" +
@@ -4379,10 +4462,15 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\fopaque_ports\x18\n" +
 	" \x03(\v2\x18.weir.proxy.v1.PortRangeR\vopaquePorts\x12A\n" +
 	"\ainbound\x18\v \x03(\v2'.weir.proxy.v1.ProxyConfig.InboundEntryR\ainbound\x12B\n" +
-	"\rauthorization\x18\f \x01(\v2\x1c.weir.proxy.v1.AuthorizationR\rauthorization\x1aQ\n" +
+	"\rauthorization\x18\f \x01(\v2\x1c.weir.proxy.v1.AuthorizationR\rauthorization\x12-\n" +
+	"\x05peers\x18\x0e \x01(\x0e2\x17.weir.proxy.v1.PeerModeR\x05peers\x12O\n" +
+	"\rpeers_by_port\x18\x0f \x03(\v2+.weir.proxy.v1.ProxyConfig.PeersByPortEntryR\vpeersByPort\x1aQ\n" +
 	"\fInboundEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12+\n" +
-	"\x05value\x18\x02 \x01(\v2\x15.weir.proxy.v1.PolicyR\x05value:\x028\x01\"r\n" +
+	"\x05value\x18\x02 \x01(\v2\x15.weir.proxy.v1.PolicyR\x05value:\x028\x01\x1aW\n" +
+	"\x10PeersByPortEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\rR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x17.weir.proxy.v1.PeerModeR\x05value:\x028\x01\"r\n" +
 	"\rAuthorization\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12>\n" +
 	"\bpolicies\x18\x02 \x03(\v2\".weir.proxy.v1.AuthorizationPolicyR\bpolicies\"\xf1\x01\n" +
@@ -4414,17 +4502,19 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"5\n" +
 	"\tPortRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x12\n" +
-	"\x04last\x18\x02 \x01(\rR\x04last\"\xf1\x01\n" +
+	"\x04last\x18\x02 \x01(\rR\x04last\"\x8d\x02\n" +
 	"\vDestination\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x125\n" +
 	"\tendpoints\x18\x02 \x03(\v2\x17.weir.proxy.v1.EndpointR\tendpoints\x123\n" +
 	"\bprotocol\x18\x03 \x01(\x0e2\x17.weir.proxy.v1.ProtocolR\bprotocol\x12-\n" +
 	"\x06policy\x18\x04 \x01(\v2\x15.weir.proxy.v1.PolicyR\x06policy\x12-\n" +
-	"\x06routes\x18\x05 \x01(\v2\x15.weir.proxy.v1.RoutesR\x06routes\"R\n" +
+	"\x06routes\x18\x05 \x01(\v2\x15.weir.proxy.v1.RoutesR\x06routes\x12\x1a\n" +
+	"\bidentity\x18\x06 \x01(\tR\bidentity\"n\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x10\n" +
 	"\x03pod\x18\x02 \x01(\tR\x03pod\x12\x1a\n" +
-	"\bworkload\x18\x03 \x01(\tR\bworkload\"\xe0\x01\n" +
+	"\bworkload\x18\x03 \x01(\tR\bworkload\x12\x1a\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\"\xe0\x01\n" +
 	"\x06Routes\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.weir.proxy.v1.Routes.KindR\x04kind\x12.\n" +
 	"\amatches\x18\x02 \x03(\v2\x14.weir.proxy.v1.MatchR\amatches\x12)\n" +
@@ -4689,7 +4779,13 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\aclassic\x18\x02 \x03(\x04R\aclassic\x12%\n" +
 	"\x0enative_indexes\x18\x03 \x03(\x11R\rnativeIndexes\x12#\n" +
 	"\rnative_counts\x18\x04 \x03(\x04R\fnativeCounts\x12\x12\n" +
-	"\x04zero\x18\x05 \x01(\x04R\x04zero*;\n" +
+	"\x04zero\x18\x05 \x01(\x04R\x04zero*3\n" +
+	"\bPeerMode\x12\x0e\n" +
+	"\n" +
+	"PERMISSIVE\x10\x00\x12\n" +
+	"\n" +
+	"\x06STRICT\x10\x01\x12\v\n" +
+	"\aDISABLE\x10\x02*;\n" +
 	"\bProtocol\x12\x0e\n" +
 	"\n" +
 	"UNDECLARED\x10\x00\x12\n" +
@@ -4716,158 +4812,163 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 	return file_agent_proxypb_proxy_proto_rawDescData
 }
 
-var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
-	(Protocol)(0),                   // 0: weir.proxy.v1.Protocol
-	(Direction)(0),                  // 1: weir.proxy.v1.Direction
-	(LaunchReply_Stage)(0),          // 2: weir.proxy.v1.LaunchReply.Stage
-	(AuthorizationPolicy_Action)(0), // 3: weir.proxy.v1.AuthorizationPolicy.Action
-	(Routes_Kind)(0),                // 4: weir.proxy.v1.Routes.Kind
-	(Path_Kind)(0),                  // 5: weir.proxy.v1.Path.Kind
-	(Policy_Algorithm)(0),           // 6: weir.proxy.v1.Policy.Algorithm
-	(Policy_HashSource)(0),          // 7: weir.proxy.v1.Policy.HashSource
-	(Decisions_Verdict)(0),          // 8: weir.proxy.v1.Decisions.Verdict
-	(*Launch)(nil),                  // 9: weir.proxy.v1.Launch
-	(*Listener)(nil),                // 10: weir.proxy.v1.Listener
-	(*LaunchReply)(nil),             // 11: weir.proxy.v1.LaunchReply
-	(*ToProxy)(nil),                 // 12: weir.proxy.v1.ToProxy
-	(*Update)(nil),                  // 13: weir.proxy.v1.Update
-	(*Resource)(nil),                // 14: weir.proxy.v1.Resource
-	(*ProxyConfig)(nil),             // 15: weir.proxy.v1.ProxyConfig
-	(*Authorization)(nil),           // 16: weir.proxy.v1.Authorization
-	(*AuthorizationPolicy)(nil),     // 17: weir.proxy.v1.AuthorizationPolicy
-	(*AuthorizationRule)(nil),       // 18: weir.proxy.v1.AuthorizationRule
-	(*Sources)(nil),                 // 19: weir.proxy.v1.Sources
-	(*Source)(nil),                  // 20: weir.proxy.v1.Source
-	(*RequestConditions)(nil),       // 21: weir.proxy.v1.RequestConditions
-	(*PathCondition)(nil),           // 22: weir.proxy.v1.PathCondition
-	(*PortRange)(nil),               // 23: weir.proxy.v1.PortRange
-	(*Destination)(nil),             // 24: weir.proxy.v1.Destination
-	(*Endpoint)(nil),                // 25: weir.proxy.v1.Endpoint
-	(*Routes)(nil),                  // 26: weir.proxy.v1.Routes
-	(*Match)(nil),                   // 27: weir.proxy.v1.Match
-	(*Path)(nil),                    // 28: weir.proxy.v1.Path
-	(*GRPCMethod)(nil),              // 29: weir.proxy.v1.GRPCMethod
-	(*Value)(nil),                   // 30: weir.proxy.v1.Value
-	(*Rule)(nil),                    // 31: weir.proxy.v1.Rule
-	(*WeightedBackend)(nil),         // 32: weir.proxy.v1.WeightedBackend
-	(*Backend)(nil),                 // 33: weir.proxy.v1.Backend
-	(*Filters)(nil),                 // 34: weir.proxy.v1.Filters
-	(*HeaderChange)(nil),            // 35: weir.proxy.v1.HeaderChange
-	(*Header)(nil),                  // 36: weir.proxy.v1.Header
-	(*Redirect)(nil),                // 37: weir.proxy.v1.Redirect
-	(*Rewrite)(nil),                 // 38: weir.proxy.v1.Rewrite
-	(*PathChange)(nil),              // 39: weir.proxy.v1.PathChange
-	(*Mirror)(nil),                  // 40: weir.proxy.v1.Mirror
-	(*CORS)(nil),                    // 41: weir.proxy.v1.CORS
-	(*Retry)(nil),                   // 42: weir.proxy.v1.Retry
-	(*Policy)(nil),                  // 43: weir.proxy.v1.Policy
-	(*RateLimit)(nil),               // 44: weir.proxy.v1.RateLimit
-	(*FromProxy)(nil),               // 45: weir.proxy.v1.FromProxy
-	(*Subscribe)(nil),               // 46: weir.proxy.v1.Subscribe
-	(*Unsubscribe)(nil),             // 47: weir.proxy.v1.Unsubscribe
-	(*Ack)(nil),                     // 48: weir.proxy.v1.Ack
-	(*Nack)(nil),                    // 49: weir.proxy.v1.Nack
-	(*AccessLogs)(nil),              // 50: weir.proxy.v1.AccessLogs
-	(*Metrics)(nil),                 // 51: weir.proxy.v1.Metrics
-	(*MetricsAck)(nil),              // 52: weir.proxy.v1.MetricsAck
-	(*Peers)(nil),                   // 53: weir.proxy.v1.Peers
-	(*Traffic)(nil),                 // 54: weir.proxy.v1.Traffic
-	(*Open)(nil),                    // 55: weir.proxy.v1.Open
-	(*Endpoints)(nil),               // 56: weir.proxy.v1.Endpoints
-	(*Ejections)(nil),               // 57: weir.proxy.v1.Ejections
-	(*Decisions)(nil),               // 58: weir.proxy.v1.Decisions
-	(*Histogram)(nil),               // 59: weir.proxy.v1.Histogram
-	nil,                             // 60: weir.proxy.v1.ProxyConfig.InboundEntry
-	nil,                             // 61: weir.proxy.v1.Subscribe.VersionsEntry
+	(PeerMode)(0),                   // 0: weir.proxy.v1.PeerMode
+	(Protocol)(0),                   // 1: weir.proxy.v1.Protocol
+	(Direction)(0),                  // 2: weir.proxy.v1.Direction
+	(LaunchReply_Stage)(0),          // 3: weir.proxy.v1.LaunchReply.Stage
+	(AuthorizationPolicy_Action)(0), // 4: weir.proxy.v1.AuthorizationPolicy.Action
+	(Routes_Kind)(0),                // 5: weir.proxy.v1.Routes.Kind
+	(Path_Kind)(0),                  // 6: weir.proxy.v1.Path.Kind
+	(Policy_Algorithm)(0),           // 7: weir.proxy.v1.Policy.Algorithm
+	(Policy_HashSource)(0),          // 8: weir.proxy.v1.Policy.HashSource
+	(Decisions_Verdict)(0),          // 9: weir.proxy.v1.Decisions.Verdict
+	(*Launch)(nil),                  // 10: weir.proxy.v1.Launch
+	(*Listener)(nil),                // 11: weir.proxy.v1.Listener
+	(*LaunchReply)(nil),             // 12: weir.proxy.v1.LaunchReply
+	(*ToProxy)(nil),                 // 13: weir.proxy.v1.ToProxy
+	(*Update)(nil),                  // 14: weir.proxy.v1.Update
+	(*Resource)(nil),                // 15: weir.proxy.v1.Resource
+	(*ProxyConfig)(nil),             // 16: weir.proxy.v1.ProxyConfig
+	(*Authorization)(nil),           // 17: weir.proxy.v1.Authorization
+	(*AuthorizationPolicy)(nil),     // 18: weir.proxy.v1.AuthorizationPolicy
+	(*AuthorizationRule)(nil),       // 19: weir.proxy.v1.AuthorizationRule
+	(*Sources)(nil),                 // 20: weir.proxy.v1.Sources
+	(*Source)(nil),                  // 21: weir.proxy.v1.Source
+	(*RequestConditions)(nil),       // 22: weir.proxy.v1.RequestConditions
+	(*PathCondition)(nil),           // 23: weir.proxy.v1.PathCondition
+	(*PortRange)(nil),               // 24: weir.proxy.v1.PortRange
+	(*Destination)(nil),             // 25: weir.proxy.v1.Destination
+	(*Endpoint)(nil),                // 26: weir.proxy.v1.Endpoint
+	(*Routes)(nil),                  // 27: weir.proxy.v1.Routes
+	(*Match)(nil),                   // 28: weir.proxy.v1.Match
+	(*Path)(nil),                    // 29: weir.proxy.v1.Path
+	(*GRPCMethod)(nil),              // 30: weir.proxy.v1.GRPCMethod
+	(*Value)(nil),                   // 31: weir.proxy.v1.Value
+	(*Rule)(nil),                    // 32: weir.proxy.v1.Rule
+	(*WeightedBackend)(nil),         // 33: weir.proxy.v1.WeightedBackend
+	(*Backend)(nil),                 // 34: weir.proxy.v1.Backend
+	(*Filters)(nil),                 // 35: weir.proxy.v1.Filters
+	(*HeaderChange)(nil),            // 36: weir.proxy.v1.HeaderChange
+	(*Header)(nil),                  // 37: weir.proxy.v1.Header
+	(*Redirect)(nil),                // 38: weir.proxy.v1.Redirect
+	(*Rewrite)(nil),                 // 39: weir.proxy.v1.Rewrite
+	(*PathChange)(nil),              // 40: weir.proxy.v1.PathChange
+	(*Mirror)(nil),                  // 41: weir.proxy.v1.Mirror
+	(*CORS)(nil),                    // 42: weir.proxy.v1.CORS
+	(*Retry)(nil),                   // 43: weir.proxy.v1.Retry
+	(*Policy)(nil),                  // 44: weir.proxy.v1.Policy
+	(*RateLimit)(nil),               // 45: weir.proxy.v1.RateLimit
+	(*FromProxy)(nil),               // 46: weir.proxy.v1.FromProxy
+	(*Subscribe)(nil),               // 47: weir.proxy.v1.Subscribe
+	(*Unsubscribe)(nil),             // 48: weir.proxy.v1.Unsubscribe
+	(*Ack)(nil),                     // 49: weir.proxy.v1.Ack
+	(*Nack)(nil),                    // 50: weir.proxy.v1.Nack
+	(*AccessLogs)(nil),              // 51: weir.proxy.v1.AccessLogs
+	(*Metrics)(nil),                 // 52: weir.proxy.v1.Metrics
+	(*MetricsAck)(nil),              // 53: weir.proxy.v1.MetricsAck
+	(*Peers)(nil),                   // 54: weir.proxy.v1.Peers
+	(*Traffic)(nil),                 // 55: weir.proxy.v1.Traffic
+	(*Open)(nil),                    // 56: weir.proxy.v1.Open
+	(*Endpoints)(nil),               // 57: weir.proxy.v1.Endpoints
+	(*Ejections)(nil),               // 58: weir.proxy.v1.Ejections
+	(*Decisions)(nil),               // 59: weir.proxy.v1.Decisions
+	(*Histogram)(nil),               // 60: weir.proxy.v1.Histogram
+	nil,                             // 61: weir.proxy.v1.ProxyConfig.InboundEntry
+	nil,                             // 62: weir.proxy.v1.ProxyConfig.PeersByPortEntry
+	nil,                             // 63: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
-	10, // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
-	2,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
-	10, // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
-	13, // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
-	52, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
-	14, // 5: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
-	15, // 6: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
-	24, // 7: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
-	23, // 8: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
-	60, // 9: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
-	16, // 10: weir.proxy.v1.ProxyConfig.authorization:type_name -> weir.proxy.v1.Authorization
-	17, // 11: weir.proxy.v1.Authorization.policies:type_name -> weir.proxy.v1.AuthorizationPolicy
-	3,  // 12: weir.proxy.v1.AuthorizationPolicy.action:type_name -> weir.proxy.v1.AuthorizationPolicy.Action
-	18, // 13: weir.proxy.v1.AuthorizationPolicy.rules:type_name -> weir.proxy.v1.AuthorizationRule
-	19, // 14: weir.proxy.v1.AuthorizationRule.sources:type_name -> weir.proxy.v1.Sources
-	21, // 15: weir.proxy.v1.AuthorizationRule.http:type_name -> weir.proxy.v1.RequestConditions
-	20, // 16: weir.proxy.v1.Sources.sources:type_name -> weir.proxy.v1.Source
-	22, // 17: weir.proxy.v1.RequestConditions.paths:type_name -> weir.proxy.v1.PathCondition
-	36, // 18: weir.proxy.v1.RequestConditions.headers:type_name -> weir.proxy.v1.Header
-	25, // 19: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
-	0,  // 20: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
-	43, // 21: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
-	26, // 22: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
-	4,  // 23: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
-	27, // 24: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
-	31, // 25: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
-	28, // 26: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
-	29, // 27: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
-	30, // 28: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
-	30, // 29: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
-	5,  // 30: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
-	34, // 31: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
-	32, // 32: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
-	42, // 33: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
-	33, // 34: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
-	34, // 35: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
-	25, // 36: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
-	0,  // 37: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
-	43, // 38: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
-	35, // 39: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
-	35, // 40: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
-	37, // 41: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
-	38, // 42: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
-	40, // 43: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
-	41, // 44: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
-	36, // 45: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
-	36, // 46: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
-	39, // 47: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
-	39, // 48: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
-	33, // 49: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
-	6,  // 50: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
-	7,  // 51: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
-	42, // 52: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
-	44, // 53: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
-	46, // 54: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
-	47, // 55: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
-	48, // 56: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
-	49, // 57: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
-	51, // 58: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
-	50, // 59: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
-	61, // 60: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	1,  // 61: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
-	54, // 62: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
-	55, // 63: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
-	56, // 64: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
-	57, // 65: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
-	59, // 66: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
-	59, // 67: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
-	58, // 68: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
-	1,  // 69: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
-	53, // 70: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
-	59, // 71: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
-	53, // 72: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
-	53, // 73: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
-	53, // 74: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
-	53, // 75: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
-	8,  // 76: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
-	43, // 77: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
-	12, // 78: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	45, // 79: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	79, // [79:80] is the sub-list for method output_type
-	78, // [78:79] is the sub-list for method input_type
-	78, // [78:78] is the sub-list for extension type_name
-	78, // [78:78] is the sub-list for extension extendee
-	0,  // [0:78] is the sub-list for field type_name
+	11, // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
+	3,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
+	11, // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
+	14, // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
+	53, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
+	15, // 5: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
+	16, // 6: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
+	25, // 7: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
+	24, // 8: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
+	61, // 9: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
+	17, // 10: weir.proxy.v1.ProxyConfig.authorization:type_name -> weir.proxy.v1.Authorization
+	0,  // 11: weir.proxy.v1.ProxyConfig.peers:type_name -> weir.proxy.v1.PeerMode
+	62, // 12: weir.proxy.v1.ProxyConfig.peers_by_port:type_name -> weir.proxy.v1.ProxyConfig.PeersByPortEntry
+	18, // 13: weir.proxy.v1.Authorization.policies:type_name -> weir.proxy.v1.AuthorizationPolicy
+	4,  // 14: weir.proxy.v1.AuthorizationPolicy.action:type_name -> weir.proxy.v1.AuthorizationPolicy.Action
+	19, // 15: weir.proxy.v1.AuthorizationPolicy.rules:type_name -> weir.proxy.v1.AuthorizationRule
+	20, // 16: weir.proxy.v1.AuthorizationRule.sources:type_name -> weir.proxy.v1.Sources
+	22, // 17: weir.proxy.v1.AuthorizationRule.http:type_name -> weir.proxy.v1.RequestConditions
+	21, // 18: weir.proxy.v1.Sources.sources:type_name -> weir.proxy.v1.Source
+	23, // 19: weir.proxy.v1.RequestConditions.paths:type_name -> weir.proxy.v1.PathCondition
+	37, // 20: weir.proxy.v1.RequestConditions.headers:type_name -> weir.proxy.v1.Header
+	26, // 21: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
+	1,  // 22: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
+	44, // 23: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
+	27, // 24: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
+	5,  // 25: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
+	28, // 26: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
+	32, // 27: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
+	29, // 28: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
+	30, // 29: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
+	31, // 30: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
+	31, // 31: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
+	6,  // 32: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
+	35, // 33: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
+	33, // 34: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
+	43, // 35: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
+	34, // 36: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
+	35, // 37: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
+	26, // 38: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
+	1,  // 39: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
+	44, // 40: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
+	36, // 41: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
+	36, // 42: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
+	38, // 43: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
+	39, // 44: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
+	41, // 45: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
+	42, // 46: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
+	37, // 47: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
+	37, // 48: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
+	40, // 49: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
+	40, // 50: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
+	34, // 51: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
+	7,  // 52: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
+	8,  // 53: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
+	43, // 54: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
+	45, // 55: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
+	47, // 56: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
+	48, // 57: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
+	49, // 58: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
+	50, // 59: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
+	52, // 60: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
+	51, // 61: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
+	63, // 62: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	2,  // 63: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
+	55, // 64: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
+	56, // 65: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
+	57, // 66: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
+	58, // 67: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
+	60, // 68: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
+	60, // 69: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
+	59, // 70: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
+	2,  // 71: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
+	54, // 72: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
+	60, // 73: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
+	54, // 74: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
+	54, // 75: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
+	54, // 76: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
+	54, // 77: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
+	9,  // 78: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
+	44, // 79: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
+	0,  // 80: weir.proxy.v1.ProxyConfig.PeersByPortEntry.value:type_name -> weir.proxy.v1.PeerMode
+	13, // 81: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	46, // 82: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	82, // [82:83] is the sub-list for method output_type
+	81, // [81:82] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -4897,8 +4998,8 @@ func file_agent_proxypb_proxy_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   53,
+			NumEnums:      10,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,7 +22,7 @@ func whole(t *testing.T, expression string) *route.Regexp {
 }
 
 func TestADestinationIsReadAsItWasWritten(t *testing.T) {
-	endpoints := []route.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.7:8080"), Pod: "shop/back-1", Workload: "shop/back"}}
+	endpoints := []route.Endpoint{{Addr: netip.MustParseAddrPort("10.0.0.7:8080"), Pod: "shop/back-1", Workload: "shop/back", Identity: "spiffe://cluster.local/ns/shop/sa/back"}}
 	policy := &route.Policy{
 		Name: "shop/back", Balance: route.ConsistentHash, HashOn: route.HashCookie, HashName: "session",
 		SlowStart: time.Second, Affinity: time.Hour, Ejection: route.Ejection{Failures: -1, Base: time.Minute, MaxPercent: 20},
@@ -44,7 +44,7 @@ func TestADestinationIsReadAsItWasWritten(t *testing.T) {
 		Invalid: true,
 	}
 	want := route.Destination{
-		Service: "shop/back", Endpoints: endpoints, Protocol: route.HTTP2, Policy: policy,
+		Service: "shop/back", Endpoints: endpoints, Protocol: route.HTTP2, Policy: policy, Identity: "spiffe://cluster.local/ns/shop/sa/pod",
 		Routes: &route.Routes{
 			Kind: route.HTTPRoute,
 			Matches: []route.Match{
@@ -91,6 +91,8 @@ func TestADestinationThatCannotBeIsRefused(t *testing.T) {
 		"missing closing":          {Service: "a/b", Routes: &Routes{Kind: Routes_HTTP_ROUTE, Rules: []*Rule{{}}, Matches: []*Match{{Path: &Path{Kind: Path_REGEXP, Value: "("}}}}},
 		"at most 1024":             {Service: "a/b", Routes: &Routes{Kind: Routes_HTTP_ROUTE, Rules: []*Rule{{}}, Matches: []*Match{{Headers: []*Value{{Regexp: true, Value: strings.Repeat("a", 2000)}}}}}},
 		"0 rules of a TCPRoute":    {Service: "a/b", Routes: &Routes{Kind: Routes_TCP_ROUTE}},
+		"is no SPIFFE ID":          {Service: "a/b", Endpoints: []*Endpoint{{Address: "10.0.0.1:1", Identity: "ns/a/sa/b"}}},
+		"\"b\" is no SPIFFE ID":    {Identity: "b"},
 		"protocol 9":               {Service: "a/b", Protocol: 9},
 		"share of 1 in 0":          {Service: "a/b", Routes: &Routes{Kind: Routes_HTTP_ROUTE, Rules: []*Rule{{Filters: &Filters{Mirrors: []*Mirror{{Numerator: 1}}}}}}},
 		"redirect with status 200": {Service: "a/b", Routes: &Routes{Kind: Routes_HTTP_ROUTE, Rules: []*Rule{{Filters: &Filters{Redirect: &Redirect{Status: 200}}}}}},

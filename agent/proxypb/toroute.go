@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/weirmesh/weir/proxy/route"
@@ -17,6 +18,7 @@ func (x *Destination) ToDestination() (route.Destination, error) {
 	out := route.Destination{
 		Service: x.GetService(), Endpoints: r.endpoints(x.GetEndpoints()), Protocol: r.protocol(x.GetProtocol()),
 		Policy: r.policy(x.GetPolicy()), Routes: r.routes(x.GetRoutes()),
+		Identity: r.identity(x.GetIdentity()),
 	}
 	if out.Service == "" && (len(out.Endpoints) > 0 || out.Routes != nil) {
 		r.fail("endpoints or routes without a Service")
@@ -35,6 +37,24 @@ func (x *ProxyConfig) ToInbound() (map[uint16]*route.Policy, error) {
 		out[uint16(r.upTo(port, math.MaxUint16))] = r.policy(p)
 	}
 	return out, r.err
+}
+
+// ToPeers reads what callers must come with: on any port, and by port where that is
+// something else. An error names what cannot be.
+func (x *ProxyConfig) ToPeers() (route.PeerMode, map[uint16]route.PeerMode, error) {
+	var r reader
+	out := make(map[uint16]route.PeerMode, len(x.GetPeersByPort()))
+	for port, mode := range x.GetPeersByPort() {
+		out[uint16(r.upTo(port, math.MaxUint16))] = r.peers(mode)
+	}
+	return r.peers(x.GetPeers()), out, r.err
+}
+
+func (r *reader) peers(mode PeerMode) route.PeerMode {
+	if mode < 0 || mode > PeerMode_DISABLE {
+		r.fail("peer mode %d", mode)
+	}
+	return route.PeerMode(mode)
 }
 
 // reader keeps the first error.
@@ -56,8 +76,16 @@ func (r *reader) endpoints(in []*Endpoint) []route.Endpoint {
 			r.fail("endpoint %s cannot be dialled", addr)
 		}
 		// Connections' addresses are compared with these.
-		return route.Endpoint{Addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), Pod: e.GetPod(), Workload: e.GetWorkload()}
+		return route.Endpoint{Addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), Pod: e.GetPod(), Workload: e.GetWorkload(), Identity: r.identity(e.GetIdentity())}
 	})
+}
+
+// identity is empty, or a SPIFFE ID.
+func (r *reader) identity(id string) string {
+	if id != "" && !strings.HasPrefix(id, "spiffe://") {
+		r.fail("identity %q is no SPIFFE ID", id)
+	}
+	return id
 }
 
 func (r *reader) protocol(p Protocol) route.Protocol {

@@ -67,6 +67,8 @@ type proxyConfig struct {
 	opaque  []portRange
 	inbound map[uint16]*route.Policy // by the application's port
 	authz   *authz.Set
+	peers   route.PeerMode
+	byPort  map[uint16]route.PeerMode // where it is not peers
 }
 
 // portRange is first to last, both included.
@@ -127,6 +129,19 @@ func (s *Store) Inbound(port uint16) *route.Policy {
 
 // Authorization are the policies that govern the pod; nil: none.
 func (s *Store) Authorization() *authz.Set { return s.authz.Load() }
+
+// Peers is what the application's port demands of its callers.
+func (s *Store) Peers(port uint16) route.PeerMode {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.config == nil {
+		return route.Strict
+	}
+	if mode, ok := s.config.byPort[port]; ok {
+		return mode
+	}
+	return s.config.peers
+}
 
 // Destination says what addr stands for. The first to ask subscribes to it; all
 // wait together, at most 5 s. Without an answer an address outside the mesh's

@@ -106,6 +106,9 @@ func parseConfig(msg *proxypb.ProxyConfig) (*proxyConfig, error) {
 	if out.authz, err = msg.GetAuthorization().ToSet(); err != nil {
 		return nil, fmt.Errorf("authorization: %w", err)
 	}
+	if out.peers, out.byPort, err = msg.ToPeers(); err != nil {
+		return nil, fmt.Errorf("peers: %w", err)
+	}
 	return out, nil
 }
 

@@ -20,6 +20,7 @@ type Destination struct {
 	Protocol  Protocol   // what the Service's port is declared to carry
 	Policy    *Policy    // of the Service; nil: defaults
 	Routes    *Routes    // what governs the Service's port; nil: no route is attached
+	Identity  string     // Endpoint.Identity of what is no Service
 }
 
 // Backend is the Service's port itself: where everything goes that no route
@@ -33,7 +34,22 @@ type Endpoint struct {
 	Addr     netip.AddrPort
 	Pod      string // "namespace/name", empty if unknown
 	Workload string // "namespace/name" of what the pod is one of, empty if unknown
+	Identity string // SPIFFE ID that it has to show, by mTLS; empty: it is spoken to in plain
 }
+
+// PeerMode is what a port demands of its callers, as PeerAuthentication says.
+type PeerMode uint8
+
+// The modes.
+const (
+	// Permissive takes mTLS and plain connections.
+	Permissive PeerMode = iota
+	// Strict refuses plain ones.
+	Strict
+	// Disable has callers come in plain, and waits for nothing else. One that has not
+	// heard of it yet is taken as it comes.
+	Disable
+)
 
 // Protocol is what a port is declared to carry, by its appProtocol or its name.
 type Protocol uint8
