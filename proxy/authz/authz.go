@@ -18,6 +18,11 @@
 // one.
 package authz
 
+import (
+	"slices"
+	"strings"
+)
+
 // Identity is a workload's SPIFFE ID, by its parts:
 // spiffe://<trust domain>/ns/<namespace>/sa/<service account>. The zero value is of
 // nobody who is known: a peer in plaintext.
@@ -34,6 +39,16 @@ func (i Identity) String() string {
 		return ""
 	}
 	return "spiffe://" + i.TrustDomain + "/ns/" + i.Namespace + "/sa/" + i.ServiceAccount
+}
+
+// ParseIdentity is the inverse of String. What is no workload's ID is nobody's.
+func ParseIdentity(id string) Identity {
+	rest, ok := strings.CutPrefix(id, "spiffe://")
+	parts := strings.Split(rest, "/")
+	if !ok || len(parts) != 5 || parts[1] != "ns" || parts[3] != "sa" || slices.Contains(parts, "") {
+		return Identity{}
+	}
+	return Identity{TrustDomain: parts[0], Namespace: parts[2], ServiceAccount: parts[4]}
 }
 
 // NoPolicy is in place of a policy's name where none allowed a request.

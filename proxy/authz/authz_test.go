@@ -255,3 +255,18 @@ func TestADecisionAllocatesNothing(t *testing.T) {
 		}
 	}
 }
+
+func TestAnIdentityIsReadAsItIsWritten(t *testing.T) {
+	id := Identity{TrustDomain: "cluster.local", Namespace: "shop", ServiceAccount: "front"}
+	if got := ParseIdentity(id.String()); got != id {
+		t.Errorf("%q is read as %+v", id, got)
+	}
+	for _, text := range []string{
+		"", "spiffe://", "https://cluster.local/ns/shop/sa/front", "spiffe://cluster.local/ns/shop/sa/", "spiffe:///ns/shop/sa/front",
+		"spiffe://cluster.local/ns/shop/sa/front/", "spiffe://cluster.local/ns//sa/front", "spiffe://cluster.local/sa/shop/ns/front", "spiffe://cluster.local/ns/shop",
+	} {
+		if got := ParseIdentity(text); got.Known() {
+			t.Errorf("%q is read as %+v", text, got)
+		}
+	}
+}

@@ -21,6 +21,7 @@ import (
 type conn struct {
 	nc    net.Conn
 	raw   syscall.RawConn // nil: nc is no socket
+	over  direct          // what is on the socket; nil: the frames themselves, or there is none
 	role  role
 	times Timeouts
 
@@ -80,15 +81,17 @@ type role interface {
 func (c *conn) init(nc net.Conn, head []byte, role role, times Timeouts) {
 	c.nc, c.role, c.times = nc, role, times.withDefaults()
 	keepAlive(nc)
-	// A socket, whatever it is wrapped in; TLS has none to offer.
+	// A socket, whatever it is wrapped in; crypto/tls has none to offer.
 	if socket, ok := nc.(syscall.Conn); ok {
 		if raw, err := socket.SyscallConn(); err == nil {
 			c.raw = raw
+			c.over, _ = nc.(direct)
 		}
 	}
-	c.now.try = c.now.write
+	c.now.over, c.now.try = c.over, c.now.write
 	c.stopped.L = &c.mu
 	c.in = newInput(nc, c.raw, head, c.flushRead)
+	c.in.over = c.over
 	c.newFramer()
 	c.block.init()
 	c.encoder = hpack.NewEncoder(&c.out)
@@ -97,6 +100,15 @@ func (c *conn) init(nc net.Conn, head []byte, role role, times Timeouts) {
 	c.sendWindow, c.peerWindow = defaultWindow, defaultWindow
 	c.recvWindow, c.ownWindow = connWindow, defaultWindow
 	c.shared = sharedWindow
+}
+
+// direct is a connection on a socket that it fills in a way of its own, as TLS does.
+// ReadNow and WriteNow are those of package sock, for who holds the socket. What
+// WriteNow took may be Unsent: it sends that before anything else, and so does Write.
+type direct interface {
+	ReadNow([]byte) (int, error)
+	WriteNow([]byte) (int, error)
+	Unsent() bool
 }
 
 func (c *conn) newFramer() {

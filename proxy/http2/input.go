@@ -33,6 +33,7 @@ func (b *buffer) put() {
 type input struct {
 	src     io.Reader
 	raw     syscall.RawConn // nil: src is no socket
+	over    direct          // conn's
 	waiting func()          // called before a read that may block
 
 	buf *buffer
@@ -113,11 +114,18 @@ func (in *input) fill() error {
 	return err
 }
 
+func (in *input) now(fd uintptr, p []byte) (int, error) {
+	if in.over != nil {
+		return in.over.ReadNow(p)
+	}
+	return sock.Read(fd, p)
+}
+
 // readNow reads what a socket has, and reports false when it has nothing yet.
 func (in *input) readNow(fd uintptr) bool {
 	buf := getBuffer()
 	for {
-		n, err := sock.Read(fd, buf.b[:cap(buf.b)])
+		n, err := in.now(fd, buf.b[:cap(buf.b)])
 		switch {
 		case n > 0:
 			buf.b = buf.b[:n]

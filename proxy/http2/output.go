@@ -175,7 +175,7 @@ func (c *conn) flush(t *Turn) {
 			return
 		}
 		c.out.sent += uint64(n)
-		if n < len(out.b) && !c.dead {
+		if (n < len(out.b) || c.now.unsent()) && !c.dead {
 			c.out.inFlight = len(out.b) - n
 			c.drains++
 			go c.drain(out, n)
@@ -208,15 +208,26 @@ func (c *conn) writeNow(p []byte) (int, error) {
 // nowWriter is one attempt to write to a socket. Whoever has set output.writing
 // may use it.
 type nowWriter struct {
-	p   []byte
-	n   int
-	err error
-	try func(fd uintptr) bool // write, an allocation less
+	over direct // conn's
+	p    []byte
+	n    int
+	err  error
+	try  func(fd uintptr) bool // write, an allocation less
+}
+
+// unsent reports whether something that was written is not with the socket.
+func (w *nowWriter) unsent() bool { return w.over != nil && w.over.Unsent() }
+
+func (w *nowWriter) now(fd uintptr, p []byte) (int, error) {
+	if w.over != nil {
+		return w.over.WriteNow(p)
+	}
+	return sock.Write(fd, p)
 }
 
 func (w *nowWriter) write(fd uintptr) bool {
 	for {
-		n, err := sock.Write(fd, w.p)
+		n, err := w.now(fd, w.p)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue

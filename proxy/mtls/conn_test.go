@@ -169,7 +169,7 @@ func TestAnIdleConnectionIsSmall(t *testing.T) {
 	ca := mtlstest.NewCA(t)
 	one, other := ca.Identity(front, nil), ca.Identity(back, nil)
 	keep := make([]*mtls.Conn, 0, 2*pairs)
-	block := make([]byte, 1<<20)
+	block, got := make([]byte, 1<<20), make([]byte, 1<<20)
 	before := heap()
 	for range pairs {
 		client, server := meet(t, one, other, back)
@@ -177,7 +177,7 @@ func TestAnIdleConnectionIsSmall(t *testing.T) {
 			t.Fatal(client.err, server.err)
 		}
 		go func() { _, _ = client.conn.Write(block) }()
-		if _, err := io.ReadFull(server.conn, block); err != nil {
+		if _, err := io.ReadFull(server.conn, got); err != nil {
 			t.Fatal(err)
 		}
 		keep = append(keep, client.conn, server.conn)

@@ -16,6 +16,7 @@
 package mtls
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -76,30 +77,33 @@ func (h *Handshaker) Trust() uint64 {
 	return 0
 }
 
-// Own returns the identity, which is waited for, for at most 5 s. Errors are
-// *reason.Error, and ErrOwn: cert_unavailable, cert_expired, cert_not_yet_valid.
+// Own returns the identity, which is waited for, for at most 5 s. The error is a
+// *reason.Error, and ErrOwn: cert_unavailable.
 func (h *Handshaker) Own(ctx context.Context) (*Identity, error) {
-	id := h.Source.Current()
-	if id == nil {
-		patience := h.Patience
-		if patience == 0 {
-			patience = Patience
-		}
-		waiting, cancel := context.WithTimeout(ctx, patience)
-		defer cancel()
-		var err error
-		if id, err = h.Source.Wait(waiting); err != nil {
-			return nil, &reason.Error{Reason: reason.CertUnavailable, Err: fmt.Errorf("%w: %w", ErrOwn, err)}
-		}
+	if id := h.Source.Current(); id != nil {
+		return id, nil
 	}
+	waiting, cancel := context.WithTimeout(ctx, cmp.Or(h.Patience, Patience))
+	defer cancel()
+	id, err := h.Source.Wait(waiting)
+	if err != nil {
+		return nil, &reason.Error{Reason: reason.CertUnavailable, Err: fmt.Errorf("%w: %w", ErrOwn, err)}
+	}
+	return id, nil
+}
+
+// Valid says whether the certificate is, now: a client that does not ask first hears
+// nothing but that it is refused. (A server's clients say what is wrong with it.) The
+// error is a *reason.Error, and ErrOwn: cert_expired, cert_not_yet_valid.
+func (id *Identity) Valid() error {
 	now, leaf := time.Now(), id.Certificate.Leaf
 	switch {
 	case now.After(leaf.NotAfter):
-		return nil, &reason.Error{Reason: reason.CertExpired, Err: fmt.Errorf("%w, %s", ErrOwn, expiry(leaf))}
+		return &reason.Error{Reason: reason.CertExpired, Err: fmt.Errorf("%w, %s", ErrOwn, expiry(leaf))}
 	case now.Before(leaf.NotBefore):
-		return nil, &reason.Error{Reason: reason.CertNotYetValid, Err: fmt.Errorf("%w, %s", ErrOwn, beginning(leaf, now))}
+		return &reason.Error{Reason: reason.CertNotYetValid, Err: fmt.Errorf("%w, %s", ErrOwn, beginning(leaf, now))}
 	}
-	return id, nil
+	return nil
 }
 
 // Client shakes hands with the server of that SPIFFE ID. Errors are *reason.Error; the

@@ -12,7 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/http1"
+	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/sock"
+	"github.com/weirmesh/weir/proxy/upstream"
 )
 
 const (
@@ -30,7 +32,8 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // goroutine reads; another one may write.
 type conn struct {
 	*net.TCPConn
-	raw syscall.RawConn
+	raw    syscall.RawConn
+	secure *mtls.Conn // what the bytes go through; nil: they go as they are
 
 	lent *[bufferSize]byte // buf, if that is a buffer of the pool
 	buf  []byte            // nil: none is held
@@ -58,9 +61,46 @@ func newConn(tcp *net.TCPConn) (*conn, error) {
 	return c, raw.Control(func(fd uintptr) { c.socket = fd })
 }
 
+func newUpstreamConn(up *upstream.Conn) (*conn, error) {
+	c, err := newConn(up.TCPConn)
+	if err != nil {
+		return nil, err
+	}
+	c.secure = up.Secure
+	return c, nil
+}
+
+// take is sock.Read of what comes, decrypted if it is encrypted.
+func (c *conn) take(fd uintptr, p []byte) (int, error) {
+	if c.secure != nil {
+		return c.secure.ReadNow(p)
+	}
+	return sock.Read(fd, p)
+}
+
+// give is sock.Write of what goes, encrypted if it is to be.
+func (c *conn) give(fd uintptr, p []byte) (int, error) {
+	if c.secure != nil {
+		return c.secure.WriteNow(p)
+	}
+	return sock.Write(fd, p)
+}
+
+// unsent reports whether something that was written is not with the socket: it goes
+// with the next write, even of nothing.
+func (c *conn) unsent() bool { return c.secure != nil && c.secure.Unsent() }
+
+// CloseWrite says that nothing follows.
+func (c *conn) CloseWrite() error {
+	if c.secure != nil {
+		return c.secure.CloseWrite()
+	}
+	return c.TCPConn.CloseWrite()
+}
+
 // Write writes all of p. One goroutine at a time.
 func (c *conn) Write(p []byte) (int, error) {
-	if len(p) == 0 {
+	if len(p) == 0 && !c.unsent() {
 		return 0, nil
 	}
 	c.rest, c.failed = p, nil
@@ -75,8 +115,8 @@ func (c *conn) Write(p []byte) (int, error) {
 
 // writable writes, and reports false while there is no room for all.
 func (c *conn) writable(fd uintptr) bool {
-	for len(c.rest) > 0 {
-		n, err := sock.Write(fd, c.rest)
+	for len(c.rest) > 0 || c.unsent() {
+		n, err := c.give(fd, c.rest)
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
@@ -218,7 +258,7 @@ func (c *conn) readable(fd uintptr) bool {
 		c.buf = c.lent[:]
 	}
 	for {
-		n, err := sock.Read(fd, c.buf[c.w:])
+		n, err := c.take(fd, c.buf[c.w:])
 		switch {
 		case n > 0:
 			c.w += n
@@ -247,7 +287,7 @@ func (c *conn) awaitReadable() error {
 	var failed error
 	err := c.raw.Read(func(fd uintptr) bool {
 		var nothing bool
-		nothing, failed = silent(fd)
+		nothing, failed = c.silent(fd)
 		return !nothing
 	})
 	return errors.Join(err, failed)
@@ -260,12 +300,15 @@ func (c *conn) quiet() bool {
 		return false
 	}
 	out := false
-	err := c.raw.Control(func(fd uintptr) { out, _ = silent(fd) })
+	err := c.raw.Control(func(fd uintptr) { out, _ = c.silent(fd) })
 	return out && err == nil
 }
 
 // silent looks without taking, but for a failure.
-func silent(fd uintptr) (bool, error) {
+func (c *conn) silent(fd uintptr) (bool, error) {
+	if c.secure != nil {
+		return c.secure.Silent()
+	}
 	var one [1]byte
 	for {
 		_, err := sock.Peek(fd, one[:])

@@ -735,7 +735,13 @@ func (h *http1Conn) finish(now time.Time) {
 // linger lets a client that is still sending read the answer: what it sends to a
 // closed connection would have the answer thrown away.
 func (h *http1Conn) linger() {
-	if h.aborted.Load() || h.accepted.CloseWrite() != nil {
+	if h.aborted.Load() {
+		return
+	}
+	if h.client.secure != nil { // it says so by writing
+		_ = h.client.SetWriteDeadline(time.Now().Add(lingering))
+	}
+	if h.client.CloseWrite() != nil {
 		return
 	}
 	h.client.readBy(time.Now().Add(lingering))
@@ -763,7 +769,7 @@ func (h *http1Conn) tunnel(up *httpUpstream) error {
 	h.client.readBy(time.Time{})
 	h.awaitNoMore(up)
 	up.readBy(time.Time{})
-	sent, received, cause := h.carry(h.accepted.TCPConn, up.dialled, h.gate(h.accepted, h.record, h.asked))
+	sent, received, cause := h.carry(h.client, up.conn, h.gate(h.accepted, h.record, h.asked))
 	h.record.sent(sent)
 	h.record.received(received)
 	if cause != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/http2"
 	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
 	"github.com/weirmesh/weir/proxy/upstream"
@@ -58,7 +59,7 @@ func (s *Server) serveHTTP2(ctx context.Context, c listen.Conn, client *conn, d 
 				c.Close() // no stream came
 			}
 		}()
-		h.own = &http2.Client{Dial: h.dialOwn(&first), Connections: ownConnections, Timeouts: http2.Timeouts{Idle: keepAlive}}
+		h.own = &http2.Client{Dial: h.dialOwn(&first, route.Endpoint{Addr: c.Original, Identity: d.Identity}), Connections: ownConnections, Timeouts: http2.Timeouts{Idle: keepAlive}}
 		defer h.own.Close()
 	} else if early != nil {
 		// Its streams may go anywhere.
@@ -68,7 +69,11 @@ func (s *Server) serveHTTP2(ctx context.Context, c listen.Conn, client *conn, d 
 	streams := &http2.Server{Handler: h.handle, Refused: h.refused, Timeouts: http2.Timeouts{Idle: keepAlive}}
 	head := append([]byte(nil), client.bytes()...)
 	client.drop()
-	h.server = streams.NewConn(c.TCPConn, head)
+	if client.secure != nil {
+		h.server = streams.NewConn(client.secure, head)
+	} else {
+		h.server = streams.NewConn(c.TCPConn, head)
+	}
 	s.watch(h)
 	defer s.unwatch(h)
 	if s.draining.Load() {
@@ -83,16 +88,16 @@ func (h *http2Conn) drain()                     { h.server.Drain() }
 
 // dialOwn dials where the connection was going; the first time it is there already,
 // if it was early.
-func (h *http2Conn) dialOwn(first *atomic.Pointer[upstream.Conn]) func(context.Context) (net.Conn, error) {
+func (h *http2Conn) dialOwn(first *atomic.Pointer[upstream.Conn], endpoint route.Endpoint) func(context.Context) (net.Conn, error) {
 	return func(ctx context.Context) (net.Conn, error) {
 		if c := first.Swap(nil); c != nil {
-			return c, nil
+			return stream(c), nil
 		}
-		c, err := h.dial(ctx, h.accepted, h.accepted.Original)
+		c, err := h.reach(ctx, h.accepted, endpoint)
 		if err != nil {
 			return nil, err // not c: that would be a net.Conn
 		}
-		return c, nil
+		return stream(c), nil
 	}
 }
 
@@ -269,7 +274,7 @@ func (e *http2Exchange) openAt(t *http2.Turn, endpoint route.Endpoint) {
 	if h.Config.Own(endpoint.Addr.Addr()) && !e.handOver(t, endpoint) {
 		return
 	}
-	e.open(t, h.streams.to(h.Server, backend, endpoint.Addr), endpoint)
+	e.open(t, h.streams.to(h.Server, backend, endpoint), endpoint)
 }
 
 func (e *http2Exchange) open(t *http2.Turn, client *http2.Client, endpoint route.Endpoint) {
@@ -297,7 +302,7 @@ func (e *http2Exchange) displaced(t *http2.Turn) {
 // pickWithRoom chooses one of the endpoints that have a connection with room.
 func (e *http2Exchange) pickWithRoom() (route.Endpoint, bool) {
 	h, backend := e.conn, &e.plan.backend
-	return h.balancer.Pick(backend, e.plan.key, append(h.streams.full(backend), e.tried...))
+	return h.balancer.Pick(backend, e.plan.key, append(h.streams.full(h.Server, backend), e.tried...))
 }
 
 // queue has the stream wait in line.
@@ -379,9 +384,10 @@ func (e *http2Exchange) Failed(t *http2.Turn, _ *http2.Stream, f http2.Failure) 
 	if errors.Is(f.Err, http2.ErrDial) || errors.Is(f.Err, http2.ErrBusy) {
 		e.record.unsent()
 	}
-	failure := &attemptError{cause: http2Failure(f.Err), endpoint: e.picked.addr, unsent: f.Unsent}
+	failure := &attemptError{cause: http2Failure(f.Err), endpoint: e.picked.addr, unsent: f.Unsent || errors.Is(f.Err, mtls.ErrRefused)}
+	own := errors.Is(f.Err, mtls.ErrOwn)
 	switch {
-	case errors.Is(f.Err, errNoPlace):
+	case errors.Is(f.Err, errNoPlace), own:
 		e.picked.done(balance.Unknown)
 	case errors.Is(f.Err, http2.ErrDeclined):
 		e.picked.done(balance.ServerError)
@@ -391,7 +397,7 @@ func (e *http2Exchange) Failed(t *http2.Turn, _ *http2.Stream, f http2.Failure) 
 		e.picked.done(outcome(0, failure.cause))
 	}
 	declined := errors.Is(f.Err, http2.ErrDeclined)
-	if !f.Replayable || !declined && !e.mayTry(failure) {
+	if own || !f.Replayable || !declined && !e.mayTry(failure) {
 		e.fail(t, failure.cause)
 		return true
 	}
@@ -446,6 +452,8 @@ func http2Failure(err error) *reason.Error {
 	switch {
 	case errors.As(err, &known):
 		return known
+	case errors.Is(err, mtls.ErrRefused):
+		return &reason.Error{Reason: reason.TLSRefused, Err: err}
 	case errors.Is(err, http2.ErrMalformed), errors.Is(err, http2.ErrHeaderTooLarge):
 		return &reason.Error{Reason: reason.BadResponse, Err: err}
 	case errors.Is(err, http2.ErrAttemptTimeout):
@@ -596,15 +604,15 @@ type sharedClient struct {
 const forgetClients = 64
 
 // to is the client of a backend's endpoint.
-func (c *http2Clients) to(s *Server, backend *route.Backend, addr netip.AddrPort) *http2.Client {
+func (c *http2Clients) to(s *Server, backend *route.Backend, endpoint route.Endpoint) *http2.Client {
 	now := time.Now()
-	key := upstream.Key{Addr: addr, Owner: ownerOf(backend)}
+	key := s.keyOf(ownerOf(backend), endpoint)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	client := c.by[key]
 	if client == nil {
 		c.forget(s, now)
-		client = s.newClient(key)
+		client = s.newClient(key, endpoint)
 		if c.closed {
 			client.Close()
 			return client.Client
@@ -635,8 +643,8 @@ func (c *http2Clients) forget(s *Server, now time.Time) {
 	}
 }
 
-// newClient makes one that dials where the key says.
-func (s *Server) newClient(key upstream.Key) *sharedClient {
+// newClient makes one that dials an endpoint.
+func (s *Server) newClient(key upstream.Key, endpoint route.Endpoint) *sharedClient {
 	client := &sharedClient{}
 	client.Client = &http2.Client{
 		Dial: func(ctx context.Context) (net.Conn, error) {
@@ -647,13 +655,13 @@ func (s *Server) newClient(key upstream.Key) *sharedClient {
 					return nil, errNoPlace
 				}
 			}
-			conn, err := s.dialer.Dial(ctx, key.Addr)
+			conn, err := s.reach(ctx, listen.Conn{}, endpoint)
 			if err != nil {
 				place.leave()
 				return nil, err
 			}
 			place.keep(conn)
-			return conn, nil
+			return stream(conn), nil
 		},
 		Ready:    func() { s.lines.call(key.Owner) },
 		Timeouts: http2.Timeouts{Idle: upstreamIdle},
@@ -663,13 +671,13 @@ func (s *Server) newClient(key upstream.Key) *sharedClient {
 
 // full are the endpoints of a backend that have no connection with room for a
 // stream.
-func (c *http2Clients) full(backend *route.Backend) []netip.AddrPort {
+func (c *http2Clients) full(s *Server, backend *route.Backend) []netip.AddrPort {
 	owner := ownerOf(backend)
 	out := make([]netip.AddrPort, 0, len(backend.Endpoints))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range backend.Endpoints {
-		if client := c.by[upstream.Key{Addr: e.Addr, Owner: owner}]; client == nil || !client.Room() {
+		if client := c.by[s.keyOf(owner, e)]; client == nil || !client.Room() {
 			out = append(out, e.Addr)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/poll"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
@@ -46,7 +47,7 @@ type httpUpstream struct {
 }
 
 func newHTTPUpstream(c *upstream.Conn, e route.Endpoint) (*httpUpstream, error) {
-	buffered, err := newConn(c.TCPConn)
+	buffered, err := newUpstreamConn(c)
 	if err != nil {
 		c.Close()
 		return nil, err
@@ -58,7 +59,19 @@ func newHTTPUpstream(c *upstream.Conn, e route.Endpoint) (*httpUpstream, error) 
 func (u *httpUpstream) Close() error {
 	u.unwatch()
 	u.drop()
+	if u.secure != nil {
+		u.secure.Release()
+	}
 	return u.dialled.Close()
+}
+
+// key is where the connection is kept.
+func (u *httpUpstream) key() upstream.Key {
+	key := upstream.Key{Addr: u.endpoint.Addr, Owner: u.owner}
+	if u.secure != nil {
+		key.Identity, key.Trust = u.endpoint.Identity, u.dialled.Trust
+	}
+	return key
 }
 
 // Quiet reports whether nothing has come since the last answer.
@@ -103,7 +116,10 @@ func (u *httpUpstream) timedOut() error {
 
 // failed is a failure of the connection.
 func (u *httpUpstream) failed(err error) error {
-	ended := errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
+	if u.refused(err) {
+		return &attemptError{cause: &reason.Error{Reason: reason.TLSRefused, Err: err}, endpoint: u.endpoint.Addr, unsent: true}
+	}
+	ended := errors.Is(err, io.EOF) || errors.Is(err, mtls.ErrTruncated) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE)
 	return &attemptError{
 		cause: &reason.Error{Reason: reason.UpstreamClosed, Err: err}, endpoint: u.endpoint.Addr,
 		stale: u.reused && ended && len(u.bytes()) == 0,
@@ -145,8 +161,9 @@ func (h *http1Conn) obtain(ctx context.Context, tried []netip.AddrPort, fresh bo
 		up.Close()
 	}
 	if h.plan.direct {
-		h.record.attempt(route.Endpoint{Addr: h.accepted.Original}, false)
-		return h.open(ctx, route.Endpoint{Addr: h.accepted.Original}, pick{}, place{})
+		endpoint := route.Endpoint{Addr: h.accepted.Original, Identity: h.plan.shows}
+		h.record.attempt(endpoint, false)
+		return h.open(ctx, endpoint, pick{}, place{})
 	}
 	f, ok, err := found{}, false, error(nil)
 	owner := ownerOf(&h.plan.backend)
@@ -199,7 +216,7 @@ func (h *http1Conn) find(owner upstream.Owner, tried []netip.AddrPort, fresh boo
 	}
 	f := found{endpoint: endpoint, picked: pick{&h.balancer, backend, endpoint.Addr}}
 	if !fresh {
-		if f.up = h.pooled(owner, f.picked, time.Now()); f.up != nil {
+		if f.up = h.pooled(owner, f.picked, endpoint, time.Now()); f.up != nil {
 			return f, true, nil
 		}
 	}
@@ -211,8 +228,8 @@ func (h *http1Conn) find(owner upstream.Owner, tried []netip.AddrPort, fresh boo
 
 // pooled is a connection to the endpoint that was picked which had been idle; nil:
 // there is none.
-func (h *http1Conn) pooled(owner upstream.Owner, picked pick, now time.Time) *httpUpstream {
-	up, ok := h.pool.Get(upstream.Key{Addr: picked.addr, Owner: owner}, now)
+func (h *http1Conn) pooled(owner upstream.Owner, picked pick, endpoint route.Endpoint, now time.Time) *httpUpstream {
+	up, ok := h.pool.Get(h.keyOf(owner, endpoint), now)
 	if !ok {
 		return nil
 	}
@@ -253,7 +270,7 @@ func (h *http1Conn) open(ctx context.Context, endpoint route.Endpoint, picked pi
 		ctx, cancel = context.WithDeadline(ctx, limit)
 		defer cancel()
 	}
-	c, err := h.dial(ctx, h.accepted, endpoint.Addr)
+	c, err := h.reach(ctx, h.accepted, endpoint)
 	if err != nil {
 		place.leave()
 		var failure *reason.Error
@@ -297,7 +314,7 @@ func (h *http1Conn) giveBack(now time.Time) {
 	case up.spent || len(up.bytes()) > 0 || up.dialled.Looped():
 		up.Close()
 	case up.shared:
-		h.pool.Put(upstream.Key{Addr: up.endpoint.Addr, Owner: up.owner}, up, now)
+		h.pool.Put(up.key(), up, now)
 		h.lines.call(up.owner)
 	case h.last:
 		up.Close()

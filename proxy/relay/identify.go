@@ -51,6 +51,19 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 		if early, picked, err = s.overture(ctx, c, client, d, r); err != nil {
 			return 0, err
 		}
+		if s.saysHello(c, client) {
+			if early != nil {
+				early.Close()
+				picked.done(balance.Unknown)
+			}
+			if err := s.meet(ctx, &c, client); err != nil {
+				return 0, err
+			}
+			if client.secure != nil {
+				return s.identify(ctx, c, client, d, r)
+			}
+			early, picked = nil, pick{}
+		}
 		if len(client.bytes()) > 0 {
 			protocol = s.look(client, time.Now().Add(sniffTimeout))
 		}
@@ -85,6 +98,9 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 // connection if one was opened; the client's bytes are in its buffer if it was the
 // client.
 func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (*upstream.Conn, pick, error) {
+	if len(client.bytes()) > 0 {
+		return nil, pick{}, nil
+	}
 	err := client.tryFill()
 	switch {
 	case err == nil, errors.Is(err, io.EOF):
@@ -108,7 +124,7 @@ func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d ro
 // awaitEither returns when one of them has something to say; the client's bytes
 // are in its buffer then. A failure of one is a *reason.Error.
 func awaitEither(client *conn, up *upstream.Conn) error {
-	server, err := newConn(up.TCPConn)
+	server, err := newUpstreamConn(up)
 	if err != nil {
 		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 	}

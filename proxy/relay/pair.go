@@ -2,19 +2,20 @@ package relay
 
 import (
 	"errors"
-	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/reason"
 )
 
 // pair is a client's connection joined to an upstream's. Each end sees the other
 // as it is: what it sends, that it has finished sending, and that it broke off.
 type pair struct {
-	client, upstream *net.TCPConn
+	client, upstream *conn
 	pipes            *pipes
 	gate             gate
 
@@ -44,17 +45,30 @@ func (p *pair) join() (uint64, uint64, *reason.Error) {
 	return sent, received, p.cause
 }
 
-func (p *pair) upward(m *pump, done chan<- uint64) {
+// mover moves the bytes of one direction.
+type mover interface {
+	// run moves them until the source ends, and half-closes the destination. It returns
+	// their number; with an error, whether it was the source that failed.
+	run() (uint64, bool, error)
+	// awaitReset looks after a source that has ended.
+	awaitReset() error
+	source() syscall.RawConn
+}
+
+func (p *pair) upward(m mover, done chan<- uint64) {
 	done <- p.direction(m, reason.ClientGone, reason.UpstreamClosed)
 }
 
-func (p *pair) pump(dst, src *net.TCPConn) (*pump, error) {
-	out, err := newPump(dst, src, p.pipes)
-	if err != nil {
-		return nil, err
+func (p *pair) pump(dst, src *conn) (mover, error) {
+	var out mover = &copier{src: src, dst: dst}
+	if src.secure == nil && dst.secure == nil {
+		var err error
+		if out, err = newPump(dst.TCPConn, src.TCPConn, p.pipes); err != nil {
+			return nil, err
+		}
 	}
 	var failed error
-	err = out.rawSrc.Control(func(fd uintptr) {
+	err := out.source().Control(func(fd uintptr) {
 		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 	})
 	return out, errors.Join(err, failed)
@@ -62,7 +76,7 @@ func (p *pair) pump(dst, src *net.TCPConn) (*pump, error) {
 
 // direction moves bytes from one end to the other. When they have ended it stays
 // for a reset of its source, which nobody else would notice.
-func (p *pair) direction(m *pump, sourceFailed, destinationFailed reason.Reason) uint64 {
+func (p *pair) direction(m mover, sourceFailed, destinationFailed reason.Reason) uint64 {
 	moved, fromSource, err := m.run()
 	switch {
 	case err != nil && fromSource:
@@ -104,9 +118,12 @@ func (p *pair) abort(r reason.Reason, err error) {
 	if p.cause != nil || p.finished == 2 {
 		return
 	}
+	if errors.Is(err, mtls.ErrRefused) {
+		r = reason.TLSRefused
+	}
 	p.cause = &reason.Error{Reason: r, Err: err}
 	past := time.Unix(1, 0)
-	for _, c := range []*net.TCPConn{p.client, p.upstream} {
+	for _, c := range []*conn{p.client, p.upstream} {
 		_ = c.SetLinger(0)
 		_ = c.SetDeadline(past)
 	}

@@ -34,7 +34,8 @@ type message interface {
 
 // plan is what is to become of one request.
 type plan struct {
-	direct  bool // it goes where it was going
+	direct  bool   // it goes where it was going
+	shows   string // the SPIFFE ID that what is there has to show
 	backend route.Backend
 	retry   *route.Retry
 	answer  *answer // in place of an endpoint's; nil: there is none
@@ -93,7 +94,7 @@ func (p *plan) make(s *Server, c listen.Conn, d route.Destination, m message, r 
 	r.of(s, m)
 	now := time.Now()
 	r.decided(now, d)
-	p.direct, p.backend = own(c, d), d.Backend()
+	p.direct, p.shows, p.backend = own(c, d), d.Identity, d.Backend()
 	if d.Routes != nil && d.Routes.Kind != route.TCPRoute {
 		if err := p.route(d.Routes, c, m, r); err != nil || p.answer != nil {
 			return err

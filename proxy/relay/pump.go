@@ -198,11 +198,15 @@ func (p *pump) release() {
 	p.pipes.put(p.pipe)
 }
 
-// awaitReset returns when the source, which has ended, is reset after all or
-// lost, with what happened, or when its read deadline passes, with nil.
-func (p *pump) awaitReset() error {
+func (p *pump) awaitReset() error { return awaitReset(p.rawSrc) }
+
+func (p *pump) source() syscall.RawConn { return p.rawSrc }
+
+// awaitReset returns when a source that has ended is reset after all or lost, with
+// what happened, or when its read deadline passes, with nil.
+func awaitReset(source syscall.RawConn) error {
 	var happened error
-	err := p.rawSrc.Read(func(fd uintptr) bool {
+	err := source.Read(func(fd uintptr) bool {
 		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		switch {
 		case err != nil:

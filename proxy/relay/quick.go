@@ -298,7 +298,7 @@ func (h *http1Conn) quickRequest() bool {
 		h.rest = h.up.writeNow(h.rest)
 		h.record.sent(uint64(before - len(h.rest)))
 	}
-	if len(h.rest) > 0 { // for want of room, or a failure, which the goroutine meets again
+	if len(h.rest) > 0 || h.up.unsent() { // for want of room, or a failure, which the goroutine meets again
 		h.handOver(atSending)
 		return false
 	}
@@ -364,7 +364,7 @@ func (h *http1Conn) reuse() *httpUpstream {
 		picked.done(balance.Unknown)
 		return nil
 	}
-	up := h.pooled(owner, picked, h.record.accepted)
+	up := h.pooled(owner, picked, endpoint, h.record.accepted)
 	if up == nil {
 		picked.done(balance.Unknown)
 	}
@@ -412,7 +412,7 @@ func (h *http1Conn) quickPass() bool {
 		h.rest = h.client.writeNow(h.rest)
 		h.record.received(uint64(before - len(h.rest)))
 	}
-	if len(h.rest) > 0 {
+	if len(h.rest) > 0 || h.client.unsent() {
 		h.handOver(atPassing)
 		return false
 	}

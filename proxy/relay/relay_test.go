@@ -34,6 +34,7 @@ type fakeConfig struct {
 	policies    *atomic.Pointer[authz.Set] // nil: none, for good
 	service     netip.AddrPort
 	destination route.Destination
+	peers       route.PeerMode
 }
 
 func (f *fakeConfig) Ready(context.Context) error { return f.unready }
@@ -48,6 +49,7 @@ func (f *fakeConfig) Authorization() *authz.Set {
 	}
 	return f.policies.Load()
 }
+func (f *fakeConfig) Peers(uint16) route.PeerMode { return f.peers }
 func (f *fakeConfig) Known(a netip.AddrPort) (route.Destination, bool) {
 	d, _ := f.Destination(context.Background(), a)
 	return d, true

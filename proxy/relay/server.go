@@ -18,7 +18,6 @@ package relay
 import (
 	"context"
 	"errors"
-	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -27,6 +26,7 @@ import (
 	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
 	"github.com/weirmesh/weir/proxy/telemetry"
@@ -44,6 +44,8 @@ type Config interface {
 	Ready(context.Context) error
 	// Own reports whether an address is the pod's.
 	Own(netip.Addr) bool
+	// Peers is what the application's port demands of its callers.
+	Peers(port uint16) route.PeerMode
 	// Opaque reports whether what goes to a port is not to be looked into.
 	Opaque(port uint16) bool
 	// Inbound is the policy that holds for callers of the application's port; nil: none.
@@ -70,6 +72,12 @@ type Server struct {
 
 	// Head is how long a request's head may take, from its first byte on; 0: 30 s.
 	Head time.Duration
+
+	// TLS shakes hands with other proxies; nil: this one has no identity, and nobody's is
+	// known. Hello is how long an inbound client may be silent before it is taken for a
+	// plain one; 0: 100 ms.
+	TLS   *mtls.Handshaker
+	Hello time.Duration
 
 	// Begun is told of each request that goes to an endpoint, and again when it goes to
 	// another one, and of each connection that is passed on as it is; nil: nobody is.
@@ -226,6 +234,11 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 		return 0, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
 	defer client.drop()
+	if c.Direction == listen.Inbound {
+		if err := s.meet(ctx, &c, client); err != nil {
+			return 0, err
+		}
+	}
 	return s.identify(ctx, c, client, destination, r)
 }
 
@@ -253,15 +266,19 @@ func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route
 	if err := up.SetKeepAliveConfig(upstream.KeepAlive); err != nil {
 		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 	}
+	end, err := newUpstreamConn(up)
+	if err != nil {
+		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+	}
 	first := client.bytes()
 	if len(first) > 0 {
-		if _, err := up.Write(first); err != nil {
+		if _, err := end.Write(first); err != nil {
 			return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 		}
 		client.skip(len(first))
 	}
 	client.readBy(time.Time{})
-	sent, received, cause := s.carry(c.TCPConn, up, s.gate(c, r, nil))
+	sent, received, cause := s.carry(client, end, s.gate(c, r, nil))
 	r.sent(sent + uint64(len(first)))
 	r.received(received)
 	switch {
@@ -293,9 +310,10 @@ func (p *pick) done(outcome balance.Outcome) {
 // endpoints.
 func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination, r *record) (*upstream.Conn, pick, error) {
 	if own(c, d) {
-		r.attempt(route.Endpoint{Addr: c.Original}, false)
+		endpoint := route.Endpoint{Addr: c.Original, Identity: d.Identity}
+		r.attempt(endpoint, false)
 		began := time.Now()
-		up, err := s.dial(ctx, c, c.Original)
+		up, err := s.reach(ctx, c, endpoint)
 		if err == nil {
 			r.connected(time.Since(began), up)
 		}
@@ -324,7 +342,7 @@ func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination
 		picked := pick{&s.balancer, &backend, endpoint.Addr}
 		r.attempt(endpoint, s.Config.Own(endpoint.Addr.Addr()))
 		began := time.Now()
-		up, err := s.dial(ctx, c, endpoint.Addr)
+		up, err := s.reach(ctx, c, endpoint)
 		if err == nil {
 			place.keep(up)
 			s.balancer.Report(&backend, endpoint.Addr, balance.Success)
@@ -384,14 +402,22 @@ func (s *Server) dial(ctx context.Context, c listen.Conn, addr netip.AddrPort) (
 // another reports whether the failure is one of the endpoint, not of this proxy.
 func another(err error) bool {
 	var e *reason.Error
-	return errors.As(err, &e) &&
-		(e.Reason == reason.ConnectRefused || e.Reason == reason.ConnectTimeout || e.Reason == reason.ConnectFailed)
+	if !errors.As(err, &e) || errors.Is(err, mtls.ErrOwn) {
+		return false
+	}
+	switch e.Reason {
+	case reason.ConnectRefused, reason.ConnectTimeout, reason.ConnectFailed,
+		reason.PeerIdentity, reason.TrustDomain, reason.CertUntrusted, reason.CertExpired, reason.CertNotYetValid,
+		reason.CertMalformed, reason.TLSProtocol, reason.TLSRefused, reason.TLSFailed:
+		return true
+	}
+	return false
 }
 
 // carry moves bytes both ways until both have ended or one failed, or they are not
 // allowed any more, and returns how many went up and down, and the failure.
-func (s *Server) carry(client *net.TCPConn, up *upstream.Conn, allowed gate) (uint64, uint64, *reason.Error) {
-	p := &pair{client: client, upstream: up.TCPConn, pipes: &s.pipes, gate: allowed}
+func (s *Server) carry(client, up *conn, allowed gate) (uint64, uint64, *reason.Error) {
+	p := &pair{client: client, upstream: up, pipes: &s.pipes, gate: allowed}
 	s.watch(p)
 	defer s.unwatch(p)
 	p.recheck() // policies may have changed before it was watched

@@ -23,10 +23,13 @@ type Reusable interface {
 	Quiet() bool
 }
 
-// Key is where a connection leads, and whose it is.
+// Key is where a connection leads, and whose it is. Identity is the SPIFFE ID that its
+// endpoint has shown, under the trust of that number; empty: none, it is plain.
 type Key struct {
-	Addr  netip.AddrPort
-	Owner Owner
+	Addr     netip.AddrPort
+	Owner    Owner
+	Identity string
+	Trust    uint64
 }
 
 // Owner is a backend whose connections are counted, and so nobody else's: its

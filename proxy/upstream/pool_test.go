@@ -13,7 +13,7 @@ func (f *fakeConn) Quiet() bool  { return !f.ended }
 
 func TestAPoolGivesOutWhatIsGood(t *testing.T) {
 	addr, other := Key{Addr: netip.MustParseAddrPort("10.0.0.1:80")}, Key{Addr: netip.MustParseAddrPort("10.0.0.2:80")}
-	mine := Key{addr.Addr, Owner{"shop/back", 80}}
+	mine := Key{Addr: addr.Addr, Owner: Owner{"shop/back", 80}}
 	var p Pool[*fakeConn]
 	defer p.Close()
 	now := time.Now()
@@ -75,10 +75,10 @@ func TestAnOwnersOldestConnectionIsClosed(t *testing.T) {
 	owner := Owner{"shop/back", 80}
 	var conns []*fakeConn
 	for i, key := range []Key{
-		{netip.MustParseAddrPort("10.0.0.1:80"), Owner{}},
-		{netip.MustParseAddrPort("10.0.0.1:80"), owner},
-		{netip.MustParseAddrPort("10.0.0.2:80"), owner},
-		{netip.MustParseAddrPort("10.0.0.1:80"), owner},
+		{Addr: netip.MustParseAddrPort("10.0.0.1:80")},
+		{Addr: netip.MustParseAddrPort("10.0.0.1:80"), Owner: owner},
+		{Addr: netip.MustParseAddrPort("10.0.0.2:80"), Owner: owner},
+		{Addr: netip.MustParseAddrPort("10.0.0.1:80"), Owner: owner},
 	} {
 		conns = append(conns, &fakeConn{})
 		p.Put(key, conns[i], now.Add(time.Duration(i)*time.Second))

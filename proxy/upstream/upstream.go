@@ -26,6 +26,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/reason"
 )
 
@@ -47,11 +48,15 @@ type Dialer struct {
 
 type ends struct{ local, remote netip.AddrPort }
 
-// Conn is a connection to an upstream. TCPConn is bare, for splice; close the
-// Conn, not the TCPConn.
+// Conn is a connection to an upstream. TCPConn is bare, for splice, which only a
+// connection without Secure may have; close the Conn, not the TCPConn.
 type Conn struct {
 	*net.TCPConn
 	Local, Remote netip.AddrPort
+	// Secure is what its bytes go through; nil: they go as they are. Trust is the number
+	// of the roots under which it was made. Set them before anybody else has the Conn.
+	Secure *mtls.Conn
+	Trust  uint64
 	// OnClose is called once, when it is closed; nil: nobody is interested. Set it
 	// before anybody else has the Conn.
 	OnClose func()
@@ -73,6 +78,30 @@ func (c *Conn) Close() error {
 		}
 	})
 	return err
+}
+
+// Read, Write and CloseWrite are net.Conn's, through Secure.
+
+func (c *Conn) Read(p []byte) (int, error) {
+	if c.Secure != nil {
+		return c.Secure.Read(p)
+	}
+	return c.TCPConn.Read(p)
+}
+
+func (c *Conn) Write(p []byte) (int, error) {
+	if c.Secure != nil {
+		return c.Secure.Write(p)
+	}
+	return c.TCPConn.Write(p)
+}
+
+// CloseWrite says that nothing follows.
+func (c *Conn) CloseWrite() error {
+	if c.Secure != nil {
+		return c.Secure.CloseWrite()
+	}
+	return c.TCPConn.CloseWrite()
 }
 
 // Looped reports that the connection led back to this proxy.

@@ -1,0 +1,537 @@
+package relay
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/mtls"
+	"github.com/weirmesh/weir/proxy/mtls/mtlstest"
+	"github.com/weirmesh/weir/proxy/route"
+)
+
+var (
+	frontID = mtlstest.ID("shop", "front")
+	backID  = mtlstest.ID("shop", "back")
+)
+
+// far is the proxy of an application, at an address of its own, where it is told that
+// connections were going to the application.
+type far struct {
+	*bench
+	addr     netip.AddrPort
+	accepted atomic.Int32
+	stop     func() // accepting
+}
+
+// ended is the bench's, once no connection comes any more.
+func (f *far) ended(t testing.TB) []*proxypb.AccessLog {
+	f.stop()
+	return f.bench.ended(t)
+}
+
+func newFar(t testing.TB, id *mtls.Identity, mode route.PeerMode, app netip.AddrPort) *far {
+	t.Helper()
+	f := &far{bench: newBench(t, &fakeConfig{peers: mode})}
+	if id != nil {
+		f.TLS = &mtls.Handshaker{Source: mtlstest.Of(id)}
+	}
+	f.Hello = 50 * time.Millisecond
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.addr = l.Addr().(*net.TCPAddr).AddrPort()
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			f.accepted.Add(1)
+			f.handlers.Add(1)
+			go f.handle(context.Background(), listen.Conn{
+				TCPConn: c.(*net.TCPConn), Direction: listen.Inbound, Original: app, Accepted: time.Now(),
+				Peer: c.RemoteAddr().(*net.TCPAddr).AddrPort(),
+			})
+		}
+	})
+	f.stop = func() {
+		l.Close()
+		accepting.Wait()
+	}
+	t.Cleanup(f.stop)
+	return f
+}
+
+// newNear is the proxy of a client, of a Service whose endpoints have to show backID.
+func newNear(t testing.TB, id *mtls.Identity, protocol route.Protocol, endpoints ...netip.AddrPort) *bench {
+	t.Helper()
+	config := behind(endpoints...)
+	config.destination.Protocol = protocol
+	for i := range config.destination.Endpoints {
+		config.destination.Endpoints[i].Identity = backID
+	}
+	b := newBench(t, config)
+	b.TLS = &mtls.Handshaker{Source: mtlstest.Of(id)}
+	return b
+}
+
+// inMesh is a client's proxy and an application's.
+func inMesh(t testing.TB, protocol route.Protocol, mode route.PeerMode, app netip.AddrPort) (*bench, *far) {
+	t.Helper()
+	ca := mtlstest.NewCA(t)
+	f := newFar(t, ca.Identity(backID, nil), mode, app)
+	return newNear(t, ca.Identity(frontID, nil), protocol, f.addr), f
+}
+
+// over ends both, and returns what each has logged.
+func over(t testing.TB, near *bench, far *far) ([]*proxypb.AccessLog, []*proxypb.AccessLog) {
+	t.Helper()
+	logged := near.ended(t)
+	return logged, far.ended(t)
+}
+
+// wiretap passes connections on, and keeps what went by.
+type wiretap struct {
+	addr  netip.AddrPort
+	mu    sync.Mutex
+	bytes []byte
+}
+
+func (w *wiretap) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.bytes = append(w.bytes, p...)
+	return len(p), nil
+}
+
+func newWiretap(t *testing.T, to netip.AddrPort) *wiretap {
+	t.Helper()
+	w := &wiretap{}
+	w.addr = scripted(t, func(c *net.TCPConn, _ *bufio.Reader) {
+		onward, err := net.Dial("tcp", to.String())
+		if err != nil {
+			return
+		}
+		defer onward.Close()
+		var back sync.WaitGroup
+		back.Go(func() {
+			_, _ = io.Copy(c, io.TeeReader(onward, w))
+			_ = c.CloseWrite()
+		})
+		_, _ = io.Copy(onward, io.TeeReader(c, w))
+		_ = onward.(*net.TCPConn).CloseWrite()
+		back.Wait()
+	})
+	return w
+}
+
+func TestNothingGoesInPlainToWhoHasToShowItsIdentity(t *testing.T) {
+	const marker = "nobody-may-read-this"
+	for _, plain := range []bool{false, true} {
+		app := serving(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+		near, far := inMesh(t, route.HTTP, route.Permissive, app)
+		tap := newWiretap(t, far.addr)
+		endpoint := &near.Config.(*fakeConfig).destination.Endpoints[0]
+		if endpoint.Addr = tap.addr; plain {
+			endpoint.Identity = ""
+		}
+		client := near.conn(t, listen.Outbound, vip)
+		r := bufio.NewReader(client)
+		text := fmt.Sprintf("POST / HTTP/1.1\r\nHost: back\r\nContent-Length: %d\r\n\r\n%s", len(marker), marker)
+		if resp, body := say(t, client, r, text, "POST"); resp.StatusCode != 200 || body != marker {
+			t.Errorf("%v %q", resp, body)
+		}
+		client.Close()
+		over(t, near, far)
+		tap.mu.Lock()
+		if seen := bytes.Contains(tap.bytes, []byte(marker)); seen != plain {
+			t.Errorf("in plain %v, seen %v", plain, seen)
+		}
+		tap.mu.Unlock()
+	}
+}
+
+func TestRequestsOfHTTP1ShareConnectionsWithTLS(t *testing.T) {
+	app := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		_, _ = w.Write(body)
+	})
+	near, far := inMesh(t, route.HTTP, route.Permissive, app)
+	client := near.conn(t, listen.Outbound, vip)
+	r := bufio.NewReaderSize(client, 1<<20)
+	for _, size := range []int{0, 1, 1024, 16 << 10, 300 << 10, 5 << 20} {
+		want := strings.Repeat("0123456789abcdef", size/16+1)[:size]
+		for range 3 {
+			head := fmt.Sprintf("POST / HTTP/1.1\r\nHost: back\r\nContent-Length: %d\r\n\r\n", size)
+			go func() { _, _ = io.WriteString(client, head+want) }()
+			if resp, body := answered(t, r, "POST"); resp.StatusCode != 200 || body != want {
+				t.Errorf("%d bytes: %v, %d bytes", size, resp, len(body))
+			}
+		}
+	}
+	client.Close()
+	logged, _ := over(t, near, far)
+	if n := far.accepted.Load(); n != 1 {
+		t.Errorf("%d connections for %d requests", n, len(logged))
+	}
+	for _, r := range logged {
+		if r.Reason != "" || r.UpstreamAddress != far.addr.String() {
+			t.Errorf("record %v", r)
+		}
+	}
+}
+
+func TestStreamsOfHTTP2GoThroughTLS(t *testing.T) {
+	app := serving2(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Trailer", "Grpc-Status")
+		w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
+		_, _ = io.Copy(w, r.Body)
+		w.Header().Set("Grpc-Status", "0")
+	})
+	near, far := inMesh(t, route.HTTP2, route.Permissive, app)
+	client := near.client2(t, listen.Outbound, vip, 0)
+	want := strings.Repeat("0123456789abcdef", 256<<10)
+	var calls sync.WaitGroup
+	for range 8 {
+		calls.Go(func() {
+			resp, body := call(t, client, "POST", "/pkg.Service/Method", want, "Content-Type", "application/grpc")
+			if body != want || resp.Trailer.Get("Grpc-Status") != "0" || resp.Header.Get("Content-Type") != "application/grpc" {
+				t.Errorf("%v, %d bytes, trailers %v", resp.Status, len(body), resp.Trailer)
+			}
+		})
+	}
+	calls.Wait()
+	logged, _ := over(t, near, far)
+	if n := far.accepted.Load(); n != 1 || len(logged) != 8 {
+		t.Errorf("%d connections, records %v", n, logged)
+	}
+}
+
+func TestTCPGoesThroughTLSAsItIs(t *testing.T) {
+	for _, size := range []int{16, 8 << 20} {
+		near, far := inMesh(t, route.Opaque, route.Permissive, echoing(t))
+		exchange(t, near.conn(t, listen.Outbound, vip), size)
+		logged, inbound := over(t, near, far)
+		for _, records := range [][]*proxypb.AccessLog{logged, inbound} {
+			if len(records) != 1 || records[0].Reason != "" || records[0].SentBytes != uint64(size) || records[0].ReceivedBytes != uint64(size) {
+				t.Errorf("records %v", records)
+			}
+		}
+	}
+}
+
+// TestEitherEndMayFinishFirst: the other one goes on.
+func TestEitherEndMayFinishFirst(t *testing.T) {
+	heard := make(chan string, 1)
+	app := scripted(t, func(c *net.TCPConn, r *bufio.Reader) {
+		_, _ = io.WriteString(c, "hello, I speak first")
+		_ = c.CloseWrite()
+		rest, _ := io.ReadAll(r)
+		heard <- string(rest)
+	})
+	near, far := inMesh(t, route.Undeclared, route.Strict, app)
+	client := near.conn(t, listen.Outbound, vip)
+	if got, err := io.ReadAll(client); string(got) != "hello, I speak first" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	_, _ = io.WriteString(client, "and I last")
+	_ = client.CloseWrite()
+	if got := <-heard; got != "and I last" {
+		t.Errorf("the application heard %q", got)
+	}
+	over(t, near, far)
+}
+
+func TestAResetGoesThroughTLS(t *testing.T) {
+	app := scripted(t, func(c *net.TCPConn, r *bufio.Reader) {
+		_, _ = r.ReadByte()
+		_ = c.SetLinger(0)
+	})
+	near, far := inMesh(t, route.Opaque, route.Permissive, app)
+	client := near.conn(t, listen.Outbound, vip)
+	_, _ = io.WriteString(client, "x")
+	if n, err := client.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%d, %v, want a reset", n, err)
+	}
+	over(t, near, far)
+}
+
+// TestAnEndpointThatShowsAnotherIdentityIsPassedOver: its address was another pod's.
+func TestAnEndpointThatShowsAnotherIdentityIsPassedOver(t *testing.T) {
+	for _, version := range []int{0, 1, 2} {
+		ca := mtlstest.NewCA(t)
+		app := serving2(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "served") })
+		other := newFar(t, ca.Identity(mtlstest.ID("shop", "other"), nil), route.Permissive, app)
+		right := newFar(t, ca.Identity(backID, nil), route.Permissive, app)
+		near := newNear(t, ca.Identity(frontID, nil), []route.Protocol{route.Opaque, route.HTTP, route.HTTP2}[version], other.addr, right.addr)
+		for i := 0; i < 6 || i < 100 && other.accepted.Load() == 0; i++ {
+			if got := near.try(t, version); got != "200" {
+				t.Errorf("version %d: %q", version, got)
+			}
+		}
+		logged := near.ended(t)
+		if refused := other.ended(t); len(refused) == 0 || refused[0].Reason != "tls_refused" {
+			t.Errorf("the other's records: %v", refused)
+		}
+		right.ended(t)
+		for _, r := range logged {
+			if r.Reason != "" || r.UpstreamAddress != right.addr.String() {
+				t.Errorf("record %v", r)
+			}
+		}
+	}
+}
+
+// TestWhyThereIsNoTLSIsAnswered, and nothing goes in plain instead.
+func TestWhyThereIsNoTLSIsAnswered(t *testing.T) {
+	expired := func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Unix(1, 0), time.Unix(2, 0) }
+	ca, foreign := mtlstest.NewCA(t), mtlstest.NewCA(t)
+	good := ca.Identity(frontID, nil)
+	stranger := foreign.Identity(frontID, nil)
+	stranger.Roots = good.Roots
+	var asked atomic.Int32
+	app := serving2(t, func(http.ResponseWriter, *http.Request) { asked.Add(1) })
+	for _, c := range []struct {
+		name      string
+		near, far *mtls.Identity
+		want      string // the client's reason
+		seen      string // the application's proxy's; empty: it was not asked
+	}{
+		{"another identity", good, ca.Identity(frontID, nil), "peer_identity", "tls_refused"},
+		{"expired", good, ca.Identity(backID, expired), "cert_expired", "tls_refused"},
+		{"the own one expired", ca.Identity(frontID, expired), ca.Identity(backID, nil), "cert_expired", ""},
+		{"none of its own", nil, ca.Identity(backID, nil), "cert_unavailable", ""},
+		{"a foreign CA", good, foreign.Identity(backID, nil), "cert_untrusted", "tls_refused"},
+		{"a client of a foreign CA", stranger, ca.Identity(backID, nil), "tls_refused", "cert_untrusted"},
+	} {
+		for _, version := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s, HTTP/%d", c.name, version), func(t *testing.T) {
+				f := newFar(t, c.far, route.Permissive, app)
+				near := newNear(t, c.near, route.HTTP, f.addr)
+				near.TLS.Patience = 10 * time.Millisecond
+				if got := near.try(t, version); !strings.HasPrefix(got, "503weir; error=") || !strings.Contains(got, `"`+c.want) {
+					t.Errorf("%q, want %s", got, c.want)
+				}
+				logged, seen := over(t, near, f)
+				if len(logged) != 1 || logged[0].Reason != c.want {
+					t.Errorf("records %v, want %s", logged, c.want)
+				}
+				if c.seen == "" && len(seen) > 0 || c.seen != "" && (len(seen) == 0 || seen[0].Reason != c.seen) {
+					t.Errorf("the application's proxy: %v, want %q", seen, c.seen)
+				}
+			})
+		}
+	}
+	if asked.Load() > 0 {
+		t.Error("the application was asked")
+	}
+}
+
+func TestAConnectionWaitsForTheCertificate(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	app := serving(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "served") })
+	f := newFar(t, ca.Identity(backID, nil), route.Permissive, app)
+	near := newNear(t, nil, route.HTTP, f.addr)
+	got := make(chan string, 1)
+	go func() { got <- near.try(t, 1) }()
+	near.TLS.Source.(*mtlstest.Source).Set(ca.Identity(frontID, nil))
+	if got := <-got; got != "200" {
+		t.Errorf("%q", got)
+	}
+	over(t, near, f)
+}
+
+// TestOtherRootsAreOtherConnections: nothing is sent on one that was made under
+// another trust.
+func TestOtherRootsAreOtherConnections(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	app := serving2(t, func(http.ResponseWriter, *http.Request) {})
+	for _, version := range []int{1, 2} {
+		f := newFar(t, ca.Identity(backID, nil), route.Permissive, app)
+		id := ca.Identity(frontID, nil)
+		near := newNear(t, id, route.HTTP, f.addr)
+		ask := func() string { return near.try(t, 2) }
+		if version == 1 { // on one connection: on another one it may be asked before the first is done
+			client := near.conn(t, listen.Outbound, vip)
+			near.clients = append(near.clients, client)
+			r := bufio.NewReader(client)
+			ask = func() string {
+				resp, _ := say(t, client, r, hello, "GET")
+				return fmt.Sprint(resp.StatusCode)
+			}
+		}
+		for range 2 {
+			if got := ask(); got != "200" {
+				t.Fatal(got)
+			}
+		}
+		before := f.accepted.Load()
+		later := *id
+		later.Trust++
+		near.TLS.Source.(*mtlstest.Source).Set(&later)
+		if got := ask(); got != "200" {
+			t.Fatal(got)
+		}
+		if n := f.accepted.Load(); before != 1 || n != 2 {
+			t.Errorf("HTTP/%d: %d connections under one trust, %d under two", version, before, n)
+		}
+		over(t, near, f)
+	}
+}
+
+// TestWhatAPortTakes: plain connections, an application's own TLS, servers that speak
+// first, by what the port demands.
+func TestWhatAPortTakes(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	id := ca.Identity(backID, nil)
+	certificate := []tls.Certificate{*ca.Identity(mtlstest.ID("shop", "app"), nil).Certificate}
+	speaksFirst := scripted(t, func(c *net.TCPConn, _ *bufio.Reader) { _, _ = io.WriteString(c, "220 ready\r\n") })
+	ownTLS := scripted(t, func(c *net.TCPConn, r *bufio.Reader) {
+		server := tls.Server(readFirst{c, r}, &tls.Config{Certificates: certificate})
+		_, _ = io.Copy(server, server)
+		_ = server.CloseWrite()
+	})
+	asks := func(c *net.TCPConn) (string, error) {
+		exchanged := bytes.Repeat([]byte("x"), 100<<10)
+		go func() {
+			_, _ = c.Write(exchanged)
+			_ = c.CloseWrite()
+		}()
+		got, err := io.ReadAll(c)
+		return fmt.Sprint(len(got) == len(exchanged)), err
+	}
+	listens := func(c *net.TCPConn) (string, error) {
+		got, err := io.ReadAll(c)
+		return string(got), err
+	}
+	encrypts := func(config *tls.Config) func(*net.TCPConn) (string, error) {
+		return func(c *net.TCPConn) (string, error) {
+			config.InsecureSkipVerify = true
+			client := tls.Client(c, config)
+			if _, err := io.WriteString(client, "hello"); err != nil {
+				return "", err
+			}
+			got := make([]byte, 5)
+			if _, err := io.ReadFull(client, got); err != nil {
+				return "", err
+			}
+			_ = client.CloseWrite()
+			_, err := client.Read(make([]byte, 1))
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return string(got), err
+		}
+	}
+	for _, c := range []struct {
+		name string
+		mode route.PeerMode
+		app  netip.AddrPort
+		talk func(*net.TCPConn) (string, error)
+		want string // what comes back
+		why  string // the record's reason
+	}{
+		{"plain", route.Permissive, echoing(t), asks, "true", ""},
+		{"plain", route.Disable, echoing(t), asks, "true", ""},
+		{"plain", route.Strict, echoing(t), asks, "", "plaintext_refused"},
+		{"a server that speaks first", route.Permissive, speaksFirst, listens, "220 ready\r\n", ""},
+		{"a server that speaks first", route.Disable, speaksFirst, listens, "220 ready\r\n", ""},
+		{"its own TLS", route.Permissive, ownTLS, encrypts(&tls.Config{}), "hello", ""},
+		{"its own TLS", route.Disable, ownTLS, encrypts(&tls.Config{}), "hello", ""},
+		{"its own TLS", route.Strict, ownTLS, encrypts(&tls.Config{NextProtos: []string{"h2"}}), "", "tls_protocol"},
+		{"TLS too old", route.Strict, ownTLS, encrypts(&tls.Config{MaxVersion: tls.VersionTLS12}), "", "tls_version"},
+		{"no certificate", route.Strict, ownTLS, encrypts(&tls.Config{NextProtos: []string{mtls.Protocol}}), "", "cert_missing"},
+		{"a probe that only connects", route.Strict, echoing(t), func(c *net.TCPConn) (string, error) { return "", c.Close() }, "", ""},
+	} {
+		t.Run(fmt.Sprintf("%s, mode %d", c.name, c.mode), func(t *testing.T) {
+			f := newFar(t, id, c.mode, c.app)
+			client, err := net.Dial("tcp", f.addr.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			_ = client.SetDeadline(time.Now().Add(20 * time.Second))
+			got, err := c.talk(client.(*net.TCPConn))
+			if c.why == "" && (got != c.want || err != nil) || c.why != "" && err == nil {
+				t.Errorf("%q, %v", got, err)
+			}
+			client.Close()
+			if records := f.ended(t); len(records) != 1 || records[0].Reason != c.why {
+				t.Errorf("records %v, want %q", records, c.why)
+			}
+		})
+	}
+}
+
+// readFirst is a connection of which a reader has read some.
+type readFirst struct {
+	net.Conn
+	io.Reader
+}
+
+func (r readFirst) Read(p []byte) (int, error) { return r.Reader.Read(p) }
+
+// TestAProxyIsKnownHoweverItIsAwaited: where plain connections are the rule, and where
+// it may take its time to say hello.
+func TestAProxyIsKnownHoweverItIsAwaited(t *testing.T) {
+	for _, mode := range []route.PeerMode{route.Permissive, route.Strict, route.Disable} {
+		app := serving2(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "served") })
+		near, far := inMesh(t, route.HTTP, mode, app)
+		for _, version := range []int{1, 2} {
+			if got := near.try(t, version); got != "200" {
+				t.Errorf("mode %d, HTTP/%d: %q", mode, version, got)
+			}
+		}
+		over(t, near, far)
+	}
+}
+
+// TestAnEndpointOfThisVeryPodIsNotGoneToThroughAProxy: it is handed over in here.
+func TestAnEndpointOfThisVeryPodIsNotGoneToThroughAProxy(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	app := serving(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "served") })
+	near := newNear(t, ca.Identity(backID, nil), route.HTTP, app)
+	near.Config.(*fakeConfig).own = app.Addr()
+	if got := near.try(t, 1); got != "200" {
+		t.Errorf("%q", got)
+	}
+	near.ended(t)
+}
+
+// TestWhatIsNoServiceMayHaveToShowItsIdentity: a pod whose address is dialled.
+func TestWhatIsNoServiceMayHaveToShowItsIdentity(t *testing.T) {
+	app := serving2(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "served") })
+	for _, version := range []int{0, 1, 2} {
+		near, far := inMesh(t, route.HTTP, route.Strict, app)
+		config := near.Config.(*fakeConfig)
+		config.destination = route.Destination{Identity: backID, Protocol: []route.Protocol{route.Opaque, route.HTTP, route.HTTP2}[version]}
+		config.service = far.addr
+		was := vip
+		vip = far.addr
+		if got := near.try(t, version); got != "200" {
+			t.Errorf("version %d: %q", version, got)
+		}
+		vip = was
+		over(t, near, far)
+	}
+}
