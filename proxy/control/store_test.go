@@ -420,3 +420,28 @@ func BenchmarkDestinationHeld(b *testing.B) {
 		_, _ = s.Destination(context.Background(), addr)
 	}
 }
+
+func TestWhatAPortDemandsOfItsCallers(t *testing.T) {
+	s := NewStore()
+	defer s.Close()
+	if s.Peers(8080) != route.Strict {
+		t.Error("nobody has said that plain connections are taken")
+	}
+	session, _ := s.begin()
+	demanding := func(any, of8080 proxypb.PeerMode) *proxypb.Update {
+		return &proxypb.Update{Resources: []*proxypb.Resource{{Name: "proxy", Version: "2", Body: &proxypb.Resource_Proxy{
+			Proxy: &proxypb.ProxyConfig{Peers: any, PeersByPort: map[uint32]proxypb.PeerMode{8080: of8080}},
+		}}}}
+	}
+	if err := s.apply(session, demanding(proxypb.PeerMode_STRICT, proxypb.PeerMode_DISABLE)); err != nil {
+		t.Fatal(err)
+	}
+	if s.Peers(8080) != route.Disable || s.Peers(8081) != route.Strict {
+		t.Errorf("8080 %d, 8081 %d", s.Peers(8080), s.Peers(8081))
+	}
+	for _, unknown := range []*proxypb.Update{demanding(3, 0), demanding(0, -1)} {
+		if err := s.apply(session, unknown); err == nil || s.Peers(8081) != route.Strict {
+			t.Errorf("a mode that is none: %v", err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -57,6 +58,72 @@ func BenchmarkHTTP1(b *testing.B) {
 			}
 			client.Close()
 			bench.ended(b)
+		})
+	}
+}
+
+// BenchmarkPair is two proxies, of a client and of an application, with TLS between them
+// and without: a request after the other, and much that is passed on as it is.
+func BenchmarkPair(b *testing.B) {
+	for _, secure := range []bool{false, true} {
+		name := map[bool]string{false: "plain", true: "TLS"}[secure]
+		pair := func(b *testing.B, protocol route.Protocol, app netip.AddrPort) (*bench, *far) {
+			near, far := inMesh(b, protocol, route.Permissive, app)
+			if !secure {
+				near.Config.(*fakeConfig).destination.Endpoints[0].Identity = ""
+			}
+			quiet := func(*telemetry.Record) {}
+			near.Log, far.Log = quiet, quiet
+			return near, far
+		}
+		b.Run("HTTP1/"+name, func(b *testing.B) {
+			answer := append([]byte("HTTP/1.1 200 OK\r\nContent-Length: 1024\r\n\r\n"), bytes.Repeat([]byte{'x'}, 1024)...)
+			near, far := pair(b, route.HTTP, scripted(b, func(c *net.TCPConn, r *bufio.Reader) {
+				_ = c.SetDeadline(time.Time{})
+				for got := make([]byte, len(hello)); ; {
+					if _, err := io.ReadFull(r, got); err != nil {
+						return
+					}
+					_, _ = c.Write(answer)
+				}
+			}))
+			client := near.conn(b, listen.Outbound, vip)
+			_ = client.SetDeadline(time.Time{})
+			request, got := []byte(hello), make([]byte, len(answer))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := client.Write(request); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := io.ReadFull(client, got); err != nil {
+					b.Fatal(err)
+				}
+			}
+			client.Close()
+			over(b, near, far)
+		})
+		b.Run("TCP/"+name, func(b *testing.B) {
+			const block = 1 << 20
+			near, far := pair(b, route.Opaque, scripted(b, func(c *net.TCPConn, _ *bufio.Reader) {
+				_ = c.SetDeadline(time.Time{})
+				for data := make([]byte, block); ; {
+					if _, err := c.Write(data); err != nil {
+						return
+					}
+				}
+			}))
+			client := near.conn(b, listen.Outbound, vip)
+			_ = client.SetDeadline(time.Time{})
+			got := make([]byte, block)
+			b.SetBytes(block)
+			for b.Loop() {
+				if _, err := io.ReadFull(client, got); err != nil {
+					b.Fatal(err)
+				}
+			}
+			_ = client.SetLinger(0)
+			client.Close()
+			over(b, near, far)
 		})
 	}
 }

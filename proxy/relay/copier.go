@@ -15,7 +15,7 @@ var blocks = sync.Pool{New: func() any { return new([block]byte) }}
 
 // copier moves the bytes of one direction where either end is encrypted, so that they
 // come by this process. It holds a buffer while it has bytes: a small one, and a large
-// one once growAfter reads in a row were full.
+// one once growAfter reads in a row had filled a small one.
 type copier struct {
 	src, dst *conn
 
@@ -57,7 +57,7 @@ func (c *copier) read(fd uintptr) bool {
 		n, err := c.src.take(fd, buf)
 		switch {
 		case n > 0:
-			if c.full++; n < len(buf) {
+			if c.full++; n < bufferSize {
 				c.full = 0
 			}
 			c.n = n

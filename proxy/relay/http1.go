@@ -14,6 +14,7 @@ import (
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/reason"
 )
 
@@ -247,6 +248,8 @@ func (h *http1Conn) refuse(err error) (bool, error) {
 		status = 408
 	case errors.Is(err, io.EOF), errors.Is(err, os.ErrDeadlineExceeded):
 		return false, nil
+	case errors.Is(err, mtls.ErrTruncated) && len(h.client.bytes()) == 0:
+		return false, nil // nothing is missing
 	default:
 		return false, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
