@@ -84,14 +84,15 @@ func refusedHTTP(t *testing.T, resp *http.Response, policy string) {
 // decided checks the records of the inbound side.
 func decided(t *testing.T, records []*proxypb.AccessLog, reason, policy string, want int) {
 	t.Helper()
-	n := 0
+	n, all := 0, ""
 	for _, r := range records {
+		all += fmt.Sprintf("\n%+v", *r)
 		if r.Direction == proxypb.Direction_INBOUND && r.Reason == reason && r.Policy == policy && (reason == "" || r.Error == policy) {
 			n++
 		}
 	}
 	if n != want {
-		t.Errorf("%d records say %q by %q, want %d: %v", n, reason, policy, want, records)
+		t.Errorf("%d records say %q by %q, want %d:%s", n, reason, policy, want, all)
 	}
 }
 
