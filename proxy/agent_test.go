@@ -17,8 +17,10 @@ import (
 
 // fakeAgent is an agent's session with one proxy.
 type fakeAgent struct {
-	own  []netip.Addr
-	mesh []string
+	own      []netip.Addr
+	mesh     []string
+	identity *proxypb.Identity                                      // nil: the pod has none
+	sign     func(*proxypb.CertificateRequest) *proxypb.Certificate // where it has
 
 	mu           sync.Mutex
 	destinations map[netip.AddrPort]route.Destination
@@ -27,6 +29,8 @@ type fakeAgent struct {
 	counted      []*proxypb.Traffic
 	ejections    []*proxypb.Ejections
 	acked        int
+	requests     int
+	keptUntil    []time.Time   // of memory files
 	changed      chan struct{} // closed and made anew at each change
 }
 
@@ -68,6 +72,9 @@ func (a *fakeAgent) serve(stream grpc.BidiStreamingClient[proxypb.ToProxy, proxy
 			// An error is Recv's, too.
 			_ = stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_MetricsAck{MetricsAck: &proxypb.MetricsAck{Number: m.GetNumber()}}})
 		}
+		if m := msg.GetCertificateRequest(); m != nil {
+			_ = stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_Certificate{Certificate: a.sign(m)}})
+		}
 		update := a.hear(msg)
 		if update == nil {
 			continue
@@ -91,6 +98,10 @@ func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 	switch m := msg.GetMessage().(type) {
 	case *proxypb.FromProxy_Ack:
 		a.acked++
+	case *proxypb.FromProxy_CertificateRequest:
+		a.requests++
+	case *proxypb.FromProxy_CertificateKept:
+		a.keptUntil = append(a.keptUntil, time.Unix(0, m.CertificateKept.GetNotAfterUnixNanos()))
 	case *proxypb.FromProxy_AccessLogs:
 		for i := range m.AccessLogs.Rows() {
 			a.records = append(a.records, new(m.AccessLogs.Row(i)))
@@ -117,6 +128,13 @@ func (a *fakeAgent) resource(name string) *proxypb.Resource {
 			config.OwnAddresses = append(config.OwnAddresses, own.String())
 		}
 		r.Body = &proxypb.Resource_Proxy{Proxy: config}
+		return r
+	}
+	if name == proxypb.IdentityResource {
+		r.Body = &proxypb.Resource_Identity{Identity: a.identity}
+		if a.identity == nil {
+			r.Body = &proxypb.Resource_Identity{Identity: &proxypb.Identity{}}
+		}
 		return r
 	}
 	addr, err := proxypb.ParseDestinationName(name)

@@ -186,6 +186,33 @@ type kept struct {
 	fd int
 }
 
+// identityOf asks a proxy for the memory file of its identity; -1: it has none.
+func identityOf(t testing.TB, control string) int {
+	t.Helper()
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: control, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("I")); err != nil {
+		t.Fatal(err)
+	}
+	f, err := conn.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	reply, fds, err := readReply(int(f.Fd()))
+	if err != nil || reply.GetStage() != proxypb.LaunchReply_IDENTITY || len(fds) > 1 {
+		t.Fatalf("%v with %d descriptors, %v", reply, len(fds), err)
+	}
+	if len(fds) == 0 {
+		return -1
+	}
+	t.Cleanup(func() { unix.Close(fds[0]) })
+	return fds[0]
+}
+
 func defaultListeners() []*proxypb.Listener {
 	return []*proxypb.Listener{
 		{Name: "outbound", Network: "tcp4", Address: "0.0.0.0:15001"},
@@ -224,6 +251,13 @@ func start(t testing.TB, ns *namespace, cg *cgroups, inherited []kept) *launched
 // launch is what the agent does: it sends msg and hears how it goes.
 func launch(t testing.TB, ns *namespace, msg *proxypb.Launch, inherited []kept) (*launched, error) {
 	t.Helper()
+	return launchAs(t, ns, msg, inherited, -1)
+}
+
+// launchAs is launch with the memory file of an identity.
+func launchAs(t testing.TB, ns *namespace, msg *proxypb.Launch, inherited []kept, identity int) (*launched, error) {
+	t.Helper()
+	msg.Identity = identity >= 0
 	path := proxyBinary(t)
 	p := &launched{control: filepath.Join(t.TempDir(), "control.sock")}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.control, Net: "unix"})
@@ -272,6 +306,9 @@ func launch(t testing.TB, ns *namespace, msg *proxypb.Launch, inherited []kept) 
 	var fds []int
 	for _, k := range inherited {
 		fds = append(fds, k.fd)
+	}
+	if msg.GetIdentity() {
+		fds = append(fds, identity)
 	}
 	if err := unix.Sendmsg(ours, b, unix.UnixRights(fds...), nil, 0); err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/weirmesh/weir/proxy/adapt"
 	"github.com/weirmesh/weir/proxy/control"
+	"github.com/weirmesh/weir/proxy/identity"
 	"github.com/weirmesh/weir/proxy/jail"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/relay"
@@ -107,7 +108,13 @@ func serve(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
 
-	store, records := control.NewStore(), telemetry.NewRing()
+	holder := identity.New()
+	defer holder.Close()
+	if launch.Identity >= 0 {
+		// What is wrong with it is no reason not to serve: there will be another.
+		_ = holder.Adopt(launch.Identity)
+	}
+	store, records := control.NewStore(holder), telemetry.NewRing()
 	defer store.Close()
 	meter := telemetry.NewMeter(store.Destinations)
 	server := &control.Server{
@@ -116,6 +123,9 @@ func serve(args []string) error {
 		Meter:    meter,
 		Version:  version,
 		Handover: func(fd int) error { return jail.SendListening(fd, launch.Listeners) },
+		Identity: func(fd int) error {
+			return holder.Handover(func(file int) error { return jail.SendIdentity(fd, file) })
+		},
 	}
 	// The control socket is served until the last connection is reported.
 	controlling, release := context.WithCancel(context.Background())
@@ -141,6 +151,7 @@ func serve(args []string) error {
 		return err
 	}
 	unix.Close(launchFD)
+	go holder.Run(controlling) // no key is made before
 	select {
 	case err = <-controlled:
 		// Without it the proxy could never be told anything again: the agent

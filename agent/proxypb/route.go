@@ -11,6 +11,9 @@ import (
 // ProxyResource is the name of the resource every proxy holds, its ProxyConfig.
 const ProxyResource = "proxy"
 
+// IdentityResource is the name of the resource with what is said of identities.
+const IdentityResource = "identity"
+
 // destinationPrefix starts the names of Destination resources.
 const destinationPrefix = "dst/"
 

@@ -5,7 +5,8 @@
 //
 // A connection whose first byte is 'L' instead of HTTP/2's 'P' is given copies of
 // the traffic listeners and closed: an agent that was restarted gets its copies
-// back. Who may connect is decided by the socket's folder, not here.
+// back. So is one that begins with 'I', which gets the memory file of the pod's
+// identity. Who may connect is decided by the socket's folder, not here.
 //
 // The Store answers where a connection goes; it does not pick endpoints and does
 // not dial.
@@ -36,8 +37,9 @@ type Server struct {
 	Records *telemetry.Ring
 	Meter   *telemetry.Meter
 	Version string // of this program, for the agent
-	// Handover writes the listeners to a connection that asked for them.
-	Handover func(fd int) error
+	// Handover writes the listeners to a connection that asked for them, Identity the
+	// memory file of the identity.
+	Handover, Identity func(fd int) error
 }
 
 // stopTimeout is how long an agent that does not read may delay the end.
@@ -58,7 +60,7 @@ func (s *Server) Serve(ctx context.Context, fd int) error {
 		grpc.MaxConcurrentStreams(8), grpc.ConnectionTimeout(peekTimeout),
 		grpc.WaitForHandlers(true),
 	)
-	proxypb.RegisterControlServer(rpc, &service{store: s.Store, records: s.Records, meter: s.Meter, version: s.Version, done: ctx.Done()})
+	proxypb.RegisterControlServer(rpc, &service{store: s.Store, identity: s.Store.identity, records: s.Records, meter: s.Meter, version: s.Version, done: ctx.Done()})
 	agents := &agents{ctx: ctx, addr: l.Addr(), conns: make(chan net.Conn)}
 	served := make(chan error, 1)
 	go serveRPC(rpc, agents, served)
@@ -146,12 +148,22 @@ func (s *Server) greet(conn *net.UnixConn, agents *agents, done *sync.WaitGroup)
 			return
 		}
 	case forListeners:
-		// An unread byte would make the close a reset.
-		if _, err := conn.Read(first[:]); err == nil {
-			_ = raw.Control(func(fd uintptr) { _ = s.Handover(int(fd)) })
-		}
+		hand(conn, s.Handover)
+	case forIdentity:
+		hand(conn, s.Identity)
 	}
 	conn.Close()
+}
+
+// hand writes what a connection asked for by one byte.
+func hand(conn *net.UnixConn, write func(fd int) error) {
+	// An unread byte would make the close a reset.
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		return
+	}
+	if raw, err := conn.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = write(int(fd)) })
+	}
 }
 
 // kind is what a control connection is for.
@@ -161,6 +173,7 @@ const (
 	forNothing kind = iota
 	forRPC
 	forListeners
+	forIdentity
 )
 
 // kindOf decides by the first byte.
@@ -173,6 +186,8 @@ func kindOf(first []byte) kind {
 		return forRPC
 	case 'L':
 		return forListeners
+	case 'I':
+		return forIdentity
 	}
 	return forNothing
 }

@@ -1,11 +1,18 @@
 package control
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"io"
+	"math/big"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +26,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/identity"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
@@ -46,9 +54,12 @@ func servingUntil(t *testing.T) (*Server, string, func()) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	store := NewStore()
+	store := NewStore(identity.New())
 	s := &Server{Store: store, Records: telemetry.NewRing(), Meter: telemetry.NewMeter(store.Destinations), Version: "v1", Handover: func(fd int) error {
 		_, err := unix.Write(fd, []byte("listeners"))
+		return err
+	}, Identity: func(fd int) error {
+		_, err := unix.Write(fd, []byte("identity"))
 		return err
 	}}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -97,6 +108,74 @@ func send(t *testing.T, stream grpc.BidiStreamingClient[proxypb.ToProxy, proxypb
 	}
 }
 
+// TestACertificateIsAskedForAndAnsweredInTheSession: and what was under way is in the
+// next one, too.
+func TestACertificateIsAskedForAndAnsweredInTheSession(t *testing.T) {
+	s, path := serving(t)
+	running, stop := context.WithCancel(t.Context())
+	defer stop()
+	go s.Store.identity.Run(running)
+	const id = "spiffe://cluster.local/ns/shop/sa/front"
+	root := selfSigned(t)
+	stream := connect(t, path)
+	receiveOne(t, stream)
+	send(t, stream, &proxypb.Update{Nonce: 1, Resources: []*proxypb.Resource{proxyResource("1"), {
+		Name: "identity", Version: "7", Body: &proxypb.Resource_Identity{Identity: &proxypb.Identity{Id: id}},
+	}}})
+	if got := receiveOne(t, stream).GetNack(); !strings.Contains(got.GetError(), "without a trust domain") {
+		t.Errorf("answer %v", got)
+	}
+	told := &proxypb.Identity{Id: id, TrustDomain: "cluster.local", Roots: [][]byte{root}}
+	send(t, stream, &proxypb.Update{Nonce: 2, Resources: []*proxypb.Resource{proxyResource("1"), {
+		Name: "identity", Version: "8", Body: &proxypb.Resource_Identity{Identity: told},
+	}}})
+	request := receiveRequest(t, stream)
+	send(t, stream, &proxypb.Update{Nonce: 3, Removed: []string{"identity"}}) // by an agent that knows none
+	stream = connect(t, path)
+	if got := receiveOne(t, stream).GetSubscribe().GetVersions()["identity"]; got != "8" {
+		t.Errorf("it has version %q", got)
+	}
+	if got := receiveRequest(t, stream); !proto.Equal(got, request) {
+		t.Errorf("asked again: %v", got)
+	}
+	answer := &proxypb.Certificate{Number: request.GetNumber(), Error: "denied"}
+	if err := stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_Certificate{Certificate: answer}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := receiveRequest(t, stream); got.GetNumber() <= request.GetNumber() {
+		t.Errorf("after a refusal: %v", got)
+	}
+}
+
+// receiveRequest skips what else there is to say.
+func receiveRequest(t *testing.T, stream grpc.BidiStreamingClient[proxypb.ToProxy, proxypb.FromProxy]) *proxypb.CertificateRequest {
+	t.Helper()
+	for {
+		msg := receiveOne(t, stream)
+		if nack := msg.GetNack(); nack != nil {
+			t.Errorf("refused: %v", nack)
+		}
+		if m := msg.GetCertificateRequest(); m != nil {
+			return m
+		}
+	}
+}
+
+// selfSigned is a certificate in DER.
+func selfSigned(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
 func TestSession(t *testing.T) {
 	s, path := serving(t)
 	s.Records.Put(&telemetry.Record{Detail: "before"}) // survives until somebody comes
@@ -105,7 +184,7 @@ func TestSession(t *testing.T) {
 	if got := first.GetProxyVersion(); got != "v1" {
 		t.Errorf("the proxy calls itself %q", got)
 	}
-	if got := first.GetVersions(); !cmp.Equal(got, map[string]string{"proxy": ""}) {
+	if got := first.GetVersions(); !cmp.Equal(got, map[string]string{"proxy": "", "identity": ""}) {
 		t.Errorf("first %v", got)
 	}
 	if got := receiveOne(t, stream).GetAccessLogs().Row(0).Error; got != "before" {
@@ -142,7 +221,7 @@ func TestSession(t *testing.T) {
 
 	// Another agent comes: it counts.
 	second := connect(t, path)
-	if got := receiveOne(t, second).GetSubscribe().GetVersions(); !cmp.Equal(got, map[string]string{"proxy": "2", "dst/10.96.0.1:80": "3"}) {
+	if got := receiveOne(t, second).GetSubscribe().GetVersions(); !cmp.Equal(got, map[string]string{"proxy": "2", "identity": "", "dst/10.96.0.1:80": "3"}) {
 		t.Errorf("second session: %v", got)
 	}
 	if _, err := stream.Recv(); status.Code(err) != codes.Aborted {
@@ -173,7 +252,7 @@ func TestSession(t *testing.T) {
 
 func TestFirstByte(t *testing.T) {
 	_, path := serving(t)
-	for _, c := range []struct{ say, want string }{{"L", "listeners"}, {"X", ""}, {"", ""}} {
+	for _, c := range []struct{ say, want string }{{"L", "listeners"}, {"I", "identity"}, {"X", ""}, {"", ""}} {
 		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 		if err != nil {
 			t.Fatal(err)
@@ -192,17 +271,21 @@ func TestFirstByte(t *testing.T) {
 	}
 }
 
-// FuzzFirstByte: only HTTP/2's preface gets to gRPC, only L to the listeners.
+// FuzzFirstByte: only HTTP/2's preface gets to gRPC, only L to the listeners, only I to
+// the identity.
 func FuzzFirstByte(f *testing.F) {
-	for _, s := range []string{"", "P", "L", "PRI * HTTP/2.0", "\x16"} {
+	for _, s := range []string{"", "P", "L", "I", "PRI * HTTP/2.0", "\x16"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		want := forNothing
-		if len(b) > 0 && b[0] == 'P' {
+		switch {
+		case bytes.HasPrefix(b, []byte("P")):
 			want = forRPC
-		} else if len(b) > 0 && b[0] == 'L' {
+		case bytes.HasPrefix(b, []byte("L")):
 			want = forListeners
+		case bytes.HasPrefix(b, []byte("I")):
+			want = forIdentity
 		}
 		if got := kindOf(b); got != want {
 			t.Errorf("%q is %d, want %d", b, got, want)
@@ -215,7 +298,7 @@ func FuzzUpdate(f *testing.F) {
 	f.Add("proxy", "1", "10.0.0.1", "10.0.0.0/8", uint32(80), uint32(90))
 	f.Add("dst/10.0.0.1:80", "1", "10.0.0.2:80", "a/b", uint32(0), uint32(1<<16))
 	f.Fuzz(func(t *testing.T, name, version, x, y string, first, last uint32) {
-		s := NewStore()
+		s := NewStore(identity.New())
 		defer s.Close()
 		session, _ := s.begin()
 		_ = s.apply(session, &proxypb.Update{Removed: []string{name}, Resources: []*proxypb.Resource{

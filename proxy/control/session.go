@@ -11,17 +11,19 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/identity"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
 
 // service is proxypb.Control. Of its sessions the newest counts.
 type service struct {
 	proxypb.UnimplementedControlServer
-	store   *Store
-	records *telemetry.Ring
-	meter   *telemetry.Meter
-	version string
-	done    <-chan struct{} // closed when the server ends
+	store    *Store
+	identity *identity.Holder
+	records  *telemetry.Ring
+	meter    *telemetry.Meter
+	version  string
+	done     <-chan struct{} // closed when the server ends
 
 	mu    sync.Mutex
 	newer chan struct{} // closed when another session begins
@@ -33,9 +35,10 @@ type stream = grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]
 // session is one life with one agent.
 type session struct {
 	*service
-	stream stream
-	number uint64
-	newer  <-chan struct{}
+	stream     stream
+	number     uint64
+	identified uint64 // number of this session for identity
+	newer      <-chan struct{}
 
 	// What report uses again and again, while there is something to report. gRPC has
 	// encoded a message when Send returns.
@@ -54,6 +57,7 @@ func (s *service) Session(stream stream) error {
 	// What this session was woken for and did not do is the next one's.
 	defer s.store.wake()
 	defer s.records.Wake()
+	defer s.identity.Wake()
 	s.records.Wake()
 	if err := current.subscribe(first); err != nil {
 		return err
@@ -81,6 +85,8 @@ func (s *service) Session(stream stream) error {
 			err = current.answer(msg)
 		case <-s.store.dirty:
 			err = current.ask()
+		case <-s.identity.Woken():
+			err = current.identify()
 		case <-ready:
 			ready, err = current.gather(pause)
 		case <-pause.C:
@@ -107,7 +113,7 @@ func (s *service) begin(stream stream) (*session, *proxypb.Subscribe) {
 	s.newer = make(chan struct{})
 	number, first := s.store.begin()
 	first.ProxyVersion = s.version
-	return &session{service: s, stream: stream, number: number, newer: s.newer}, first
+	return &session{service: s, stream: stream, number: number, identified: s.identity.Resume(), newer: s.newer}, first
 }
 
 // receive hands on what the agent says until the stream breaks. It ends with its
@@ -131,6 +137,10 @@ func receive(ctx context.Context, stream stream, messages chan<- *proxypb.ToProx
 func (s *session) answer(msg *proxypb.ToProxy) error {
 	if ack := msg.GetMetricsAck(); ack != nil {
 		s.meter.Acknowledged(ack.GetNumber())
+		return nil
+	}
+	if c := msg.GetCertificate(); c != nil {
+		s.identity.Answered(c)
 		return nil
 	}
 	u := msg.GetUpdate()
@@ -158,6 +168,16 @@ func (s *session) ask() error {
 	}
 	if unsub != nil {
 		return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Unsubscribe{Unsubscribe: unsub}})
+	}
+	return nil
+}
+
+// identify says what there is to say of the pod's certificate.
+func (s *session) identify() error {
+	for msg := s.identity.Next(s.identified); msg != nil; msg = s.identity.Next(s.identified) {
+		if err := s.stream.Send(msg); err != nil {
+			return err
+		}
 	}
 	return nil
 }

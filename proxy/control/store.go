@@ -12,6 +12,7 @@ import (
 
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/authz"
+	"github.com/weirmesh/weir/proxy/identity"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -37,8 +38,11 @@ type Store struct {
 	inbound atomic.Pointer[map[uint16]*route.Policy] // config's, for every request
 	authz   atomic.Pointer[authz.Set]                // the same
 
+	identity *identity.Holder // told what the agent says of it
+
 	mu           sync.Mutex
 	config       *proxyConfig
+	trusted      string        // the version of what identity was told; "": nothing
 	configured   chan struct{} // closed once config is there
 	destinations map[netip.AddrPort]*held
 	used         list.List // of *held, most recently used first
@@ -74,9 +78,11 @@ type proxyConfig struct {
 // portRange is first to last, both included.
 type portRange struct{ first, last uint16 }
 
-// NewStore returns one that holds nothing and wants the pod's own config.
-func NewStore() *Store {
+// NewStore returns one that holds nothing and wants the pod's own config. It tells i
+// what the agent says of identities.
+func NewStore(i *identity.Holder) *Store {
 	return &Store{
+		identity:     i,
 		dirty:        make(chan struct{}, 1),
 		configured:   make(chan struct{}),
 		destinations: map[netip.AddrPort]*held{},
@@ -313,7 +319,7 @@ func (s *Store) begin() (uint64, *proxypb.Subscribe) {
 	defer s.mu.Unlock()
 	s.session++
 	clear(s.changed)
-	out := &proxypb.Subscribe{Versions: map[string]string{proxypb.ProxyResource: ""}}
+	out := &proxypb.Subscribe{Versions: map[string]string{proxypb.ProxyResource: "", proxypb.IdentityResource: s.trusted}}
 	if s.config != nil {
 		out.Versions[proxypb.ProxyResource] = s.config.version
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/authz"
+	"github.com/weirmesh/weir/proxy/identity"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -40,10 +41,10 @@ func destinationResource(addr netip.AddrPort, version string, d route.Destinatio
 // configured is a store with a session that has sent the pod's own config.
 func configured(t *testing.T) (*Store, uint64) {
 	t.Helper()
-	s := NewStore()
+	s := NewStore(identity.New())
 	t.Cleanup(s.Close)
 	session, first := s.begin()
-	if diff := cmp.Diff(map[string]string{"proxy": ""}, first.GetVersions()); diff != "" {
+	if diff := cmp.Diff(map[string]string{"proxy": "", "identity": ""}, first.GetVersions()); diff != "" {
 		t.Fatal(diff)
 	}
 	if err := s.apply(session, &proxypb.Update{Resources: []*proxypb.Resource{proxyResource("1")}}); err != nil {
@@ -90,7 +91,7 @@ func TestPoliciesAreInForceBeforeTheyAreAcknowledged(t *testing.T) {
 
 func TestReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := NewStore()
+		s := NewStore(identity.New())
 		began := time.Now()
 		if err := s.Ready(t.Context()); reasonOf(err) != reason.ConfigUnavailable || time.Since(began) != 5*time.Second {
 			t.Errorf("%v after %s", err, time.Since(began))
@@ -142,7 +143,7 @@ func TestDestinationWaitsTogether(t *testing.T) {
 			t.Errorf("%v, %v after %s", d, err, time.Since(began))
 		}
 		_, first := s.begin()
-		if diff := cmp.Diff(map[string]string{"proxy": "1", "dst/10.96.0.1:80": "7"}, first.GetVersions()); diff != "" {
+		if diff := cmp.Diff(map[string]string{"proxy": "1", "identity": "", "dst/10.96.0.1:80": "7"}, first.GetVersions()); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -171,7 +172,7 @@ func TestDestinationWithoutAgent(t *testing.T) {
 		}
 		// The agent is back: it is asked for both, and the next one waits for it.
 		session, first := s.begin()
-		if len(first.GetVersions()) != 3 {
+		if len(first.GetVersions()) != 4 {
 			t.Errorf("asked for %v", first)
 		}
 		time.AfterFunc(time.Second, func() {
@@ -292,7 +293,7 @@ func TestApplyWholeOrNothing(t *testing.T) {
 			t.Errorf("%d: %v", i, err)
 		}
 		_, first := s.begin()
-		if diff := cmp.Diff(map[string]string{"proxy": "1", "dst/10.96.0.1:80": ""}, first.GetVersions()); diff != "" {
+		if diff := cmp.Diff(map[string]string{"proxy": "1", "identity": "", "dst/10.96.0.1:80": ""}, first.GetVersions()); diff != "" {
 			t.Errorf("%d: %s", i, diff)
 		}
 		cancel()
@@ -306,7 +307,7 @@ func opaqueResource(first, last uint32) *proxypb.Resource {
 }
 
 func TestOpaque(t *testing.T) {
-	s := NewStore()
+	s := NewStore(identity.New())
 	defer s.Close()
 	if s.Opaque(3306) {
 		t.Error("opaque before there is a config")
@@ -402,7 +403,7 @@ func TestRemoved(t *testing.T) {
 }
 
 func BenchmarkDestinationHeld(b *testing.B) {
-	s := NewStore()
+	s := NewStore(identity.New())
 	defer s.Close()
 	session, _ := s.begin()
 	for i := range 20 {
@@ -422,7 +423,7 @@ func BenchmarkDestinationHeld(b *testing.B) {
 }
 
 func TestWhatAPortDemandsOfItsCallers(t *testing.T) {
-	s := NewStore()
+	s := NewStore(identity.New())
 	defer s.Close()
 	if s.Peers(8080) != route.Strict {
 		t.Error("nobody has said that plain connections are taken")

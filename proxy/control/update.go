@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/identity"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -15,6 +16,7 @@ var errSuperseded = errors.New("a newer session has begun")
 // update is a proxypb.Update that was found good.
 type update struct {
 	config       *proxyConfig // nil: unchanged
+	trust        *trust       // nil: unchanged
 	destinations map[netip.AddrPort]answer
 	removed      []netip.AddrPort
 }
@@ -22,6 +24,12 @@ type update struct {
 type answer struct {
 	version string
 	value   route.Destination
+}
+
+// trust is what is said of identities.
+type trust struct {
+	version string
+	value   identity.Trust
 }
 
 // parse checks all of an Update.
@@ -35,6 +43,9 @@ func parse(msg *proxypb.Update) (update, error) {
 	for _, name := range msg.GetRemoved() {
 		if name == proxypb.ProxyResource {
 			return update{}, errors.New("the pod's own config cannot be removed")
+		}
+		if name == proxypb.IdentityResource {
+			continue // an agent that knows of none; what it is does not go
 		}
 		addr, err := proxypb.ParseDestinationName(name)
 		if err != nil {
@@ -60,6 +71,15 @@ func (u *update) add(r *proxypb.Resource) error {
 		}
 		config.version = r.GetVersion()
 		u.config = config
+	case *proxypb.Resource_Identity:
+		if r.GetName() != proxypb.IdentityResource {
+			return fmt.Errorf("an Identity is named %q", proxypb.IdentityResource)
+		}
+		value, err := identity.ParseTrust(body.Identity)
+		if err != nil {
+			return err
+		}
+		u.trust = &trust{r.GetVersion(), value}
 	case *proxypb.Resource_Destination:
 		addr, err := proxypb.ParseDestinationName(r.GetName())
 		if err != nil {
@@ -71,7 +91,7 @@ func (u *update) add(r *proxypb.Resource) error {
 		}
 		u.destinations[addr] = answer{r.GetVersion(), value}
 	default:
-		return errors.New("neither a ProxyConfig nor a Destination")
+		return errors.New("neither a ProxyConfig, an Identity nor a Destination")
 	}
 	return nil
 }
@@ -143,6 +163,10 @@ func (s *Store) take(session uint64, u update) error {
 		if first { // now that they are there whom those ask who wait for this
 			close(s.configured)
 		}
+	}
+	if u.trust != nil {
+		s.trusted = u.trust.version
+		s.identity.Told(u.trust.value)
 	}
 	for addr, a := range u.destinations {
 		h := s.destinations[addr]

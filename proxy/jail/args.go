@@ -12,8 +12,12 @@ import (
 // ServeArg is the first argument of the second stage.
 const ServeArg = "serve"
 
-// keepNetRawArg follows the pod's name where it is so.
-const keepNetRawArg = "keep-net-raw"
+// keepNetRawArg follows the pod's name where it is so, and after it comes identityArg
+// with the descriptor of a memory file where there is one.
+const (
+	keepNetRawArg = "keep-net-raw"
+	identityArg   = "identity="
+)
 
 // Launched is what the second stage knows of its launch.
 type Launched struct {
@@ -21,17 +25,22 @@ type Launched struct {
 	Generation  uint32
 	Pod         string // "namespace/name"
 	KeepNetRaw  bool   // it has CAP_NET_RAW, to use callers' addresses
+	Identity    int    // descriptor of the memory file of an earlier proxy's identity; -1: none
 	Listeners   []Listener
 }
 
-// Args renders the second stage's argument list.
-func Args(msg *proxypb.Launch, listeners []Listener) []string {
+// Args renders the second stage's argument list. identity is the descriptor of a memory
+// file; -1: none.
+func Args(msg *proxypb.Launch, listeners []Listener, identity int) []string {
 	args := []string{
 		"weir-proxy", ServeArg, msg.GetContainerId(), strconv.FormatUint(uint64(msg.GetGeneration()), 10),
 		msg.GetPodNamespace() + "/" + msg.GetPodName(),
 	}
 	if msg.GetKeepNetRaw() {
 		args = append(args, keepNetRawArg)
+	}
+	if identity >= 0 {
+		args = append(args, identityArg+strconv.Itoa(identity))
 	}
 	for _, l := range listeners {
 		args = append(args, strings.Join([]string{l.GetName(), l.GetNetwork(), l.GetAddress(), strconv.Itoa(l.FD)}, ","))
@@ -48,10 +57,17 @@ func ParseArgs(args []string) (Launched, error) {
 	if err != nil {
 		return Launched{}, fmt.Errorf("generation: %w", err)
 	}
-	out := Launched{ContainerID: args[2], Generation: uint32(generation), Pod: args[4]}
+	out := Launched{ContainerID: args[2], Generation: uint32(generation), Pod: args[4], Identity: -1}
 	rest := args[5:]
 	if rest[0] == keepNetRawArg {
 		out.KeepNetRaw, rest = true, rest[1:]
+	}
+	if len(rest) > 0 && strings.HasPrefix(rest[0], identityArg) {
+		fd, err := strconv.ParseUint(rest[0][len(identityArg):], 10, 31)
+		if err != nil {
+			return Launched{}, fmt.Errorf("identity %q: %w", rest[0], err)
+		}
+		out.Identity, rest = int(fd), rest[1:]
 	}
 	for _, arg := range rest {
 		f := strings.Split(arg, ",")

@@ -30,10 +30,11 @@ func Confine(launched Launched) error {
 	return install(filter)
 }
 
-// allowed is what a Go program needs that serves and dials sockets: no file can
-// be opened, nothing executed, no process made. The rest fails with EPERM; the Go
-// runtime takes that for "not available" where it merely asks. With bind, a proxy
-// that keeps callers' addresses may choose the one that it dials from.
+// allowed is what a Go program needs that serves and dials sockets and keeps its
+// identity in memory files: no file can be opened, nothing executed, no process made.
+// The rest fails with EPERM; the Go runtime takes that for "not available" where it
+// merely asks. With bind, a proxy that keeps callers' addresses may choose the one
+// that it dials from.
 func allowed(bind bool) []rule {
 	equal := func(argument, value uint32) condition { return condition{argument: argument, value: value} }
 	when := func(nr uint32, conditions ...condition) rule { return rule{nr: nr, when: conditions} }
@@ -44,6 +45,9 @@ func allowed(bind bool) []rule {
 		when(unix.SYS_SOCKET, equal(0, unix.AF_INET6), stream),
 		// Threads, not processes.
 		when(unix.SYS_CLONE, condition{argument: 0, value: unix.CLONE_THREAD, bits: true}),
+		// The pod's identity, which is not executed; before Linux 6.3 that cannot be said.
+		when(unix.SYS_MEMFD_CREATE, equal(1, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)),
+		when(unix.SYS_MEMFD_CREATE, equal(1, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)),
 		// Is the next byte urgent? (package relay)
 		when(unix.SYS_IOCTL, equal(1, unix.SIOCATMARK)),
 	}
@@ -52,7 +56,7 @@ func allowed(bind bool) []rule {
 		unix.SYS_SPLICE, unix.SYS_EPOLL_PWAIT, unix.SYS_FUTEX, unix.SYS_READ, unix.SYS_WRITE, unix.SYS_CLOSE,
 		unix.SYS_RECVFROM, unix.SYS_SENDTO, unix.SYS_ACCEPT4, unix.SYS_CONNECT, unix.SYS_SHUTDOWN,
 		unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME, unix.SYS_GETSOCKOPT, unix.SYS_SETSOCKOPT,
-		unix.SYS_RECVMSG, unix.SYS_SENDMSG, unix.SYS_READV, unix.SYS_WRITEV,
+		unix.SYS_RECVMSG, unix.SYS_SENDMSG, unix.SYS_READV, unix.SYS_WRITEV, unix.SYS_PREAD64,
 		unix.SYS_PIPE2, unix.SYS_FCNTL, unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_EVENTFD2,
 		// Memory.
 		unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MADVISE, unix.SYS_MPROTECT,

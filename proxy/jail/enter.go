@@ -42,6 +42,11 @@ func Enter(launch, control int) error {
 	if err != nil {
 		return err
 	}
+	identity := -1
+	if msg.GetIdentity() {
+		last := len(inherited) - 1
+		identity, inherited = inherited[last], inherited[:last]
+	}
 	for _, file := range msg.GetCgroupFiles() {
 		if err := joinCgroup(file); err != nil {
 			return err
@@ -68,10 +73,14 @@ func Enter(launch, control int) error {
 	if err := dropPrivileges(int(msg.GetUid()), int(msg.GetGid()), keep); err != nil {
 		return err
 	}
-	if err := keepOnly(append(descriptors(listeners), launch, control)); err != nil {
+	fds := append(descriptors(listeners), launch, control)
+	if identity >= 0 {
+		fds = append(fds, identity)
+	}
+	if err := keepOnly(fds); err != nil {
 		return err
 	}
-	return execute(exe, Args(msg, listeners), environment(os.Environ()))
+	return execute(exe, Args(msg, listeners, identity), environment(os.Environ()))
 }
 
 // joinCgroup moves this thread, the only one that there will be after the next

@@ -48,6 +48,10 @@ func TestTheFilterLetsByWhatIsAllowedAndNothingElse(t *testing.T) {
 		{"high bits of the type", auditArch, unix.SYS_SOCKET, []uint64{unix.AF_INET6, high | stream}, false},
 		{"a thread", auditArch, unix.SYS_CLONE, []uint64{thread}, true},
 		{"a process", auditArch, unix.SYS_CLONE, []uint64{uint64(unix.SIGCHLD)}, false},
+		{"a memory file", auditArch, unix.SYS_MEMFD_CREATE, []uint64{1, unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING | unix.MFD_NOEXEC_SEAL}, true},
+		{"a memory file before Linux 6.3", auditArch, unix.SYS_MEMFD_CREATE, []uint64{1, unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING}, true},
+		{"a memory file to execute", auditArch, unix.SYS_MEMFD_CREATE, []uint64{1, unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING | unix.MFD_EXEC}, false},
+		{"to read what it has", auditArch, unix.SYS_PREAD64, nil, true},
 		{"urgent", auditArch, unix.SYS_IOCTL, []uint64{3, unix.SIOCATMARK}, true},
 		{"another ioctl", auditArch, unix.SYS_IOCTL, []uint64{3, unix.TIOCSTI}, false},
 	} {

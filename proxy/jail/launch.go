@@ -19,6 +19,10 @@ const (
 	maxListeners = 16
 )
 
+// maxDescriptors come with a packet, at most: listeners and an identity. One more is
+// looked for.
+const maxDescriptors = maxListeners + 1
+
 // Listener is a listening socket and what the agent calls it.
 type Listener struct {
 	*proxypb.Listener
@@ -27,7 +31,7 @@ type Listener struct {
 
 // receiveLaunch reads the one packet that the agent sends. fd must block.
 func receiveLaunch(fd int) (*proxypb.Launch, []int, error) {
-	buf, oob := make([]byte, maxPacket), make([]byte, unix.CmsgSpace(4*(maxListeners+1)))
+	buf, oob := make([]byte, maxPacket), make([]byte, unix.CmsgSpace(4*(maxDescriptors+1)))
 	n, oobn, flags, err := recvmsg(fd, buf, oob)
 	if err != nil {
 		return nil, nil, fmt.Errorf("launch socket: %w", err)
@@ -115,8 +119,12 @@ func parseLaunch(b []byte, descriptors int) (*proxypb.Launch, error) {
 			inherited++
 		}
 	}
-	if inherited != descriptors {
-		return nil, fmt.Errorf("launch packet: %d descriptors for %d inherited listeners", descriptors, inherited)
+	wanted := inherited
+	if msg.GetIdentity() {
+		wanted++
+	}
+	if wanted != descriptors {
+		return nil, fmt.Errorf("launch packet: %d descriptors for %d inherited listeners, identity %v", descriptors, inherited, msg.GetIdentity())
 	}
 	return msg, nil
 }
@@ -148,6 +156,16 @@ func SendListening(fd int, listeners []Listener) error {
 		fds[i] = l.FD
 	}
 	return sendReply(fd, reply, fds)
+}
+
+// SendIdentity writes LaunchReply IDENTITY with the descriptor of a memory file to a
+// unix socket, as SendListening does listeners'; without it where file is -1.
+func SendIdentity(fd, file int) error {
+	var fds []int
+	if file >= 0 {
+		fds = []int{file}
+	}
+	return sendReply(fd, &proxypb.LaunchReply{Stage: proxypb.LaunchReply_IDENTITY}, fds)
 }
 
 // SendServing tells the agent that connections are taken.

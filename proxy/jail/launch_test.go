@@ -40,6 +40,8 @@ func TestParseLaunch(t *testing.T) {
 		{"NUL", func(m *proxypb.Launch) { m.PodName = "a\x00b" }, 1, "NUL"},
 		{"missing descriptor", func(*proxypb.Launch) {}, 0, "0 descriptors for 1"},
 		{"stray descriptor", func(*proxypb.Launch) {}, 2, "2 descriptors for 1"},
+		{"identity", func(m *proxypb.Launch) { m.Identity = true }, 2, ""},
+		{"identity without a descriptor", func(m *proxypb.Launch) { m.Identity = true }, 1, "1 descriptors for 1 inherited listeners, identity true"},
 		{"unknown name", func(m *proxypb.Launch) { m.Listeners[0].Name = "admin" }, 1, "outbound and inbound"},
 		{"wrong family", func(m *proxypb.Launch) { m.Listeners[0].Network = "tcp6" }, 1, "no network of address"},
 		{"udp", func(m *proxypb.Launch) { m.Listeners[0].Network = "udp4" }, 1, "no network of address"},
@@ -93,7 +95,7 @@ func FuzzParseLaunch(f *testing.F) {
 			}
 			listeners = append(listeners, Listener{Listener: l, FD: 5 + i})
 		}
-		args := Args(msg, listeners)
+		args := Args(msg, listeners, -1)
 		if _, err := pointers(args); err != nil {
 			t.Error(err)
 		}
@@ -110,7 +112,7 @@ func TestArgs(t *testing.T) {
 	for i, l := range msg.GetListeners() {
 		listeners = append(listeners, Listener{Listener: l, FD: 7 + i})
 	}
-	args := Args(msg, listeners)
+	args := Args(msg, listeners, -1)
 	want := []string{"weir-proxy", "serve", "abc", "2", "shop/front",
 		"outbound,tcp4,0.0.0.0:15001,7", "outbound,tcp6,[::]:15001,8", "inbound,tcp4,0.0.0.0:15006,9"}
 	if diff := cmp.Diff(want, args); diff != "" {
@@ -125,10 +127,16 @@ func TestArgs(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 	msg.KeepNetRaw = true
-	if got, err = ParseArgs(Args(msg, listeners)); err != nil || !got.KeepNetRaw || len(got.Listeners) != 3 {
+	if got, err = ParseArgs(Args(msg, listeners, -1)); err != nil || !got.KeepNetRaw || len(got.Listeners) != 3 {
 		t.Errorf("with CAP_NET_RAW: %v, %v", got, err)
 	}
-	for _, bad := range [][]string{nil, {"weir-proxy", "serve"}, append(want[:5:5], "outbound,tcp4,0.0.0.0:15001"),
+	if got.Identity != -1 {
+		t.Errorf("without an identity: descriptor %d", got.Identity)
+	}
+	if got, err = ParseArgs(Args(msg, listeners, 6)); err != nil || got.Identity != 6 || !got.KeepNetRaw || len(got.Listeners) != 3 {
+		t.Errorf("with an identity: %v, %v", got, err)
+	}
+	for _, bad := range [][]string{nil, append(want[:5:5], "identity=-1", want[5]), {"weir-proxy", "serve"}, append(want[:5:5], "outbound,tcp4,0.0.0.0:15001"),
 		append(want[:5:5], "outbound,tcp4,0.0.0.0:15001,-1"), append(want[:5:5], "outbound,tcp4,elsewhere,7")} {
 		if _, err := ParseArgs(bad); err == nil {
 			t.Errorf("%q parsed", bad)

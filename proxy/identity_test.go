@@ -1,0 +1,112 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"math/big"
+	"net/url"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/agent/proxypb"
+)
+
+// signer is the CA of a fakeAgent.
+func signer(t testing.TB, id string) (*proxypb.Identity, func(*proxypb.CertificateRequest) *proxypb.Certificate) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+	}
+	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	uri, err := url.Parse(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sign := func(m *proxypb.CertificateRequest) *proxypb.Certificate {
+		request, err := x509.ParseCertificateRequest(m.GetRequest())
+		if err != nil {
+			return &proxypb.Certificate{Number: m.GetNumber(), Error: err.Error()}
+		}
+		der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+			SerialNumber: big.NewInt(2), URIs: []*url.URL{uri}, NotBefore: root.NotBefore, NotAfter: root.NotAfter,
+			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		}, root, request.PublicKey, key)
+		if err != nil {
+			return &proxypb.Certificate{Number: m.GetNumber(), Error: err.Error()}
+		}
+		return &proxypb.Certificate{Number: m.GetNumber(), Chain: [][]byte{der}, Roots: [][]byte{rootDER}}
+	}
+	return &proxypb.Identity{Id: id, TrustDomain: "cluster.local", Roots: [][]byte{rootDER}}, sign
+}
+
+// TestTheIdentityOutlivesTheProxy: locked in as it is, a proxy gets a certificate, and
+// the next one has it without asking anybody.
+func TestTheIdentityOutlivesTheProxy(t *testing.T) {
+	cg := newCgroups(t)
+	first := start(t, newNamespace(t), cg, nil)
+	if fd := identityOf(t, first.control); fd >= 0 {
+		t.Error("an identity before there is one")
+	}
+	agent := &fakeAgent{}
+	agent.identity, agent.sign = signer(t, "spiffe://cluster.local/ns/shop/sa/front")
+	agent.connect(t, first.control)
+	agent.await(t, "a memory file", func() bool { return len(agent.keptUntil) > 0 })
+	file := identityOf(t, first.control)
+	if file < 0 {
+		t.Fatal("there is no memory file")
+	}
+	if _, err := unix.Write(file, []byte("x")); !errors.Is(err, unix.EPERM) {
+		t.Errorf("the memory file can be written to: %v", err)
+	}
+	first.kill()
+
+	for generation := range 2 { // the second has it from the first's copy
+		second, err := launchAs(t, newNamespace(t), launchOf(cg.paths), nil, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := &fakeAgent{identity: agent.identity, sign: agent.sign}
+		stop := again.connect(t, second.control)
+		again.await(t, "the memory file", func() bool { return len(again.keptUntil) > 0 })
+		if handed := identityOf(t, second.control); handed < 0 || inode(t, handed) != inode(t, file) {
+			t.Error("it has another memory file")
+		}
+		stop()
+		if !again.keptUntil[0].Equal(agent.keptUntil[0]) || again.requests > 0 {
+			t.Errorf("%d: until %s, want %s; asked %d times", generation, again.keptUntil[0], agent.keptUntil[0], again.requests)
+		}
+		second.kill()
+	}
+}
+
+// TestAMemoryFileOfNothingKeepsNoProxyFromServing: it asks for a certificate.
+func TestAMemoryFileOfNothingKeepsNoProxyFromServing(t *testing.T) {
+	cg := newCgroups(t)
+	pipe := make([]int, 2)
+	if err := unix.Pipe2(pipe, unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	defer unix.Close(pipe[1])
+	p, err := launchAs(t, newNamespace(t), launchOf(cg.paths), nil, pipe[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := &fakeAgent{}
+	agent.identity, agent.sign = signer(t, "spiffe://cluster.local/ns/shop/sa/front")
+	agent.connect(t, p.control)
+	agent.await(t, "a memory file", func() bool { return len(agent.keptUntil) > 0 })
+}
