@@ -54,7 +54,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.StringVar(&f.manifests, "manifests", "", "`folder` of Kubernetes YAML to read instead of an API server (standalone mode)")
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` to reach the API server with; empty: the pod's service account")
 	fs.StringVar(&f.nodeName, "node-name", host, "this node's `name` in the cluster")
-	fs.StringVar(&f.runDir, "run-dir", "/run/weir", "`folder` of sockets and state, on a tmpfs of the host")
+	fs.StringVar(&f.runDir, "run-dir", "/run/weir", "`folder` of sockets and state, on a tmpfs of the host; in standalone mode the CA that signs for pods, too, which goes at a reboot, as do all that trust it")
 	fs.StringVar(&f.netnsDir, "netns-dir", "/run/netns", "`folder` where the host's /run/netns is seen")
 	fs.StringVar(&f.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "`folder` where the host's /sys/fs/cgroup is seen")
 	fs.StringVar(&f.cgroupParent, "cgroup-parent", "weir", "`cgroup` of all proxies of this node, relative to the root of each hierarchy")

@@ -32,6 +32,7 @@ import (
 	"github.com/weirmesh/weir/agent/attach"
 	"github.com/weirmesh/weir/agent/attachpb"
 	"github.com/weirmesh/weir/agent/decide"
+	"github.com/weirmesh/weir/agent/issue"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/push"
 	"github.com/weirmesh/weir/agent/repair"
@@ -107,6 +108,10 @@ func markerPath(runDir string) string { return filepath.Join(runDir, "ready") }
 // the API server is away.
 func lastGoodPath(runDir string) string { return filepath.Join(runDir, "last-good.gz") }
 
+// authorityPath is the file of the CA of an agent that has one of its own. Those who
+// trust it are gone after a reboot, as it is.
+func authorityPath(runDir string) string { return filepath.Join(runDir, "ca.json") }
+
 // serve runs the agent until ctx is done. Proxies go on when it returns.
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f, err := parseFlags(args, stderr)
@@ -149,11 +154,20 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	pusher := &push.Pusher{
-		View:       view.store,
-		WaitSynced: view.store.WaitUsable,
-		MeshRanges: view.options.MeshRanges,
-		AccessLog:  telemetry.NewAccessLog(accessLog).Write,
-		Log:        log,
+		View:        view.store,
+		WaitSynced:  view.store.WaitUsable,
+		TrustDomain: view.options.TrustDomain,
+		Refused:     view.refused,
+		MeshRanges:  view.options.MeshRanges,
+		AccessLog:   telemetry.NewAccessLog(accessLog).Write,
+		Log:         log,
+	}
+	issuer, err := newIssuer(f, view, log)
+	if err != nil {
+		return err
+	}
+	if issuer != nil {
+		pusher.Issuer = issuer
 	}
 	repairs := &repair.Loop{View: view.store, Current: view.store.Synced, Event: view.recorder.PodEvent, Log: log}
 	var metrics *telemetry.Metrics // they count the proxies, which are not there yet
@@ -184,6 +198,9 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	defer proxies.Close()
 	metrics = telemetry.NewMetrics(version, view.store, func() map[string]int { return podStates(proxies.List()) }, pusher.Versions)
 	pusher.Metrics = metrics // there is no session yet
+	if issuer != nil {
+		metrics.Authority(issuer.Ends)
+	}
 	// What the node cannot do is settled before the first pod, for all of them.
 	view.options.KeepClientAddress, err = proxies.TestNode(ctx, view.options.KeepClientAddress)
 	if err != nil {
@@ -212,7 +229,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Log:     log,
 	}
 	leave.agent = server
-	err = runAll(ctx, f, log, parts{view, pusher, proxies, repairs, metrics, listener, server, leave})
+	err = runAll(ctx, f, log, parts{view, pusher, issuer, proxies, repairs, metrics, listener, server, leave})
 	if leave.done() {
 		err = errors.Join(err, removeState(f))
 	}
@@ -239,6 +256,7 @@ func podStates(all []launch.Attachment) map[string]int {
 type parts struct {
 	view     *view
 	pusher   *push.Pusher
+	issuer   *issue.Local // nil: nobody signs here
 	proxies  *launch.Manager
 	repairs  *repair.Loop
 	metrics  *telemetry.Metrics
@@ -288,6 +306,12 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 		p.proxies.Reap(ctx)
 		return nil
 	})
+	if p.issuer != nil {
+		group.Go(func() error {
+			p.issuer.Run(ctx, p.pusher.Trusted, p.pusher.Changed)
+			return nil
+		})
+	}
 	group.Go(func() error {
 		if err := p.view.store.WaitSynced(ctx); err != nil {
 			return nil // stopped before it was ready

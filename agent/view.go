@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/weirmesh/weir/agent/cluster"
 	"github.com/weirmesh/weir/agent/decide"
+	"github.com/weirmesh/weir/agent/identity"
+	"github.com/weirmesh/weir/agent/issue"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/model"
 )
@@ -39,6 +42,28 @@ func openView(f flags, log *slog.Logger) (*view, error) {
 	lastGood := cluster.LastGood{Path: lastGoodPath(f.runDir), Version: version}
 	v.run = func(ctx context.Context) error { return cluster.RunAPI(ctx, v.store, api, lastGood) }
 	return v, nil
+}
+
+// newIssuer is who signs for this agent's pods: without a cluster, a CA of its own. On a
+// cluster there is nobody yet: nil, and no pod has an identity.
+func newIssuer(f flags, v *view, log *slog.Logger) (*issue.Local, error) {
+	if f.manifests == "" {
+		return nil, nil
+	}
+	domain, err := identity.TrustDomain(v.options.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(f.runDir, 0o700); err != nil {
+		return nil, err
+	}
+	return issue.OpenLocal(issue.Options{Path: authorityPath(f.runDir), TrustDomain: domain, Pod: v.store.Pod, Log: log})
+}
+
+// refused tells a pod's owner that the pod is denied an identity.
+func (v *view) refused(a launch.Attachment, reason string) {
+	pod := model.Pod{Namespace: a.PodNamespace, Name: a.PodName, UID: a.PodUID}
+	v.recorder.PodEvent(pod, cluster.EventWarning, cluster.CertificateRefused, "the pod's proxy gets no certificate: "+reason)
 }
 
 // restarted tells a pod's owner that its proxy died and another took its place.

@@ -123,6 +123,9 @@ func (m *manifests) document(where string, doc []byte) error {
 	}
 	switch o := obj.(type) {
 	case *corev1.Pod:
+		if _, mirror := o.Annotations[corev1.MirrorPodAnnotationKey]; o.Spec.ServiceAccountName == "" && !mirror {
+			o.Spec.ServiceAccountName = "default" // as an API server has it
+		}
 		return add(m, where, gvk.Kind, o, toCompactPod, m.view.pods, podKey)
 	case *corev1.Namespace:
 		return add(m, where, gvk.Kind, o, toNamespace, m.view.namespaces, namespaceKey)

@@ -203,6 +203,15 @@ func (s *Store) Pods() []model.Pod {
 	return pods
 }
 
+// Pod finds a pod of Pods: the one that the container runtime calls uid, as WaitPod.
+func (s *Store) Pod(namespace, name, uid string) (model.Pod, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	known, ok := s.view.pods[key{namespace, name}]
+	pod := known.expand()
+	return pod, ok && pod.HasUID(uid)
+}
+
 // Namespace returns a namespace; one that is not known has no labels.
 func (s *Store) Namespace(name string) model.Namespace {
 	s.mu.RLock()

@@ -12,6 +12,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/weirmesh/weir/agent/identity"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/plugin/capture"
 )
@@ -24,6 +25,7 @@ type Options struct {
 	AllowRuntimeClasses []string          `json:"allowRuntimeClasses"`
 	KeepClientAddress   bool              `json:"keepClientAddress"`
 	MeshRanges          []netip.Prefix    `json:"meshRanges"`
+	TrustDomain         string            `json:"trustDomain"`
 	ProxyMaxProcs       int               `json:"proxyMaxProcs"`
 	Annotations         map[string]string `json:"annotations"`
 }
@@ -37,6 +39,7 @@ var options = []option{
 	{"allowRuntimeClasses", "Values of `runtimeClassName` whose pods can be captured, as all of their packets pass through the rules of the pod's network namespace. With gVisor or Kata they do not, so a class that is not listed is refused. A pod without a class is always fine."},
 	{"keepClientAddress", "Applications see their callers' own addresses, for which proxies get `CAP_NET_RAW`, which any default container has, and nothing else. If not, or where a node's rules are iptables', they see the pod's own address. Counts for pods that start from then on."},
 	{"meshRanges", "Address ranges of pods and Services: before it connects to an address in them that it does not know, a proxy asks the agent."},
+	{"trustDomain", "The first part of every pod's identity, `spiffe://TRUST DOMAIN/ns/NAMESPACE/sa/SERVICE ACCOUNT`: a name that no other mesh has, in lower case. With another one every pod has another identity, which policies that name the old one do not mean."},
 	{"proxyMaxProcs", "How many processors a proxy uses at most (GOMAXPROCS), of those that the node has; as long as one is enough it uses one. Counts for proxies that start from then on."},
 	{"annotations", "What holds for pods that lack an annotation of that name: [ANNOTATIONS.md](ANNOTATIONS.md) has them all. `weirmesh.io/quic: reject`, for example."},
 }
@@ -50,6 +53,7 @@ func Defaults() Options {
 			netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
 			netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
 		},
+		TrustDomain:   "cluster.local",
 		ProxyMaxProcs: 2,
 	}
 }
@@ -86,6 +90,9 @@ func (o Options) Validate() error {
 		return errors.New("meshRanges: an entry is empty")
 	case o.ProxyMaxProcs < 1 || o.ProxyMaxProcs > 64:
 		return fmt.Errorf("proxyMaxProcs: %d is none of 1 to 64", o.ProxyMaxProcs)
+	}
+	if _, err := identity.TrustDomain(o.TrustDomain); err != nil {
+		return fmt.Errorf("trustDomain: %w", err)
 	}
 	var scratch Decision
 	for _, key := range slices.Sorted(maps.Keys(o.Annotations)) {

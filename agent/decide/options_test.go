@@ -37,6 +37,7 @@ exemptStaticPods: true
 allowRuntimeClasses: [nvidia]
 keepClientAddress: false
 meshRanges: [10.1.2.3/16]
+trustDomain: example.org
 proxyMaxProcs: 4
 annotations:
   weirmesh.io/quic: reject
@@ -54,6 +55,7 @@ annotations:
 		ExemptStaticPods:    true,
 		AllowRuntimeClasses: []string{"nvidia"},
 		MeshRanges:          []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
+		TrustDomain:         "example.org",
 		ProxyMaxProcs:       4,
 		Annotations:         map[string]string{"weirmesh.io/quic": "reject", "weirmesh.io/exclude-outbound-ports": "3306,5432"},
 	}
@@ -83,6 +85,9 @@ func TestOptionsThatCannotBeMeant(t *testing.T) {
 		"exemptNamespaces: [a, '']":                       "exemptNamespaces: an entry is empty",
 		"allowRuntimeClasses: ['']":                       "allowRuntimeClasses: an entry is empty; pods without a class are always allowed",
 		"proxyMaxProcs: 0":                                "proxyMaxProcs: 0 is none of 1 to 64",
+		"trustDomain: ''":                                 `trustDomain: trust domain "": trust domain is missing`,
+		"trustDomain: spiffe://example.org":               `trustDomain: trust domain "spiffe://example.org": its name alone is wanted, "example.org"`,
+		"trustDomain: Example.org":                        `trustDomain: trust domain "Example.org"`,
 		"meshRanges: ['']":                                "meshRanges: an entry is empty",
 		"meshRanges: [10.0.0.1]":                          `netip.ParsePrefix("10.0.0.1"): no '/'`,
 		"exemptNamespace: [a]":                            `unknown field "exemptNamespace"`,

@@ -72,15 +72,20 @@ type node struct {
 	*testing.T
 	opts    launch.Options
 	manager *launch.Manager
+	pusher  *push.Pusher
+	kept    chan time.Time // when certificates end that proxies say they have
 }
 
-// nobody wants to know metrics.
-type nobody struct{}
+// nobody wants to know metrics, but for certificates.
+type nobody struct{ kept chan<- time.Time }
 
 func (nobody) Report(*launch.Instance, *proxypb.Metrics) {}
 func (nobody) Forget(*launch.Instance)                   {}
 func (nobody) Converged(string, time.Duration)           {}
 func (nobody) Rejected(string)                           {}
+func (n nobody) Certificate(_ *launch.Instance, end time.Time) {
+	n.kept <- end
+}
 
 type nowhere struct{}
 
@@ -105,14 +110,15 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	kept := make(chan time.Time, 100)
 	pusher := &push.Pusher{
 		View:       nowhere{},
 		WaitSynced: func(context.Context) error { return nil },
 		AccessLog:  func(*launch.Instance, *proxypb.AccessLogs) {},
-		Metrics:    nobody{},
+		Metrics:    nobody{kept},
 		Log:        slog.New(slog.DiscardHandler),
 	}
-	n := &node{T: t, opts: launch.Options{
+	n := &node{T: t, pusher: pusher, kept: kept, opts: launch.Options{
 		RunDir:       t.TempDir(),
 		NetnsDir:     "/run/netns",
 		CgroupRoot:   "/sys/fs/cgroup",

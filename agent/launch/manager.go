@@ -78,8 +78,9 @@ type Instance struct {
 	Attachment Attachment
 	Socket     string // its control API
 
-	once  sync.Once
-	acked chan struct{}
+	manager *Manager // nil: it is nobody's
+	once    sync.Once
+	acked   chan struct{}
 }
 
 // NewInstance names a proxy that serves its control API on socket.
@@ -120,6 +121,7 @@ type attachment struct {
 	mu        sync.Mutex // held for moments: guards what the supervisor changes too
 	state     Attachment
 	listeners []listener
+	identity  *os.File // memory file of the proxy's key and certificate; nil: none
 	process   *process
 }
 
@@ -330,9 +332,9 @@ func (m *Manager) generation(a *attachment, ns namespace) (*Instance, error) {
 		return nil, err
 	}
 	a.mu.Lock()
-	kept := a.listeners
+	kept, identity := a.listeners, a.identity // nobody changes them while no proxy runs
 	a.mu.Unlock()
-	p, listeners, err := m.spawn(ns, st, kept)
+	p, listeners, err := m.spawn(ns, st, kept, identity)
 	if err != nil {
 		return nil, err
 	}
@@ -343,7 +345,9 @@ func (m *Manager) generation(a *attachment, ns namespace) (*Instance, error) {
 }
 
 func (m *Manager) instance(st Attachment) *Instance {
-	return NewInstance(st, m.socketPath(st.ContainerID, st.Generation))
+	i := NewInstance(st, m.socketPath(st.ContainerID, st.Generation))
+	i.manager = m
+	return i
 }
 
 // Commit marks the attachment as captured: an agent that starts again keeps it.
@@ -471,6 +475,7 @@ func (m *Manager) end(a *attachment) {
 		a.process.kill()
 	}
 	closeListeners(a.listeners)
+	a.dropIdentity()
 	err := m.cgroups.remove(st.ContainerID)
 	err = errors.Join(err, m.removeSockets(st.ContainerID))
 	if err == nil {
@@ -508,6 +513,7 @@ func (m *Manager) Close() {
 	defer m.mu.Unlock()
 	for _, a := range m.attachments {
 		closeListeners(a.listeners)
+		a.dropIdentity()
 		if a.process != nil {
 			a.process.release()
 		}

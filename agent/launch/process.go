@@ -61,9 +61,9 @@ func (m *Manager) removeSockets(id string) error {
 }
 
 // spawn starts a proxy for a in ns and waits until it serves. Listeners in kept
-// are handed to it; without any, it opens its own, in its own cgroup. It returns
-// the process and the agent's copies of all listeners.
-func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, []listener, error) {
+// are handed to it; without any, it opens its own, in its own cgroup. So is identity,
+// unless that is nil. It returns the process and the agent's copies of all listeners.
+func (m *Manager) spawn(ns namespace, a Attachment, kept []listener, identity *os.File) (*process, []listener, error) {
 	cgroups := m.cgroups.begin(a.ContainerID, a.Limits, m.opts.Limits)
 	cgroup, err := cgroups.v2()
 	if err != nil {
@@ -128,7 +128,9 @@ func (m *Manager) spawn(ns namespace, a Attachment, kept []listener) (*process, 
 	tasks, err := cgroups.v1()
 	var launched []listener
 	if err == nil {
-		launched, err = handshake(ours, launchMessage(a, tasks, kept), kept)
+		msg := launchMessage(a, tasks, kept)
+		msg.Identity = identity != nil
+		launched, err = handshake(ours, msg, inheritance(kept, identity))
 	}
 	if err != nil {
 		p.kill()
@@ -185,8 +187,21 @@ func launchMessage(a Attachment, tasks []string, kept []listener) *proxypb.Launc
 	return msg
 }
 
-// handshake sends msg and waits for LISTENING, with the listeners, and SERVING.
-func handshake(conn *net.UnixConn, msg *proxypb.Launch, kept []listener) ([]listener, error) {
+// inheritance are the descriptors that go with a launch message.
+func inheritance(kept []listener, identity *os.File) []int {
+	var fds []int
+	for _, l := range kept {
+		fds = append(fds, l.fd)
+	}
+	if identity != nil {
+		fds = append(fds, int(identity.Fd()))
+	}
+	return fds
+}
+
+// handshake sends msg, with descriptors, and waits for LISTENING, with the listeners, and
+// SERVING.
+func handshake(conn *net.UnixConn, msg *proxypb.Launch, fds []int) ([]listener, error) {
 	if err := conn.SetDeadline(time.Now().Add(launchTimeout)); err != nil {
 		return nil, err
 	}
@@ -195,11 +210,7 @@ func handshake(conn *net.UnixConn, msg *proxypb.Launch, kept []listener) ([]list
 		return nil, err
 	}
 	var rights []byte
-	if len(kept) > 0 {
-		fds := make([]int, len(kept))
-		for i, l := range kept {
-			fds[i] = l.fd
-		}
+	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
 	if _, _, err := conn.WriteMsgUnix(b, rights, nil); err != nil {
@@ -219,14 +230,32 @@ func handshake(conn *net.UnixConn, msg *proxypb.Launch, kept []listener) ([]list
 // receive reads one reply, which must be of the given stage, and the listeners
 // that come with it.
 func receive(conn *net.UnixConn, want proxypb.LaunchReply_Stage) ([]listener, error) {
+	reply, fds, err := receiveReply(conn, want)
+	if err != nil {
+		return nil, err
+	}
+	if len(fds) != len(reply.GetListeners()) {
+		closeAll(fds)
+		return nil, fmt.Errorf("launch socket: %d descriptors for %d listeners", len(fds), len(reply.GetListeners()))
+	}
+	listeners := make([]listener, len(fds))
+	for i, fd := range fds {
+		listeners[i] = listener{Listener: reply.GetListeners()[i], fd: fd}
+	}
+	return listeners, nil
+}
+
+// receiveReply reads one reply, which must be of the given stage, and the descriptors
+// that come with it.
+func receiveReply(conn *net.UnixConn, want proxypb.LaunchReply_Stage) (*proxypb.LaunchReply, []int, error) {
 	buf, oob := make([]byte, maxPacket), make([]byte, unix.CmsgSpace(16*4))
 	n, oobn, flags, _, err := conn.ReadMsgUnix(buf, oob)
 	if err != nil {
-		return nil, fmt.Errorf("launch socket, waiting for %s: %w", want, err)
+		return nil, nil, fmt.Errorf("launch socket, waiting for %s: %w", want, err)
 	}
 	fds, err := parseRights(oob[:oobn])
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var reply proxypb.LaunchReply
 	err = proto.Unmarshal(buf[:n], &reply)
@@ -240,20 +269,12 @@ func receive(conn *net.UnixConn, want proxypb.LaunchReply_Stage) ([]listener, er
 		err = errors.New("launch socket: packet truncated")
 	case reply.GetStage() != want:
 		err = fmt.Errorf("launch socket: %s where %s was due", reply.GetStage(), want)
-	case len(fds) != len(reply.GetListeners()):
-		err = fmt.Errorf("launch socket: %d descriptors for %d listeners", len(fds), len(reply.GetListeners()))
 	}
 	if err != nil {
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-		return nil, err
+		closeAll(fds)
+		return nil, nil, err
 	}
-	listeners := make([]listener, len(fds))
-	for i, fd := range fds {
-		listeners[i] = listener{Listener: reply.GetListeners()[i], fd: fd}
-	}
-	return listeners, nil
+	return &reply, fds, nil
 }
 
 // parseRights takes descriptors out of a control message.
@@ -277,6 +298,12 @@ func parseRights(oob []byte) ([]int, error) {
 		}
 	}
 	return out, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
 }
 
 func closeListeners(ls []listener) {

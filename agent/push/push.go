@@ -1,7 +1,8 @@
 // Package push tells the node's proxies what they need to know, and hears from
 // them. For each proxy there is one session on its control socket: resources go
 // down, versioned and only those it subscribed to; acknowledgements, access log
-// records and metrics come up.
+// records and metrics come up. So does its request for a certificate, which an Issuer
+// answers.
 //
 // A change of the cluster wakes every session; each computes those of its resources
 // again that may be others now, and sends those whose version differs. Changes that come while an update
@@ -56,10 +57,12 @@ type Metrics interface {
 	// Forget says that there will be no other session with that proxy.
 	Forget(*launch.Instance)
 	// Converged is told how long it took from a change to a proxy's acknowledgement;
-	// kind is "proxy" or "destination".
+	// kind is "proxy", "identity" or "destination".
 	Converged(kind string, took time.Duration)
 	// Rejected is told of each resource that a proxy refused.
 	Rejected(kind string)
+	// Certificate is told when the certificate that a proxy has ends.
+	Certificate(i *launch.Instance, notAfter time.Time)
 }
 
 // Pusher holds the sessions of all proxies of the node.
@@ -69,7 +72,9 @@ type Pusher struct {
 	MeshRanges []netip.Prefix              // addresses in here must be asked for, they may be Services
 	// TrustDomain is the pods' own; while it is empty, no service account is anybody's.
 	TrustDomain string
+	Issuer      Issuer // nil: no pod has an identity
 	AccessLog   func(*launch.Instance, *proxypb.AccessLogs)
+	Refused     func(a launch.Attachment, reason string) // told of pods that are denied a certificate; may be nil
 	Metrics     Metrics
 	Log         *slog.Logger
 
@@ -78,6 +83,10 @@ type Pusher struct {
 	// heard are the last sessions in which a proxy said what it has: one that does not
 	// answer any more has that still.
 	heard map[*launch.Instance]*session
+	// live are the proxies that Session speaks to, or tries to.
+	live map[*launch.Instance]struct{}
+	// unissued says why a proxy was not given a certificate when it asked last.
+	unissued map[*launch.Instance]string
 }
 
 // Changed wakes all sessions: the View is another.
@@ -108,6 +117,7 @@ func (p *Pusher) Session(ctx context.Context, i *launch.Instance) {
 	}
 	defer conn.Close()
 	defer p.Metrics.Forget(i)
+	p.expect(i)
 	defer p.forget(i)
 	for ctx.Err() == nil {
 		err := p.stream(ctx, i, proxypb.NewControlClient(conn))
@@ -134,6 +144,7 @@ func (p *Pusher) stream(ctx context.Context, i *launch.Instance, client proxypb.
 		instance: i,
 		stream:   stream,
 		woken:    make(chan struct{}, 1),
+		requests: make(chan *proxypb.CertificateRequest, 1),
 		held:     map[string]held{},
 		refused:  map[string]string{},
 	}
@@ -145,8 +156,11 @@ func (p *Pusher) stream(ctx context.Context, i *launch.Instance, client proxypb.
 		received <- s.receive()
 		cancel()
 	}()
+	var issuing sync.WaitGroup
+	issuing.Go(func() { s.issue(ctx) })
 	err = s.send(ctx)
 	cancel()
+	issuing.Wait()
 	if rerr := <-received; err == nil || ctx.Err() != nil {
 		err = rerr
 	}
@@ -185,10 +199,22 @@ func (p *Pusher) hear(s *session) {
 	p.heard[s.instance] = s
 }
 
+// expect notes that there is a proxy, before anything is heard of it.
+func (p *Pusher) expect(i *launch.Instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live == nil {
+		p.live = map[*launch.Instance]struct{}{}
+	}
+	p.live[i] = struct{}{}
+}
+
 func (p *Pusher) forget(i *launch.Instance) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.heard, i)
+	delete(p.live, i)
+	delete(p.unissued, i)
 }
 
 func (p *Pusher) remove(s *session) {
@@ -212,7 +238,10 @@ func (p *Pusher) revision(name string) uint64 {
 func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, []model.Governing) {
 	r := &proxypb.Resource{Name: name}
 	var governing []model.Governing
-	if name == proxypb.ProxyResource {
+	switch name {
+	case proxypb.IdentityResource:
+		r = p.identityResource(i)
+	case proxypb.ProxyResource:
 		config := &proxypb.ProxyConfig{}
 		for _, a := range i.Attachment.Addresses {
 			config.OwnAddresses = append(config.OwnAddresses, a.String())
@@ -231,7 +260,7 @@ func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, [
 		config.Authorization = proxypb.FromAuthorization(p.TrustDomain, policies)
 		governing = append(governing, authorizing...)
 		r.Body = &proxypb.Resource_Proxy{Proxy: config}
-	} else {
+	default:
 		addr, err := proxypb.ParseDestinationName(name)
 		if err != nil {
 			return nil, nil

@@ -142,7 +142,10 @@ func (f fakeMetrics) Report(_ *launch.Instance, m *proxypb.Metrics) {
 	f <- fmt.Sprint("report ", m.GetNumber())
 }
 func (f fakeMetrics) Forget(*launch.Instance) { f <- "forget" }
-func (f fakeMetrics) Rejected(kind string)    { f <- "rejected " + kind }
+func (f fakeMetrics) Certificate(_ *launch.Instance, end time.Time) {
+	f <- "certificate until " + end.UTC().Format(time.DateOnly)
+}
+func (f fakeMetrics) Rejected(kind string) { f <- "rejected " + kind }
 func (f fakeMetrics) Converged(kind string, took time.Duration) {
 	f <- fmt.Sprint("converged ", kind, " ", took > 0 && took < 10*time.Second)
 }
@@ -160,7 +163,9 @@ func (f fakeMetrics) heard() []string {
 	}
 }
 
-func start(t *testing.T) *setup {
+func start(t *testing.T) *setup { return startWith(t, nil) }
+
+func startWith(t *testing.T, issuer Issuer) *setup {
 	s := &setup{
 		T:       t,
 		view:    &fakeView{dest: map[netip.AddrPort]route.Destination{}},
@@ -182,7 +187,8 @@ func start(t *testing.T) *setup {
 		OpaquePorts: []capture.PortRange{{First: 3306, Last: 3306}, {First: 5000, Last: 5999}},
 	}, path)
 	s.pusher = &Pusher{
-		View: s.view,
+		View:   s.view,
+		Issuer: issuer,
 		WaitSynced: func(ctx context.Context) error {
 			select {
 			case <-s.synced:
@@ -220,7 +226,7 @@ func start(t *testing.T) *setup {
 func (s *setup) stream() *peer {
 	select {
 	case stream := <-s.proxy.streams:
-		p := &peer{setup: s, stream: stream, updates: make(chan *proxypb.Update), acks: make(chan uint64, 5)}
+		p := &peer{setup: s, stream: stream, updates: make(chan *proxypb.Update), acks: make(chan uint64, 5), certificates: make(chan *proxypb.Certificate, 5)}
 		go p.read()
 		return p
 	case <-time.After(5 * time.Second):
@@ -235,6 +241,8 @@ type peer struct {
 	stream  grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]
 	updates chan *proxypb.Update
 	acks    chan uint64 // of metrics
+
+	certificates chan *proxypb.Certificate
 }
 
 func (p *peer) read() {
@@ -245,6 +253,10 @@ func (p *peer) read() {
 		}
 		if ack := msg.GetMetricsAck(); ack != nil {
 			p.acks <- ack.GetNumber()
+			continue
+		}
+		if c := msg.GetCertificate(); c != nil {
+			p.certificates <- c
 			continue
 		}
 		select {

@@ -26,7 +26,8 @@ type session struct {
 	pusher   *Pusher
 	instance *launch.Instance
 	stream   grpc.BidiStreamingClient[proxypb.ToProxy, proxypb.FromProxy]
-	woken    chan struct{} // buffered: something may differ
+	woken    chan struct{}                    // buffered: something may differ
+	requests chan *proxypb.CertificateRequest // buffered: to be answered
 
 	mu      sync.Mutex
 	held    map[string]held   // by subscribed name
@@ -37,6 +38,8 @@ type session struct {
 	began   time.Time // that of pending; zero: it is not for a change
 	counted uint64    // the number of metrics to acknowledge; 0: none
 	version string    // the proxy's own; empty: it has not said
+
+	certificate *proxypb.Certificate // the answer to its request; nil: none
 }
 
 // held is a resource as the proxy has it.
@@ -75,6 +78,11 @@ func (s *session) send(ctx context.Context) error {
 	for {
 		if number := s.takeCounted(); number != 0 {
 			if err := s.stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_MetricsAck{MetricsAck: &proxypb.MetricsAck{Number: number}}}); err != nil {
+				return err
+			}
+		}
+		if c := s.takeCertificate(); c != nil {
+			if err := s.stream.Send(&proxypb.ToProxy{Message: &proxypb.ToProxy_Certificate{Certificate: c}}); err != nil {
 				return err
 			}
 		}
@@ -161,8 +169,9 @@ func (s *session) proxyVersion() string {
 
 // kindOf is what a resource is, for metrics.
 func kindOf(name string) string {
-	if name == proxypb.ProxyResource {
-		return "proxy"
+	switch name {
+	case proxypb.ProxyResource, proxypb.IdentityResource:
+		return name
 	}
 	return "destination"
 }
@@ -193,6 +202,12 @@ func (s *session) receive() error {
 			s.unsubscribe(m.Unsubscribe)
 		case *proxypb.FromProxy_Ack:
 			s.answered(m.Ack.GetNonce(), "")
+		case *proxypb.FromProxy_CertificateRequest:
+			s.ask(m.CertificateRequest)
+			continue
+		case *proxypb.FromProxy_CertificateKept:
+			s.keep(m.CertificateKept)
+			continue
 		case *proxypb.FromProxy_Nack:
 			s.answered(m.Nack.GetNonce(), m.Nack.GetError())
 		}

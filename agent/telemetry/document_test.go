@@ -64,7 +64,7 @@ Histograms have classic buckets, up to
 | reason | why it failed, in the access log's words; none: it did not |
 | tls | %[2]snone%[2]s |
 | state | of endpoints %[2]sready%[2]s, %[2]sejected%[2]s; of pods %[2]scaptured%[2]s, %[2]spending%[2]s, %[2]sexcluded%[2]s |
-| kind | of config %[2]sproxy%[2]s, %[2]sdestination%[2]s |
+| kind | of config %[2]sproxy%[2]s, %[2]sidentity%[2]s, %[2]sdestination%[2]s; of certificates %[2]sroot%[2]s, %[2]sissuer%[2]s, %[2]sleaf%[2]s |
 
 What nobody knows is %[2]s%[3]s%[2]s. No label is a host, a path, a user agent or a pod. A
 series of proxies that nothing is added to for %[4]d minutes goes. Of too many sets of

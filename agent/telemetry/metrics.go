@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/proxypb"
 )
 
@@ -34,6 +35,8 @@ type Metrics struct {
 	balancing   *prometheus.GaugeVec
 	convergence *prometheus.HistogramVec
 	rejections  *prometheus.CounterVec
+
+	certificates *certificates
 }
 
 // NewMetrics makes the agent's metrics. pods counts pods by state when asked, proxies
@@ -54,6 +57,7 @@ func NewMetrics(version string, workloads Workloads, pods, proxies func() map[st
 			Name: "weir_config_rejections_total",
 			Help: "Resources that a proxy refused to take; it keeps what it had.",
 		}, []string{"kind"}),
+		certificates: &certificates{leaves: map[*launch.Instance]time.Time{}},
 		restarts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "weir_proxy_restarts_total",
 			Help: "Proxies that died and were started again.",
@@ -67,7 +71,7 @@ func NewMetrics(version string, workloads Workloads, pods, proxies func() map[st
 		Name: "weir_build_info", Help: "Always 1; the version is in the label.",
 	}, []string{"version"})
 	info.WithLabelValues(version).Set(1)
-	m.registry.MustRegister(m.operations, m.durations, m.restarts, m.balancing, m.convergence, m.rejections, info, m.Traffic, podStates(pods), proxyVersions(proxies), collectors.NewGoCollector(),
+	m.registry.MustRegister(m.operations, m.durations, m.restarts, m.balancing, m.convergence, m.rejections, info, m.certificates, m.Traffic, podStates(pods), proxyVersions(proxies), collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -80,7 +84,7 @@ func newHistogram(name, help string, labels ...string) *prometheus.HistogramVec 
 }
 
 // Converged records how long it took until a proxy had a change of its config. kind
-// is "proxy" or "destination", as for Rejected.
+// is "proxy", "identity" or "destination", as for Rejected.
 func (m *Metrics) Converged(kind string, took time.Duration) {
 	m.convergence.WithLabelValues(kind).Observe(took.Seconds())
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"github.com/weirmesh/weir/agent/launch"
 )
 
 func testMetrics() *Metrics {
@@ -22,6 +24,8 @@ func testMetrics() *Metrics {
 	m.Operation("add", errors.New("no"))
 	m.Phase("ready", 10*time.Millisecond)
 	m.ProxyRestarted()
+	m.Certificate(instance, time.Unix(1772409600, 0))
+	m.Authority(func() (time.Time, time.Time) { return time.Unix(1803945600, 0), time.Unix(1788177600, 0) })
 	m.ConnectTimeBalancing(netip.MustParseAddr("10.96.0.1"), true)
 	m.ConnectTimeBalancing(netip.MustParseAddr("fd00:96::1"), false)
 	return m
@@ -35,6 +39,31 @@ func TestMetricsAreNamedAsPrometheusWantsThem(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
+}
+
+// TestTheFirstCertificateThatEndsIsMeasured: and none, where there is none.
+func TestTheFirstCertificateThatEndsIsMeasured(t *testing.T) {
+	const head = `
+# HELP weir_certificate_not_after_timestamp_seconds When certificates expire, the first of each kind: the roots that are trusted, the issuer's that signs, and the leaves of this node's proxies. Leaves are renewed at half of their life.
+# TYPE weir_certificate_not_after_timestamp_seconds gauge
+`
+	const authority = `weir_certificate_not_after_timestamp_seconds{kind="issuer"} 1.7881776e+09
+weir_certificate_not_after_timestamp_seconds{kind="root"} 1.8039456e+09
+`
+	m := testMetrics()
+	compare := func(want string) {
+		t.Helper()
+		if err := testutil.GatherAndCompare(m.registry, strings.NewReader(want), "weir_certificate_not_after_timestamp_seconds"); err != nil {
+			t.Error(err)
+		}
+	}
+	other := launch.NewInstance(launch.Attachment{}, "")
+	m.Certificate(other, time.Unix(1772400000, 0))
+	compare(head + authority + `weir_certificate_not_after_timestamp_seconds{kind="leaf"} 1.7724e+09` + "\n")
+	m.Forget(other)
+	compare(head + authority + `weir_certificate_not_after_timestamp_seconds{kind="leaf"} 1.7724096e+09` + "\n")
+	m.Forget(instance)
+	compare(head + authority)
 }
 
 func TestOperationsAndPodsAreCounted(t *testing.T) {
