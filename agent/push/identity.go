@@ -168,13 +168,17 @@ func (s *session) keep(m *proxypb.CertificateKept) {
 }
 
 // Trusted reports whether all proxies are known to have the newest of what there is to be
-// trusted. One that has only begun is not.
+// trusted. One that has only begun is not; one that does not want to know is of a version
+// that trusts nobody.
 func (p *Pusher) Trusted() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range p.live {
 		s := p.heard[i]
-		if s == nil || s.has(proxypb.IdentityResource) != version(p.identityResource(i)) {
+		if s == nil {
+			return false
+		}
+		if has, asked := s.has(proxypb.IdentityResource); asked && has != version(p.identityResource(i)) {
 			return false
 		}
 	}
@@ -185,9 +189,11 @@ func (p *Pusher) identityResource(i *launch.Instance) *proxypb.Resource {
 	return &proxypb.Resource{Name: proxypb.IdentityResource, Body: &proxypb.Resource_Identity{Identity: p.identity(i)}}
 }
 
-// has is the version that the proxy has of a resource; "": it has none, or has not asked.
-func (s *session) has(name string) string {
+// has is the version that the proxy has of a resource, "" for none, and whether it has
+// asked for it.
+func (s *session) has(name string) (string, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.held[name].version
+	h, asked := s.held[name]
+	return h.version, asked
 }

@@ -125,6 +125,19 @@ func TestWhatIsSaidOfIdentitiesIsAResource(t *testing.T) {
 	}
 }
 
+// TestAProxyThatKnowsOfNoIdentityHoldsUpNoRotation: it is of an earlier version.
+func TestAProxyThatKnowsOfNoIdentityHoldsUpNoRotation(t *testing.T) {
+	i := startIdentified(t)
+	if i.pusher.Trusted() {
+		t.Error("it has said nothing yet")
+	}
+	i.subscribe(map[string]string{proxypb.ProxyResource: ""})
+	i.ack(i.update())
+	if !i.pusher.Trusted() {
+		t.Error("it does")
+	}
+}
+
 func TestWithoutAnIssuerNobodyHasAnIdentity(t *testing.T) {
 	s := start(t)
 	close(s.synced)

@@ -20,6 +20,9 @@ const (
 	// minRenewal keeps certificates that are about to end with their CA from being
 	// asked for all the time.
 	minRenewal = 100 * time.Millisecond
+	// lookAgain is how long Run sleeps while there is a certificate: timers stand still
+	// while a machine is suspended, certificates do not.
+	lookAgain = 10 * time.Minute
 	// idle is as good as never: whatever is to be done wakes Run.
 	idle = 24 * time.Hour
 )
@@ -66,7 +69,7 @@ func (h *Holder) step(now time.Time) time.Duration {
 		due = h.retry
 	}
 	if left := due.Sub(now); left > 0 {
-		return left
+		return min(left, lookAgain)
 	}
 	if err := h.ask(now); err != nil {
 		h.fail(err, 0)
@@ -98,10 +101,11 @@ func (h *Holder) fail(cause error, after time.Duration) {
 	h.retry = time.Now().Add(jittered(min(after, maxRetry)))
 }
 
-// renewal is when half of a certificate's life, from when it was received, is over.
+// renewal is when half of a certificate's life, from when it was received, is over: by the
+// clock on the wall, whatever the machine did meanwhile.
 func renewal(s *Snapshot) time.Time {
 	life := s.NotAfter.Sub(s.received)
-	return s.received.Add(max(jittered(life/2), minRenewal))
+	return s.received.Round(0).Add(max(jittered(life/2), minRenewal))
 }
 
 // jittered is a duration that may be a fifth less or more, so that not all ask at once.
