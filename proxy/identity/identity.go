@@ -144,7 +144,7 @@ func (h *Holder) Wait(ctx context.Context) (*Snapshot, error) {
 }
 
 // missing says why there is no certificate.
-func (h *Holder) missing() error {
+func (h *Holder) missing() *MissingError {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	out := &MissingError{}

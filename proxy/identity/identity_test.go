@@ -264,8 +264,8 @@ func TestWhatCannotBeRenewedIsKeptUntilItExpires(t *testing.T) {
 		if asked < 100 || asked > 220 {
 			t.Errorf("asked %d times", asked)
 		}
-		if err := h.missing(); !strings.Contains(err.Error(), "the API server is away") {
-			t.Error(err)
+		if missing := h.missing(); !strings.Contains(missing.Error(), "the API server is away") {
+			t.Error(missing)
 		}
 	})
 }
@@ -334,7 +334,7 @@ func TestAnAnswerThatDoesNotFitIsNotTaken(t *testing.T) {
 			a.Number = m.GetNumber()
 			h.Answered(a)
 			synctest.Wait()
-			if h.Current() != nil || h.missing().(*MissingError).Cause == "" {
+			if h.Current() != nil || h.missing().Cause == "" {
 				t.Errorf("%s: taken", name)
 			}
 		}
@@ -474,7 +474,7 @@ func TestAMemoryFileThatIsNotGoodIsNotTaken(t *testing.T) {
 			{"no memory file", pipe[0], "invalid argument"},
 			{"empty", file(nil, true), "there is no key"},
 			{"cut", file(good[:len(good)/3], true), "there is no"},
-			{"of another key", file(bytes.Replace(good, []byte("CERTIFICATE"), []byte("CERTIFICATO"), 2), true), "there is no certificate"},
+			{"without a certificate", file(bytes.Replace(good, []byte("CERTIFICATE"), []byte("SOMETHING"), 2), true), "there is no certificate"},
 		} {
 			next := New()
 			if err := next.Adopt(c.fd); err == nil || !strings.Contains(err.Error(), c.want) {
