@@ -6,21 +6,24 @@
 // or Wait where there has to be one. A key never leaves the process but in the memory
 // file (memfd) that the pod's next proxy gets: see memory.go.
 //
-// What is done with an identity, TLS, is not this package's business.
+// What is done with an identity, TLS, is package mtls's business: Source is for it.
 package identity
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/mtls"
 )
 
 // Snapshot is a pod's identity at one time. It does not change; another one takes its
@@ -34,6 +37,8 @@ type Snapshot struct {
 
 	roots    [][]byte  // those in Roots, in DER
 	received time.Time // when the certificate was
+
+	shaking mtls.Identity // the same, for handshakes
 }
 
 // Trust is what the agent says of identities (proxypb.Identity).
@@ -83,6 +88,7 @@ type Holder struct {
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and made anew when waiting may be over
+	trusts  uint64        // counts the roots of current
 	trust   *Trust        // nil: the agent has not said
 	foreign bool          // the certificate is not below a root that is trusted now
 	renewal time.Time     // when another certificate is to be asked for
@@ -201,8 +207,17 @@ func (h *Holder) Answered(msg *proxypb.Certificate) {
 // take makes s the identity there is.
 func (h *Holder) take(s *Snapshot) {
 	h.renewal = renewal(s)
-	h.current.Store(s)
+	h.publish(s)
 	h.keep(s)
+}
+
+// publish has everybody find s.
+func (h *Holder) publish(s *Snapshot) {
+	if before := h.current.Load(); before == nil || !slices.EqualFunc(before.roots, s.roots, bytes.Equal) {
+		h.trusts++
+	}
+	s.shaking = mtls.Identity{Certificate: &s.Certificate, Roots: s.Roots, Trust: h.trusts, TrustDomain: s.TrustDomain}
+	h.current.Store(s)
 }
 
 // trusting changes the roots that are trusted, if they are others.
@@ -213,7 +228,7 @@ func (h *Holder) trusting(s *Snapshot, roots []*x509.Certificate) {
 	next := *s
 	next.Roots, next.roots = pool(roots)
 	h.foreign = verify(next.Certificate, next.Roots, time.Now()) != nil
-	h.current.Store(&next)
+	h.publish(&next)
 	h.keep(&next)
 }
 

@@ -363,6 +363,44 @@ func TestRootsMayChangeByThemselves(t *testing.T) {
 	})
 }
 
+// TestHandshakesSeeWhatThereIs: of other roots by another number, and an identity that
+// has expired as such, which they say at once.
+func TestHandshakesSeeWhatThereIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, next := newCA(t), newCA(t)
+		h := run(t, New())
+		source := h.Source()
+		if source.Current() != nil {
+			t.Error("an identity before there is one")
+		}
+		h.Told(trust(t, front, c))
+		h.Answered(c.answer(h.asks(), front, time.Hour))
+		first, err := source.Wait(t.Context())
+		if err != nil || first != source.Current() || first.Certificate.Leaf != h.has().Certificate.Leaf || first.TrustDomain != "cluster.local" {
+			t.Errorf("%+v, %v", first, err)
+		}
+		h.Answered(c.answer(h.asksWithin(40*time.Minute), front, time.Hour))
+		second := source.Current()
+		if second == first || second.Trust != first.Trust {
+			t.Errorf("renewed: roots %d after %d", second.Trust, first.Trust)
+		}
+		h.has()
+		h.Told(trust(t, front, c, next))
+		if third := source.Current(); third.Trust == first.Trust || third.Certificate.Leaf != second.Certificate.Leaf {
+			t.Errorf("another root: roots %d after %d", third.Trust, first.Trust)
+		}
+		time.Sleep(2 * time.Hour)
+		if expired := source.Current(); expired == nil || h.Current() != nil {
+			t.Error("expired")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := source.Wait(ctx); err == nil {
+			t.Error("an identity that has expired was waited for")
+		}
+	})
+}
+
 func TestAnotherIDNeedsAnotherCertificate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := newCA(t), run(t, New())

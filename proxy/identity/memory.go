@@ -43,7 +43,7 @@ func (h *Holder) Adopt(fd int) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.renewal, h.file = renewal(s), fd
-	h.current.Store(s)
+	h.publish(s)
 	return nil
 }
 
