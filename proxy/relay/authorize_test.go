@@ -419,12 +419,46 @@ func TestARequestThatWaitsForItsAnswerIsNotAllowedAnyMore(t *testing.T) {
 		resp, _ := answered(t, r, "GET")
 		refusedHTTP(t, resp, "shop/deny")
 		config.govern(t)
-		go func() { <-asked; answers <- "y" }()
+		done := make(chan struct{})
+		go func() {
+			<-asked
+			for { // the application may not have missed the request that was refused
+				select {
+				case answers <- "y":
+				case <-done:
+					return
+				}
+			}
+		}()
 		if resp, body := say(t, client, r, hello, "GET"); resp.StatusCode != 200 || body != "y" {
 			t.Errorf("%v %q, on the same connection", resp, body)
 		}
+		close(done)
 		client.Close()
 		b.handlers.Wait()
 	}
 	decided(t, b.ended(t), "policy_denied", "shop/deny", 2)
+}
+
+// TestWhatWasDialledBeforeThereWasARequestIsNoWayAround: to a client that is silent at
+// first its server may speak first, so it is connected to it already.
+func TestWhatWasDialledBeforeThereWasARequestIsNoWayAround(t *testing.T) {
+	app := newCounting(t)
+	b, direction, original := ways(app.addr)["handed over"](t)
+	b.Config.(*fakeConfig).govern(t, allowing(paths("/hello")))
+	client := b.conn(t, direction, original)
+	for b.balancer.Active(app.addr) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	r := bufio.NewReader(client)
+	resp, _ := say(t, client, r, "GET /other HTTP/1.1\r\nHost: back\r\n\r\n", "GET")
+	refusedHTTP(t, resp, authz.NoPolicy)
+	if resp, _ := say(t, client, r, hello, "GET"); resp.StatusCode != 200 {
+		t.Errorf("%v", resp)
+	}
+	client.Close()
+	decided(t, b.ended(t), "policy_denied", authz.NoPolicy, 1)
+	if n := app.requests.Load(); n != 1 {
+		t.Errorf("the application was asked %d times", n)
+	}
 }

@@ -154,11 +154,21 @@ func outcome(status int, err error) balance.Outcome {
 func (h *http1Conn) obtain(ctx context.Context, tried []netip.AddrPort, fresh bool) (*httpUpstream, error) {
 	if up := h.held; up != nil {
 		h.held = nil
+		err := error(nil)
 		if !fresh && up.quiet() && !up.dialled.Looped() {
-			return up, nil
+			// One that was dialled before there was a request may lead to this very pod.
+			if h.plan.direct {
+				return up, nil
+			}
+			if err = h.authorizeOwn(up.endpoint); err == nil {
+				return up, nil
+			}
 		}
 		up.picked.done(balance.Unknown)
 		up.Close()
+		if err != nil {
+			return nil, err
+		}
 	}
 	if h.plan.direct {
 		endpoint := route.Endpoint{Addr: h.accepted.Original, Identity: h.plan.shows}
