@@ -219,7 +219,7 @@ func TestPolicies(t *testing.T) {
 		}
 	}
 	// What the accounts may write, but for a Lease of one name.
-	want := []string{"weir-agent: events", "weir-controller: nodes", "weir-controller: httproutes/status, grpcroutes/status, tcproutes/status", "weir-controller: trafficpolicies/status"}
+	want := []string{"weir-agent: events", "weir-controller: nodes", "weir-controller: httproutes/status, grpcroutes/status, tcproutes/status", "weir-controller: trafficpolicies/status, authorizationpolicies/status"}
 	if diff := cmp.Diff(want, narrowed); diff != "" {
 		t.Errorf("narrowed (-want +got):\n%s", diff)
 	}

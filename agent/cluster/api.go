@@ -28,7 +28,7 @@ import (
 //
 // It needs, cluster-wide: list and watch on pods, namespaces, services, nodes,
 // endpointslices.discovery.k8s.io, httproutes, grpcroutes and
-// tcproutes.gateway.networking.k8s.io and trafficpolicies.policy.weirmesh.io; get on
+// tcproutes.gateway.networking.k8s.io and trafficpolicies and authorizationpolicies.policy.weirmesh.io; get on
 // pods and namespaces; create and patch on events.
 type API struct {
 	client   kubernetes.Interface

@@ -3,6 +3,7 @@ package controller
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,11 +17,12 @@ import (
 )
 
 // routeWatches are the controller's view of Services, of what routes to them and of
-// the policies about them.
+// policies.
 type routeWatches struct {
 	services *kept[*corev1.Service, model.Service]
 	routes   map[route.Kind]*kept[cluster.Object, routeObject]
 	policies *kept[*v1alpha1.TrafficPolicy, policyObject]
+	authz    *kept[*v1alpha1.AuthorizationPolicy, authzObject]
 	changed  chan struct{} // one waiting change, or round of the census, stands for all
 }
 
@@ -40,7 +42,7 @@ type routeObject struct {
 
 func newRouteWatches() *routeWatches {
 	w := &routeWatches{changed: make(chan struct{}, 1)}
-	w.services, w.policies = newKept(toService, w.change), newKept(toPolicy, w.change)
+	w.services, w.policies, w.authz = newKept(toService, w.change), newKept(toPolicy, w.change), newKept(toAuthz, w.change)
 	w.routes = map[route.Kind]*kept[cluster.Object, routeObject]{}
 	for _, k := range []route.Kind{route.HTTPRoute, route.GRPCRoute, route.TCPRoute} {
 		w.routes[k] = newKept(toRoute, w.change)
@@ -107,6 +109,12 @@ func (w *routeWatches) follow(ctx context.Context, group *sync.WaitGroup, c clie
 		cluster.FollowServed(ctx, log, name, absent,
 			cluster.VersionOf(c.policies, log, name, &v1alpha1.TrafficPolicy{}, c.policies.TrafficPolicies(""), w.policies))
 	})
+	group.Go(func() {
+		const name = v1alpha1.AuthorizationPolicyResource
+		absent := func() { _ = w.authz.Replace(nil, "") } // as below
+		cluster.FollowServed(ctx, log, name, absent,
+			cluster.VersionOf(c.policies, log, name, &v1alpha1.AuthorizationPolicy{}, c.policies.AuthorizationPolicies(""), w.authz))
+	})
 	served := func(name string, k route.Kind, versions ...cluster.Version) {
 		absent := func() { _ = w.routes[k].Replace(nil, "") } // of nothing, nothing is of the wrong type
 		group.Go(func() { cluster.FollowServed(ctx, log, name, absent, versions...) })
@@ -127,12 +135,12 @@ func (w *routeWatches) synced() bool {
 			return false
 		}
 	}
-	return w.services.done() && w.policies.done()
+	return w.services.done() && w.policies.done() && w.authz.done()
 }
 
 // waitSynced returns when synced is true, or an error with ctx.
 func (w *routeWatches) waitSynced(ctx context.Context) error {
-	first := []chan struct{}{w.services.synced, w.policies.synced}
+	first := []chan struct{}{w.services.synced, w.policies.synced, w.authz.synced}
 	for _, k := range w.routes {
 		first = append(first, k.synced)
 	}
@@ -170,6 +178,7 @@ func (w *routeWatches) view() routeView {
 			v.byTarget[id] = append(v.byTarget[id], p.policy)
 		}
 	}
+	v.authz = slices.Collect(w.authz.each)
 	return v
 }
 
@@ -178,6 +187,7 @@ type routeView struct {
 	services map[string]model.Service
 	routes   []routeObject
 	policies []policyObject
+	authz    []authzObject
 	byParent map[string][]model.Route         // Service → routes that name it
 	byTarget map[string][]model.TrafficPolicy // Service → policies about it
 }

@@ -21,10 +21,10 @@ type statusWriter struct {
 	log     *slog.Logger
 
 	// How many may yet be written in a round of the census of which only a count is another.
-	round, routeCounts, policyCounts int
+	round, routeCounts, policyCounts, authzCounts int
 }
 
-// countsEach is how many statuses are written of routes, and how many of policies, after
+// countsEach is how many statuses are written of routes, and how many of each kind of policies, after
 // each round of the census, at least soon apart, of which nothing but the number of
 // proxies has changed. Pods come and go all the time, and all agents hear of every status.
 const countsEach = 10
@@ -70,6 +70,19 @@ func (s *statusWriter) once(ctx context.Context) bool {
 			done = s.written(ctx, p.fullName(), err) && done
 		}
 	}
+	for _, p := range view.authz {
+		settled = settled && proxies.authzSettled(p)
+		conditions, differs := worthIt(&s.authzCounts, func(counts bool, now time.Time) ([]metav1.Condition, bool) {
+			return authzStatus(p, proxies, counts, now)
+		})
+		if differs {
+			patch, err := statusPatch(p.version, "conditions", conditions)
+			if err == nil {
+				_, err = s.policies.AuthorizationPolicies(p.namespace).Patch(ctx, p.name, patchKind, patch, patchOptions, statusPart)
+			}
+			done = s.written(ctx, p.fullName(), err) && done
+		}
+	}
 	if !settled {
 		s.census.want()
 	}
@@ -83,7 +96,7 @@ func (s *statusWriter) tally() *tally {
 	}
 	t := s.census.tally()
 	if t != nil && t.round != s.round {
-		s.round, s.routeCounts, s.policyCounts = t.round, countsEach, countsEach
+		s.round, s.routeCounts, s.policyCounts, s.authzCounts = t.round, countsEach, countsEach, countsEach
 	}
 	return t
 }

@@ -15,7 +15,7 @@ var update = flag.Bool("update", false, "write the document anew")
 // labelOrder is the order of labels in the document, which Prometheus does not keep.
 var labelOrder = []string{
 	"direction", "source_namespace", "source_workload", "destination_namespace", "destination_workload", "destination_service",
-	"route", "protocol", "code", "grpc_status", "op", "result", "reason", "tls", "state", "phase", "kind", "family", "version",
+	"route", "protocol", "code", "grpc_status", "op", "result", "reason", "tls", "policy", "verdict", "state", "phase", "kind", "family", "version",
 }
 
 // document has every metric that is Weir's own, with its labels.
@@ -63,6 +63,8 @@ Histograms have classic buckets, up to
 | result | %[2]serror%[2]s: with a reason, a code from 500 on, or a gRPC status that is the server's fault; else %[2]sok%[2]s. Of operations: whether they succeeded |
 | reason | why it failed, in the access log's words; none: it did not |
 | tls | %[2]snone%[2]s |
+| policy | the AuthorizationPolicy that decided, or "no policy allowed it"; none: no ALLOW policy selects the pod |
+| verdict | %[2]sallow%[2]s, %[2]sdeny%[2]s, or %[2]saudit_deny%[2]s: it would be refused if the policy had no %[2]saudit%[2]s |
 | state | of endpoints %[2]sready%[2]s, %[2]sejected%[2]s; of pods %[2]scaptured%[2]s, %[2]spending%[2]s, %[2]sexcluded%[2]s |
 | kind | of config %[2]sproxy%[2]s, %[2]sidentity%[2]s, %[2]sdestination%[2]s; of certificates %[2]sroot%[2]s, %[2]sissuer%[2]s, %[2]sleaf%[2]s |
 

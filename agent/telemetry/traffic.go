@@ -52,6 +52,8 @@ type gauge struct {
 	value  float64
 }
 
+const decisionsHelp = "What AuthorizationPolicies decided of requests, and of connections that are passed on as they are, that came for the application."
+
 // NewTraffic returns one without a count. now is a clock.
 func NewTraffic(workloads Workloads, now func() time.Time) *Traffic {
 	source := []string{"source_namespace", "source_workload", "destination_namespace", "destination_workload", "destination_service"}
@@ -74,7 +76,7 @@ func NewTraffic(workloads Workloads, now func() time.Time) *Traffic {
 		sent:           newFamily(counter, "weir_tcp_sent_bytes_total", "Bytes towards the destination, of connections that ended.", connection...),
 		received:       newFamily(counter, "weir_tcp_received_bytes_total", "Bytes from the destination, of connections that ended.", connection...),
 		endpoints:      newFamily(value, "weir_endpoints", "Endpoints of the destinations in use: ready ones, and those of them that a proxy has ejected because they failed; each as often as there are proxies that use it.", append(slices.Clone(source), "state")...),
-		decisions:      newFamily(counter, "weir_authorization_decisions_total", "What AuthorizationPolicies decided of requests, and of connections that are passed on as they are, where they are for the application: policy is the one that decided, empty where no ALLOW policy selects the pod; verdict is allow, deny, or audit_deny of each that would have refused it if it were not one with audit.", append(slices.Clone(source), "policy", "verdict")...),
+		decisions:      newFamily(counter, "weir_authorization_decisions_total", decisionsHelp, append(slices.Clone(source), "policy", "verdict")...),
 		ejections:      newFamily(counter, "weir_endpoint_ejections_total", "How often a proxy set an endpoint aside because it failed.", source...),
 	}
 }

@@ -65,6 +65,11 @@ func everything() []*proxypb.Metrics {
 	}, Open: []*proxypb.Open{{Peers: back, Requests: 2}, {Peers: &proxypb.Peers{Direction: outbound}, Connections: 4}},
 		Endpoints: []*proxypb.Endpoints{{Peers: back, Ready: 2, Ejected: 1}}, Ejections: []*proxypb.Ejections{{Peers: back, Count: 1}},
 		OutboundOverhead: took(4, 0.0001), InboundOverhead: took(2, 0.0002),
+		Decisions: []*proxypb.Decisions{
+			{Peers: &proxypb.Peers{Direction: inbound, Client: "10.244.0.9"}, Policy: "shop/p", Verdict: proxypb.Decisions_ALLOW, Count: 3},
+			{Peers: &proxypb.Peers{Direction: inbound, Client: "10.244.0.9"}, Policy: "no policy allowed it", Verdict: proxypb.Decisions_DENY, Count: 2},
+			{Peers: &proxypb.Peers{Direction: inbound, Other: true}, Policy: "shop/q", Verdict: proxypb.Decisions_AUDIT_DENY, Count: 1},
+		},
 	}}
 }
 
@@ -87,7 +92,13 @@ func TestLabelsNameBothEndsByTheirWorkloads(t *testing.T) {
 	const web = `source_namespace="shop",source_workload="web"`
 	const intoWeb = `destination_namespace="shop",destination_service="unknown",destination_workload="web",direction="inbound"`
 	const back = `destination_namespace="shop",destination_service="back",destination_workload="backend"`
+	const decided = `weir_authorization_decisions_total{destination_namespace="shop",destination_service="unknown",destination_workload="web",policy=`
 	want := `
+# HELP weir_authorization_decisions_total ` + decisionsHelp + `
+# TYPE weir_authorization_decisions_total counter
+` + decided + `"no policy allowed it",source_namespace="edge",source_workload="ingress",verdict="deny"} 2
+` + decided + `"shop/p",source_namespace="edge",source_workload="ingress",verdict="allow"} 3
+` + decided + `"shop/q",source_namespace="_other",source_workload="_other",verdict="audit_deny"} 1
 # HELP weir_endpoint_ejections_total How often a proxy set an endpoint aside because it failed.
 # TYPE weir_endpoint_ejections_total counter
 weir_endpoint_ejections_total{` + back + `,` + web + `} 1
@@ -111,7 +122,7 @@ weir_tcp_connections_closed_total{` + intoWeb + `,reason="client_gone",source_na
 # TYPE weir_tcp_connections_open gauge
 weir_tcp_connections_open{destination_namespace="unknown",destination_service="unknown",destination_workload="unknown",direction="outbound",reason="",` + web + `} 4
 `
-	err := testutil.GatherAndCompare(registry, strings.NewReader(want), "weir_endpoint_ejections_total", "weir_http_requests_in_flight",
+	err := testutil.GatherAndCompare(registry, strings.NewReader(want), "weir_authorization_decisions_total", "weir_endpoint_ejections_total", "weir_http_requests_in_flight",
 		"weir_http_requests_total", "weir_retries_total", "weir_tcp_connections_closed_total", "weir_tcp_connections_open")
 	if err != nil {
 		t.Error(err)

@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -82,6 +83,24 @@ func TestAPolicysStatusIsPatched(t *testing.T) {
 		t.Errorf("got %+v, %v", p, err)
 	}
 	expect(t, *asked, `PATCH /apis/policy.weirmesh.io/v1alpha1/namespaces/shop/trafficpolicies/careful/status?fieldManager=me application/merge-patch+json {"status":{}}`)
+}
+
+// TestAnEmptyListOfSourcesStaysOne: it is no one, where none would be anyone.
+func TestAnEmptyListOfSourcesStaysOne(t *testing.T) {
+	const rules = `"rules":[{"sources":[]},{}]`
+	c, asked := server(t, 200, `{"apiVersion":"policy.weirmesh.io/v1alpha1","kind":"AuthorizationPolicyList","items":[{"metadata":{"name":"p"},"spec":{"action":"ALLOW",`+rules+`}}]}`)
+	list, err := c.AuthorizationPolicies("shop").List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(list.Items) != 1 {
+		t.Fatalf("%+v, %v", list, err)
+	}
+	expect(t, *asked, "GET /apis/policy.weirmesh.io/v1alpha1/namespaces/shop/authorizationpolicies")
+	copied := list.Items[0].DeepCopy()
+	if r := copied.Spec.Rules; len(r) != 2 || r[0].Sources == nil || r[1].Sources != nil {
+		t.Errorf("read: %+v", r)
+	}
+	if text, err := json.Marshal(copied); err != nil || !strings.Contains(string(text), rules) {
+		t.Errorf("written: %s, %v", text, err)
+	}
 }
 
 func TestAKindThatIsNotServedIsNotFound(t *testing.T) {
