@@ -20,9 +20,13 @@ import (
 	"github.com/weirmesh/weir/agent/cluster"
 )
 
-var update = flag.Bool("update", false, "write the tables of POLICIES.md anew")
+var update = flag.Bool("update", false, "write the tables of POLICIES.md and AUTHORIZATION.md anew")
 
-const trafficPolicyCRD = "base/crds/policy.weirmesh.io_trafficpolicies.yaml"
+// policyDocuments are the documents of our kinds, each with its CRD.
+var policyDocuments = map[string]string{
+	"POLICIES.md":      "base/crds/policy.weirmesh.io_trafficpolicies.yaml",
+	"AUTHORIZATION.md": "base/crds/policy.weirmesh.io_authorizationpolicies.yaml",
+}
 
 // crdSchema is what is read of a CRD's.
 type crdSchema struct {
@@ -36,9 +40,15 @@ type crdSchema struct {
 	Items                      *crdSchema
 }
 
-// TestPoliciesDocument holds the table of fields in POLICIES.md to the CRD: each has
+// TestPolicyDocuments holds the table of fields in each document to the CRD: each has
 // what it is for, and what it may be.
-func TestPoliciesDocument(t *testing.T) {
+func TestPolicyDocuments(t *testing.T) {
+	for document, crd := range policyDocuments {
+		t.Run(document, func(t *testing.T) { holdToCRD(t, document, crd) })
+	}
+}
+
+func holdToCRD(t *testing.T, document, file string) {
 	var crd struct {
 		Spec struct {
 			Versions []struct {
@@ -46,7 +56,7 @@ func TestPoliciesDocument(t *testing.T) {
 			}
 		}
 	}
-	if err := yaml.Unmarshal(read(t, trafficPolicyCRD), &crd); err != nil {
+	if err := yaml.Unmarshal(read(t, file), &crd); err != nil {
 		t.Fatal(err)
 	}
 	var table strings.Builder
@@ -54,18 +64,18 @@ func TestPoliciesDocument(t *testing.T) {
 	rows(t, &table, "", crd.Spec.Versions[0].Schema.OpenAPIV3Schema.Properties["spec"])
 
 	const heading = "\n## Fields\n"
-	have := string(read(t, "POLICIES.md"))
+	have := string(read(t, document))
 	byHand, fields, _ := strings.Cut(have, heading)
 	intro, _, _ := strings.Cut(fields, "\n|")
 	want := byHand + heading + strings.TrimRight(intro, "\n") + "\n\n" + table.String()
 	if *update {
-		if err := os.WriteFile("POLICIES.md", []byte(want), 0o644); err != nil {
+		if err := os.WriteFile(document, []byte(want), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		have = want
 	}
 	if diff := cmp.Diff(want, have); diff != "" {
-		t.Errorf("POLICIES.md is not true any more (-CRD +document), see -update:\n%s", diff)
+		t.Errorf("%s is not true any more (-CRD +document), see -update:\n%s", document, diff)
 	}
 }
 
@@ -81,6 +91,9 @@ func rows(t *testing.T, b *strings.Builder, path string, s crdSchema) {
 			value = strings.TrimSuffix("needed; "+value, "; ")
 		}
 		fmt.Fprintf(b, "| `%s%s` | %s | %s |\n", path, name, value, strings.Join(strings.Fields(field.Description), " "))
+		if field.Items != nil {
+			name, field = name+"[]", *field.Items
+		}
 		rows(t, b, path+name+".", field)
 	}
 }
@@ -102,7 +115,7 @@ func values(s crdSchema) string {
 	case s.Type == "boolean":
 		return "`true` or `false`"
 	case s.Type == "array":
-		return fmt.Sprintf("%d to %d numbers, %s", *s.MinItems, *s.MaxItems, values(*s.Items))
+		return entries(s)
 	case strings.Contains(s.Pattern, "h|m|s|ms"):
 		return "duration"
 	case s.Type == "string":
@@ -111,17 +124,38 @@ func values(s crdSchema) string {
 	return ""
 }
 
-// TestPolicyExamplesAreValid: an API server and a directory take each example of
-// POLICIES.md.
+// entries is what a list may have, in words.
+func entries(s crdSchema) string {
+	count := fmt.Sprintf("up to %d", *s.MaxItems)
+	if s.MinItems != nil {
+		count = fmt.Sprintf("%d to %d", *s.MinItems, *s.MaxItems)
+	}
+	switch s.Items.Type {
+	case "integer":
+		return count + " numbers, " + values(*s.Items)
+	case "string":
+		return fmt.Sprintf("%s texts of up to %d characters", count, *s.Items.MaxLength)
+	}
+	return count + " entries"
+}
+
+// TestPolicyExamplesAreValid: an API server and a directory take each example of the
+// documents.
 func TestPolicyExamplesAreValid(t *testing.T) {
+	for document, crd := range policyDocuments {
+		t.Run(document, func(t *testing.T) { examplesAreValid(t, document, crd) })
+	}
+}
+
+func examplesAreValid(t *testing.T, document, crd string) {
 	var examples []string
-	for _, m := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(read(t, "POLICIES.md")), -1) {
+	for _, m := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(read(t, document)), -1) {
 		examples = append(examples, m[1])
 	}
 	if len(examples) == 0 {
 		t.Fatal("there is no example")
 	}
-	cmd := exec.Command("go", "run", ".", "../../manifests/"+trafficPolicyCRD)
+	cmd := exec.Command("go", "run", ".", "../../manifests/"+crd)
 	cmd.Dir, cmd.Stdin = "../tests/crds", strings.NewReader(strings.Join(examples, "---\n"))
 	out, err := cmd.CombinedOutput()
 	if want := strings.Repeat("\n", len(examples)); err != nil || string(out) != want {

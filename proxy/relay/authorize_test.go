@@ -152,6 +152,36 @@ func TestARequestThatIsNotAllowedIsAnswered403(t *testing.T) {
 	}
 }
 
+// TestATunnelHasNoPath: a rule about paths does not let a CONNECT pass, nor does one about
+// no path refuse it.
+func TestATunnelHasNoPath(t *testing.T) {
+	app := scripted(t, func(c *net.TCPConn, r *bufio.Reader) {
+		if _, err := http.ReadRequest(r); err == nil {
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+		}
+	})
+	const connect = "CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n"
+	for _, tt := range []struct {
+		policy authz.Policy
+		status int
+	}{
+		{allowing(paths("")), 403},
+		{allowing(authz.Rule{HTTP: &authz.HTTP{Methods: []string{"CONNECT"}}}), 200},
+		{denying(paths("/admin")), 200},
+		{denying(authz.Rule{HTTP: &authz.HTTP{}}), 403},
+	} {
+		b := newBench(t, (&fakeConfig{}).govern(t, tt.policy))
+		client := b.conn(t, listen.Inbound, app)
+		_, _ = io.WriteString(client, connect)
+		resp, err := http.ReadResponse(bufio.NewReader(client), &http.Request{Method: "CONNECT"})
+		if err != nil || resp.StatusCode != tt.status {
+			t.Errorf("%+v: %v, %v", tt.policy, resp, err)
+		}
+		client.Close()
+		b.ended(t)
+	}
+}
+
 func TestAStreamThatIsNotAllowedIsRefused(t *testing.T) {
 	app := newCounting(t)
 	for name, way := range ways(app.addr) {
