@@ -22,6 +22,8 @@ type fakeAgent struct {
 	identity *proxypb.Identity                                      // nil: the pod has none
 	sign     func(*proxypb.CertificateRequest) *proxypb.Certificate // where it has
 
+	authorization *proxypb.Authorization // told at the start of a session
+
 	mu           sync.Mutex
 	destinations map[netip.AddrPort]route.Destination
 	asked        []string
@@ -123,7 +125,7 @@ func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 func (a *fakeAgent) resource(name string) *proxypb.Resource {
 	r := &proxypb.Resource{Name: name, Version: "v" + strconv.Itoa(len(a.asked))}
 	if name == proxypb.ProxyResource {
-		config := &proxypb.ProxyConfig{MeshRanges: a.mesh}
+		config := &proxypb.ProxyConfig{MeshRanges: a.mesh, Authorization: a.authorization}
 		for _, own := range a.own {
 			config.OwnAddresses = append(config.OwnAddresses, own.String())
 		}

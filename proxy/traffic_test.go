@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/route"
 )
 
@@ -156,6 +157,44 @@ func TestInbound(t *testing.T) {
 	}
 	if _, err := p.world.tryDial("10.9.0.2:8081"); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("closed port: %v", err)
+	}
+}
+
+// TestWhoMayCall: what the first config says holds for the first connection, and what
+// another says ends what goes on and is not allowed any more.
+func TestWhoMayCall(t *testing.T) {
+	p := newTestPod(t, captured)
+	allow := func(port uint16) {
+		p.agent.authorization = proxypb.FromAuthorization("cluster.local", []authz.Policy{
+			{Name: "shop/allow", Action: authz.Allow, Rules: []authz.Rule{{Ports: []uint16{port}}}},
+		})
+	}
+	for _, addr := range []string{"10.9.0.2:8080", "10.9.0.2:8081"} {
+		p.pod.listen(t, addr, sayName)
+	}
+	allow(8080)
+	stop := p.agent.connect(t, p.proxy.control)
+	conn := p.world.dial(t, "10.9.0.2:8080")
+	if got := line(t, conn); got != "10.9.0.2:8080" {
+		t.Errorf("reached %s", got)
+	}
+	p.world.expectReset(t, "10.9.0.2:8081")
+	if r := p.agent.record(t, 0); r.Reason != "policy_denied" || r.Policy != authz.NoPolicy {
+		t.Errorf("record %v", r)
+	}
+
+	stop()
+	allow(8081)
+	began := time.Now()
+	p.agent.connect(t, p.proxy.control)
+	if _, err := io.Copy(io.Discard, conn); !errors.Is(err, unix.ECONNRESET) || time.Since(began) > 5*time.Second {
+		t.Errorf("%v after %s", err, time.Since(began))
+	}
+	if r := p.agent.record(t, 1); r.Reason != "policy_denied" || r.Policy != authz.NoPolicy {
+		t.Errorf("record %v", r)
+	}
+	if got := line(t, p.world.dial(t, "10.9.0.2:8081")); got != "10.9.0.2:8081" {
+		t.Errorf("reached %s", got)
 	}
 }
 

@@ -57,10 +57,10 @@ func paths(values ...string) authz.Rule {
 // fromFront is what front's service account may do, and nobody else.
 var fromFront = authz.Rule{Sources: []authz.Source{{Namespace: "shop", ServiceAccount: "front"}}}
 
-// counting is an application that counts the connections and the requests it gets.
+// counting is an application that counts the requests it gets.
 type counting struct {
-	addr            netip.AddrPort
-	conns, requests atomic.Int32
+	addr     netip.AddrPort
+	requests atomic.Int32
 }
 
 func newCounting(t *testing.T) *counting {
