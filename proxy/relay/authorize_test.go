@@ -445,9 +445,13 @@ func TestARequestThatWaitsForItsAnswerIsNotAllowedAnyMore(t *testing.T) {
 		b.only(t).comes(t, want)
 		b.Recheck() // changes nothing
 		config.govern(t, denying(paths("/hello")))
+		began := time.Now()
 		b.Recheck()
 		resp, _ := answered(t, r, "GET")
 		refusedHTTP(t, resp, "shop/deny")
+		if took := time.Since(began); took > lookEvery*4/5 {
+			t.Errorf("after %s, when it is looked after anyway", took)
+		}
 		config.govern(t)
 		done := make(chan struct{})
 		go func() {

@@ -111,7 +111,7 @@ func programmed(t *testing.T) {
 
 	_, err = routes.Create(t.Context(), saysOf("one"), metav1.CreateOptions{})
 	must(t, err)
-	must(t, createPolicy(t, ns, "back", `{"targetRef":{"name":"back"},"retry":{"attempts":1}}`))
+	must(t, createPolicy(t, ns, trafficPolicy, "back", `{"targetRef":{"name":"back"},"retry":{"attempts":1}}`))
 	become(ofRoute, "True/Programmed@1: 2 of 2 proxies")
 	become(ofPolicy, "True/Programmed@1: 2 of 2 proxies")
 
