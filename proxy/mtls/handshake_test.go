@@ -160,6 +160,7 @@ func TestWhatIsWrongWithTheClientIsSaid(t *testing.T) {
 		if client.err != nil {
 			continue // it heard of it before its own handshake was over
 		}
+		_ = client.conn.SetDeadline(time.Now().Add(10 * time.Second))
 		if _, err := client.conn.Read(make([]byte, 1)); !errors.Is(err, mtls.ErrRefused) {
 			t.Errorf("%s: the client reads %v", f.name, err)
 		}

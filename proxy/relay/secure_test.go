@@ -535,3 +535,52 @@ func TestWhatIsNoServiceMayHaveToShowItsIdentity(t *testing.T) {
 		over(t, near, far)
 	}
 }
+
+// TestWhatIsWrittenIsSent, though nothing is written after it: TLS takes more than the
+// socket has room for.
+func TestWhatIsWrittenIsSent(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	one, other := loopback(t)
+	t.Cleanup(func() { other.Close() })
+	shaken := make(chan *mtls.Conn, 1)
+	go func() {
+		c, err := (&mtls.Handshaker{}).Server(context.Background(), other, ca.Identity(backID, nil), nil)
+		if err != nil {
+			t.Error(err)
+		}
+		shaken <- c
+	}()
+	secure, err := (&mtls.Handshaker{}).Client(t.Context(), one, ca.Identity(frontID, nil), backID)
+	peer := <-shaken
+	if err != nil || peer == nil {
+		t.Fatal(err)
+	}
+	_ = secure.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = peer.SetDeadline(time.Now().Add(10 * time.Second))
+	c, err := newConn(one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.secure = secure
+	sent := 0
+	for block := make([]byte, 1<<20); ; {
+		rest := c.writeNow(block)
+		if sent += len(block) - len(rest); len(rest) == len(block) {
+			break
+		}
+	}
+	if !c.unsent() {
+		t.Fatal("there is room for all")
+	}
+	got := make(chan error, 1)
+	go func() {
+		_, err := io.ReadFull(peer, make([]byte, sent))
+		got <- err
+	}()
+	if _, err := c.Write(nil); err != nil || c.unsent() {
+		t.Errorf("unsent %v, %v", c.unsent(), err)
+	}
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+}
