@@ -429,9 +429,9 @@ func TestWhatAPortDemandsOfItsCallers(t *testing.T) {
 		t.Error("nobody has said that plain connections are taken")
 	}
 	session, _ := s.begin()
-	demanding := func(any, of8080 proxypb.PeerMode) *proxypb.Update {
+	demanding := func(most, of8080 proxypb.PeerMode) *proxypb.Update {
 		return &proxypb.Update{Resources: []*proxypb.Resource{{Name: "proxy", Version: "2", Body: &proxypb.Resource_Proxy{
-			Proxy: &proxypb.ProxyConfig{Peers: any, PeersByPort: map[uint32]proxypb.PeerMode{8080: of8080}},
+			Proxy: &proxypb.ProxyConfig{Peers: most, PeersByPort: map[uint32]proxypb.PeerMode{8080: of8080}},
 		}}}}
 	}
 	if err := s.apply(session, demanding(proxypb.PeerMode_STRICT, proxypb.PeerMode_DISABLE)); err != nil {

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"io"
 	"sync"
 	"syscall"
@@ -34,7 +35,7 @@ func (c *copier) run() (uint64, bool, error) {
 			return moved, true, err
 		}
 		switch {
-		case c.err == io.EOF:
+		case errors.Is(c.err, io.EOF):
 			// A failure is a reset meanwhile: the other direction finds out.
 			_ = c.dst.CloseWrite()
 			return moved, false, nil
@@ -62,9 +63,9 @@ func (c *copier) read(fd uintptr) bool {
 			}
 			c.n = n
 			return true
-		case err == unix.EINTR:
+		case errors.Is(err, unix.EINTR):
 			continue
-		case err == unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			c.release()
 			return false
 		case err == nil:
