@@ -32,6 +32,10 @@ const helloTimeout = 100 * time.Millisecond
 // errNoTLS is that there is no identity that this proxy could have.
 var errNoTLS = &reason.Error{Reason: reason.CertUnavailable, Err: fmt.Errorf("%w: it gets none", mtls.ErrOwn)}
 
+// errConnected is a client that wanted to connect and no more, as a probe does. It may
+// read on: where mTLS is demanded the application must not be asked what it has to say.
+var errConnected = errors.New("the client has nothing to say")
+
 // meet finds out whether an inbound connection is a proxy's, and if so, who its caller
 // is. One that is not has its bytes in client's buffer, if any came.
 func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn) error {
@@ -52,8 +56,10 @@ func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn) error {
 		return &reason.Error{Reason: reason.ClientGone, Err: err}
 	case hello == sniff.HelloOffers, hello == sniff.HelloOther && mode == route.Strict:
 		return s.accepts(ctx, c, client)
-	case mode != route.Strict, client.eof && len(client.bytes()) == 0:
-		return nil // as it is; or a probe, which wanted to connect
+	case mode != route.Strict:
+		return nil
+	case client.eof && len(client.bytes()) == 0:
+		return errConnected
 	}
 	return &reason.Error{Reason: reason.PlaintextRefused, Err: fmt.Errorf("port %d", c.Original.Port())}
 }

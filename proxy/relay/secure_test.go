@@ -461,6 +461,10 @@ func TestWhatAPortTakes(t *testing.T) {
 		{"its own TLS", route.Strict, ownTLS, encrypts(&tls.Config{NextProtos: []string{"h2"}}), "", "tls_protocol"},
 		{"TLS too old", route.Strict, ownTLS, encrypts(&tls.Config{MaxVersion: tls.VersionTLS12}), "", "tls_version"},
 		{"no certificate", route.Strict, ownTLS, encrypts(&tls.Config{NextProtos: []string{mtls.Protocol}}), "", "cert_missing"},
+		{"a client that ends and listens", route.Strict, speaksFirst, func(c *net.TCPConn) (string, error) {
+			_ = c.CloseWrite()
+			return listens(c)
+		}, "", ""},
 		{"a probe that only connects", route.Strict, echoing(t), func(c *net.TCPConn) (string, error) { return "", c.Close() }, "", ""},
 	} {
 		t.Run(fmt.Sprintf("%s, mode %d", c.name, c.mode), func(t *testing.T) {

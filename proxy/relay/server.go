@@ -235,7 +235,11 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 	}
 	defer client.drop()
 	if c.Direction == listen.Inbound {
-		if err := s.meet(ctx, &c, client); err != nil {
+		err := s.meet(ctx, &c, client)
+		switch {
+		case errors.Is(err, errConnected):
+			return 0, nil
+		case err != nil:
 			return 0, err
 		}
 	}
