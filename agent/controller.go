@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/weirmesh/weir/agent/cluster"
 	"github.com/weirmesh/weir/agent/controller"
+	"github.com/weirmesh/weir/agent/identity"
 )
 
 // control runs a replica of the controller until ctx is done.
@@ -34,7 +36,8 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 	fs.Usage = func() {
 		fmt.Fprint(stderr, "weir-agent controller takes the taint "+controller.NotReadyTaint+" off nodes whose agent is ready,\n"+
 			"and writes the status of routes of the Gateway API whose parent is a Service, and\n"+
-			"of TrafficPolicies. Which proxies have a route it asks their agents.\n"+
+			"of TrafficPolicies. Which proxies have a route it asks their agents. It keeps a CA,\n"+
+			"in a Secret, and signs certificates for captured pods when their agents ask.\n"+
 			"Of any number of replicas the one that holds the Lease acts.\n\n")
 		fs.PrintDefaults()
 	}
@@ -48,7 +51,10 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 	port := fs.Int("agents-port", 15090, "`port` of the agents' --metrics-address, to ask them which routes and policies their proxies have; 0: do not, neither has a condition Programmed")
 	fs.StringVar(&o.Lease, "lease", "weir-controller", "`name` of the Lease")
 	fs.StringVar(&o.Identity, "identity", host, "this replica's `name` in the Lease, no other's")
-	fs.StringVar(&o.Health, "health-address", ":15091", "`address` to serve /healthz and /readyz on; empty: do not")
+	fs.StringVar(&o.Health, "health-address", ":15091", "`address` to serve /healthz, /readyz and /metrics on; empty: do not")
+	domain := fs.String("trust-domain", "cluster.local", "`name` that pods' identities begin with, spiffe://NAME/ns/…: the agents' too")
+	signs := fs.Bool("sign", true, "sign certificates for "+cluster.SignerName+"; false: somebody else in the cluster does")
+	fs.StringVar(&o.AgentAccount, "agent-account", "weir-agent", "`name` of the agents' service account: certificates are for nobody else")
 	printVersion := fs.Bool("version", false, "print the version and exit")
 	if err := fs.Parse(args); err != nil {
 		return o, false, err
@@ -58,10 +64,15 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 		return o, false, fmt.Errorf("unexpected argument %q; weir-agent controller -h lists what there is", fs.Arg(0))
 	case o.Identity == "":
 		return o, false, errors.New("--identity is needed: the pod's name")
-	case o.Namespace == "", o.Agents == "", o.Lease == "":
-		return o, false, errors.New("--namespace, --agents and --lease must not be empty")
+	case o.Namespace == "", o.Agents == "", o.Lease == "", o.AgentAccount == "":
+		return o, false, errors.New("--namespace, --agents, --lease and --agent-account must not be empty")
 	case *port < 0 || *port > 65535:
 		return o, false, fmt.Errorf("--agents-port %d is not between 0 and 65535", *port)
+	}
+	if *signs {
+		if o.TrustDomain, err = identity.TrustDomain(*domain); err != nil {
+			return o, false, fmt.Errorf("--trust-domain: %w", err)
+		}
 	}
 	if *port != 0 {
 		o.Ask = controller.AskOn(*port)

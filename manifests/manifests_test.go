@@ -180,7 +180,7 @@ func granted(t *testing.T) map[string]map[string]string {
 // documented are the tables of README.md, by the service account that the line
 // before each names.
 func documented(t *testing.T) map[string]map[string]string {
-	row := regexp.MustCompile(`^\| ([a-z0-9./, -]+) \| ([a-z, ]+) \| .+ \|$`)
+	row := regexp.MustCompile(`^\| ([a-z0-9.:/, -]+) \| ([a-z, ]+) \| .+ \|$`)
 	heading := regexp.MustCompile("^Service account `([a-z-]+)`")
 	out, account := map[string]map[string]string{}, ""
 	for line := range strings.Lines(string(read(t, "README.md"))) {
@@ -218,8 +218,12 @@ func TestPolicies(t *testing.T) {
 			}
 		}
 	}
-	// What the accounts may write, but for a Lease of one name.
-	want := []string{"weir-agent: events", "weir-controller: nodes", "weir-controller: httproutes/status, grpcroutes/status, tcproutes/status", "weir-controller: trafficpolicies/status, authorizationpolicies/status"}
+	// What the accounts may write, but for objects of one name, and answers to requests
+	// for certificates of one signer.
+	want := []string{
+		"weir-agent: events", "weir-controller: nodes", "weir-controller: httproutes/status, grpcroutes/status, tcproutes/status", "weir-controller: trafficpolicies/status, authorizationpolicies/status",
+		"weir-controller: secrets, configmaps", "weir-controller: clustertrustbundles",
+	}
 	if diff := cmp.Diff(want, narrowed); diff != "" {
 		t.Errorf("narrowed (-want +got):\n%s", diff)
 	}

@@ -1,16 +1,20 @@
 // Package controller is what of Weir is done once for a cluster, not once a node:
-// it takes the taint off nodes whose agent is ready, and says of each route of a
-// Service and of each policy about one, in its status, what comes of it.
+// it takes the taint off nodes whose agent is ready, says of each route of a
+// Service and of each policy about one, in its status, what comes of it, and keeps the
+// CA that signs pods' certificates.
 //
 // Data flows: the API server → watches of nodes and of agents' pods → decide, a
 // pure function → a patch of the node; and watches of Services, routes and policies,
 // and what agents say of their proxies when they are asked → package decide's verdicts
-// → a patch of an object's status. Every replica watches; the one that holds the Lease
+// → a patch of an object's status; and requests for certificates → the pod that each
+// names, as the API server has it then → package identity, which signs, or a denial with
+// its reason. Every replica watches; the one that holds the Lease
 // asks and acts. Nothing is kept anywhere else, so a leader that
-// begins knows what the last one knew.
+// begins knows what the last one knew: the CA is in a Secret.
 //
 // It is not on any pod's way: while no replica runs, only nodes that are new wait,
-// and routes and policies that are new are in force without saying so.
+// routes and policies that are new are in force without saying so, and pods that are
+// new get no certificate; those that have one go on.
 package controller
 
 import (
@@ -21,6 +25,7 @@ import (
 	"net"
 	"sync"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/leaderelection"
@@ -38,8 +43,12 @@ type Options struct {
 	Ask        Ask    // how an agent is asked which routes and policies its proxies have; nil: they are not asked
 	Lease      string // name of the Lease
 	Identity   string // this replica's name in the Lease
-	Health     string // address to serve /healthz and /readyz on; empty: do not
-	Log        *slog.Logger
+	Health     string // address to serve /healthz, /readyz and /metrics on; empty: do not
+	// TrustDomain is that of pods' identities. The zero one: no certificate is signed,
+	// somebody else is the signer.
+	TrustDomain  spiffeid.TrustDomain
+	AgentAccount string // service account of the agents, in Namespace
+	Log          *slog.Logger
 }
 
 // Run runs a replica until ctx is done. The error is about what no waiting helps;
@@ -80,6 +89,7 @@ func run(ctx context.Context, o Options, c clients, listener net.Listener) error
 	if o.Ask != nil {
 		s.census = newCensus(w, o.Ask, routes.change, o.Log)
 	}
+	counts := newMetrics()
 	watchdog := leaderelection.NewLeaderHealthzAdaptor(watchdogGrace)
 
 	// What runs beside the election ends with it.
@@ -97,7 +107,7 @@ func run(ctx context.Context, o Options, c clients, listener net.Listener) error
 	served := make(chan error, 1)
 	if listener != nil {
 		group.Go(func() {
-			served <- serveHealth(ctx, listener, watchdog, func() bool { return w.synced() && routes.synced() })
+			served <- serveHealth(ctx, listener, watchdog, func() bool { return w.synced() && routes.synced() }, counts.handler())
 			cancel()
 		})
 	}
@@ -108,6 +118,9 @@ func run(ctx context.Context, o Options, c clients, listener net.Listener) error
 		if s.census != nil {
 			all.Go(func() { s.census.run(ctx) })
 		}
+		if !o.TrustDomain.IsZero() {
+			all.Go(func() { sign(ctx, o, c.Interface, counts) })
+		}
 		all.Wait()
 	})
 	cancel()
@@ -115,4 +128,21 @@ func run(ctx context.Context, o Options, c clients, listener net.Listener) error
 		err = errors.Join(err, <-served)
 	}
 	return err
+}
+
+// sign keeps the CA and answers requests for certificates until ctx is done.
+func sign(ctx context.Context, o Options, client kubernetes.Interface, counts *metrics) {
+	ca := &caKeeper{
+		client: client, namespace: o.Namespace, domain: o.TrustDomain, usable: counts.ca, log: o.Log,
+		publish: func(ctx context.Context, roots []byte) error { return publishRoots(ctx, client, o.Namespace, roots) },
+	}
+	s := &signer{
+		client: client, domain: o.TrustDomain, authority: ca.authority, count: counts.request, log: o.Log,
+		agent: "system:serviceaccount:" + o.Namespace + ":" + o.AgentAccount,
+	}
+	var both sync.WaitGroup
+	both.Go(func() { ca.run(ctx) })
+	both.Go(func() { s.run(ctx) })
+	both.Wait()
+	counts.cas.Reset()
 }

@@ -48,6 +48,9 @@ func NewKeyring(a *Authority) Keyring { return Keyring{signs: a} }
 // Signs is the CA that signs now.
 func (k Keyring) Signs() *Authority { return k.signs }
 
+// Next is the CA that was announced and does not sign yet, nil if there is none.
+func (k Keyring) Next() *Authority { return k.next }
+
 // Roots are those to be trusted now.
 func (k Keyring) Roots() []*x509.Certificate {
 	out := []*x509.Certificate{k.signs.Root()}
