@@ -16,6 +16,7 @@ type flags struct {
 	manifests    string
 	kubeconfig   string
 	nodeName     string
+	namespace    string
 	runDir       string
 	netnsDir     string
 	cgroupRoot   string
@@ -54,6 +55,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.StringVar(&f.manifests, "manifests", "", "`folder` of Kubernetes YAML to read instead of an API server (standalone mode)")
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "`file` to reach the API server with; empty: the pod's service account")
 	fs.StringVar(&f.nodeName, "node-name", host, "this node's `name` in the cluster")
+	fs.StringVar(&f.namespace, "namespace", "weir-system", "`namespace` of Weir in the cluster")
 	fs.StringVar(&f.runDir, "run-dir", "/run/weir", "`folder` of sockets and state, on a tmpfs of the host; in standalone mode the CA that signs for pods, too, which goes at a reboot, as do all that trust it")
 	fs.StringVar(&f.netnsDir, "netns-dir", "/run/netns", "`folder` where the host's /run/netns is seen")
 	fs.StringVar(&f.cgroupRoot, "cgroup-root", "/sys/fs/cgroup", "`folder` where the host's /sys/fs/cgroup is seen")

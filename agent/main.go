@@ -191,6 +191,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			view.restarted(a)
 		},
 		Drained: repairs.Drained,
+		Changed: view.captureChanged,
 	})
 	if err != nil {
 		return err
@@ -335,6 +336,10 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 		}
 		b := balancing{p.view.store.Served, p.proxies.Destination, p.metrics.ConnectTimeBalancing, p.view.recorder.NodeEvent, log}
 		b.watch(ctx)
+		return nil
+	})
+	group.Go(func() error {
+		p.view.certificates(ctx, p.proxies.List)
 		return nil
 	})
 	if f.repair {

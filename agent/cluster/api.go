@@ -28,8 +28,11 @@ import (
 //
 // It needs, cluster-wide: list and watch on pods, namespaces, services, nodes,
 // endpointslices.discovery.k8s.io, httproutes, grpcroutes and
-// tcproutes.gateway.networking.k8s.io and trafficpolicies and authorizationpolicies.policy.weirmesh.io; get on
-// pods and namespaces; create and patch on events.
+// tcproutes.gateway.networking.k8s.io and trafficpolicies and
+// authorizationpolicies.policy.weirmesh.io; get on pods and namespaces; create and patch
+// on events. For certificates: patch on pods/status, create and get on
+// certificatesigningrequests.certificates.k8s.io, list and watch on the ClusterTrustBundle
+// and the ConfigMap of the roots.
 type API struct {
 	client   kubernetes.Interface
 	gateway  gateway.Interface

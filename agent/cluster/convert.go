@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 	"unique"
@@ -61,6 +60,7 @@ func toPod(p *corev1.Pod) (model.Pod, error) {
 		HostNetwork:    p.Spec.HostNetwork,
 		Phase:          model.Phase(shared(string(p.Status.Phase))),
 		Leaving:        p.DeletionTimestamp != nil,
+		Captured:       Captured(p),
 		Labels:         labels(p.Labels),
 		Annotations:    ours(p.Annotations),
 	}
@@ -80,25 +80,18 @@ func toPod(p *corev1.Pod) (model.Pod, error) {
 	return out, nil
 }
 
-// CapturedCondition is the condition of a pod's status in which the agent of its node
-// says whether it is captured.
-const CapturedCondition corev1.PodConditionType = model.Prefix + "Captured"
-
 func toPeer(p *corev1.Pod) (*model.Peer, error) {
 	pod, err := toPod(p)
 	if err != nil {
 		return nil, err
 	}
-	captured := slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == CapturedCondition && c.Status == corev1.ConditionTrue
-	})
-	return peerOf(pod, captured), nil
+	return peerOf(pod), nil
 }
 
-func peerOf(p model.Pod, captured bool) *model.Peer {
+func peerOf(p model.Pod) *model.Peer {
 	out := &model.Peer{Namespace: p.Namespace, Name: p.Name, ServiceAccount: p.ServiceAccount, Workload: p.Workload}
 	if !p.HostNetwork && !p.Phase.Finished() {
-		out.Captured, out.Addresses = captured, p.Addresses
+		out.Captured, out.Addresses = p.Captured, p.Addresses
 	}
 	return out
 }

@@ -128,7 +128,9 @@ func TestStrippedObjectsConvertToTheSame(t *testing.T) {
 	pod.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "web-7d4b9c6f5d", Controller: new(true)}}
 	pod.Labels["pod-template-hash"] = "7d4b9c6f5d"
 	pod.Spec.ServiceAccountName, pod.Spec.RuntimeClassName, pod.Spec.HostNetwork = "front", new("runc"), true
-	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}, Message: "x"}
+	pod.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}, Message: "x", Conditions: []corev1.PodCondition{
+		{Type: corev1.PodReady, Status: corev1.ConditionTrue}, {Type: ConditionCaptured, Status: corev1.ConditionTrue},
+	}}
 	pod.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "h", "weirmesh.io/quic": "pass"}
 	sameAfter(t, pod, stripPod, toPod)
 	ns := &corev1.Namespace{ObjectMeta: meta("", "shop")}

@@ -58,10 +58,17 @@ func (s *Store) wake() {
 func (s *Store) setPod(p compactPod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if set(s.view.pods, podKey(p), p) {
-		s.wake()
-		s.signalPods()
+	k := podKey(p)
+	old, known := s.view.pods[k]
+	if !set(s.view.pods, k, p) {
+		return
 	}
+	s.wake()
+	if old.pod.Captured = p.pod.Captured; known && same(old, p) {
+		notify(s.published) // nothing is to be captured or told otherwise: it is said that it was
+		return
+	}
+	s.signalPods()
 }
 
 func (s *Store) dropPod(k key) {
@@ -411,7 +418,8 @@ func (s *Store) replace(v view) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, p := range v.pods {
-		v.peers[k] = peerOf(p.pod, s.captured[k])
+		p.pod.Captured = s.captured[k]
+		v.peers[k] = peerOf(p.pod)
 	}
 	if same(s.view, v) {
 		return

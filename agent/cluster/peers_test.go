@@ -52,7 +52,7 @@ func TestWorkloadsAreKnownOfPodsInTheStore(t *testing.T) {
 		{Namespace: "shop", Name: "old-1", Workload: "old", Phase: model.PodSucceeded, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.6")}},
 		{Namespace: "shop", Name: "host-1", Workload: "host", HostNetwork: true, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}},
 	} {
-		s.setPeer(peerOf(p, false))
+		s.setPeer(peerOf(p))
 	}
 	if got := s.Workload("shop", "web-1") + s.Workload("shop", "web-2"); got != "shop/web" {
 		t.Errorf("%q", got)
@@ -102,15 +102,15 @@ func TestAPeerIsCapturedIfItsNodesAgentSaysSo(t *testing.T) {
 		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}, {Type: kind, Status: status}}
 		return pod
 	}
-	ended := condition(CapturedCondition, corev1.ConditionTrue)
+	ended := condition(ConditionCaptured, corev1.ConditionTrue)
 	ended.Status.Phase = corev1.PodFailed
 	for _, c := range []struct {
 		promise string
 		pod     *corev1.Pod
 		want    bool
 	}{
-		{"it says so", condition(CapturedCondition, corev1.ConditionTrue), true},
-		{"it says no more that it is", condition(CapturedCondition, corev1.ConditionFalse), false},
+		{"it says so", condition(ConditionCaptured, corev1.ConditionTrue), true},
+		{"it says no more that it is", condition(ConditionCaptured, corev1.ConditionFalse), false},
 		{"it has not said", condition(corev1.PodScheduled, corev1.ConditionTrue), false},
 		{"the pod has ended", ended, false},
 	} {

@@ -113,14 +113,18 @@ func stripPod(p *corev1.Pod) {
 		RuntimeClassName:   p.Spec.RuntimeClassName,
 		HostNetwork:        p.Spec.HostNetwork,
 	}
-	p.Status = corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs}
+	status := corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs}
+	for _, c := range p.Status.Conditions {
+		if c.Type == ConditionCaptured {
+			status.Conditions = []corev1.PodCondition{c}
+		}
+	}
+	p.Status = status
 }
 
 // stripPeer is stripPod for what toPeer reads.
 func stripPeer(p *corev1.Pod) {
-	conditions := p.Status.Conditions
 	stripPod(p)
-	p.Status.Conditions = conditions
 	p.Annotations = nil
 }
 

@@ -73,6 +73,7 @@ type lookupFunc func(ctx context.Context, namespace, name string) (model.Pod, mo
 type Store struct {
 	changed   chan struct{} // see Changed
 	podsOther chan struct{} // see PodsChanged
+	published chan struct{} // receives after changes of pods, those of Captured too; for the Publisher
 	synced    chan struct{} // closed by markSynced
 	once      sync.Once
 	usable    chan struct{} // closed by markSynced or fallBack
@@ -107,6 +108,7 @@ func NewStore() *Store {
 	return &Store{
 		changed:     make(chan struct{}, 1),
 		podsOther:   make(chan struct{}, 1),
+		published:   make(chan struct{}, 1),
 		synced:      make(chan struct{}),
 		usable:      make(chan struct{}),
 		listed:      map[string]bool{},
@@ -181,6 +183,7 @@ func (s *Store) signal() {
 func (s *Store) signalPods() {
 	s.signal()
 	notify(s.podsOther)
+	notify(s.published)
 }
 
 func notify(c chan<- struct{}) {

@@ -54,6 +54,9 @@ type Options struct {
 	// Drained is told when a released proxy has ended with its last connection: its
 	// rules can go.
 	Drained func(a Attachment)
+	// Changed is told, and must not wait, when what List says of who is captured is
+	// another. It may be nil.
+	Changed func()
 }
 
 // Traffic is a Spec of which only what is captured counts, not ports and bypass.
@@ -440,7 +443,14 @@ func (m *Manager) update(id string, f func(*Attachment)) (Attachment, error) {
 	if a.ended {
 		return Attachment{}, errDeleted
 	}
+	defer m.changed()
 	return m.change(a, f)
+}
+
+func (m *Manager) changed() {
+	if m.opts.Changed != nil {
+		m.opts.Changed()
+	}
 }
 
 // Fault says what is wrong with the proxy of an attachment; empty: nothing.
@@ -486,8 +496,9 @@ func (m *Manager) end(a *attachment) {
 		m.opts.Log.Error("attachment not wholly removed", "container", st.ContainerID, "error", err)
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	delete(m.attachments, st.ContainerID)
+	m.mu.Unlock()
+	m.changed()
 }
 
 // The folders of a Manager below Options.RunDir: proxies' control sockets, state

@@ -51,6 +51,7 @@ type Pod struct {
 	HostNetwork bool
 	Phase       Phase
 	Leaving     bool // it has a deletionTimestamp
+	Captured    bool // its status says so: the agent of its node has published it
 
 	Labels      map[string]string // all; nil if there are none
 	Annotations map[string]string // those with Prefix; nil if there are none
