@@ -41,19 +41,22 @@ type API struct {
 	log      *slog.Logger
 }
 
-// Client-side limits, in requests a second. The server has its own fairness; these
+// Limits are a client's own, in requests a second. The server has its own fairness; these
 // only keep a node whose watches lag while many pods start, or a controller that
 // finds many new nodes, from flooding it.
-const (
-	clientQPS   = 50
-	clientBurst = 100
-)
+type Limits struct {
+	QPS   float32
+	Burst int
+}
+
+// AgentLimits are those of a node's agent: of some ten pods that start in a second.
+var AgentLimits = Limits{50, 100}
 
 // NewAPI prepares to talk to the API server that the kubeconfig file names, or
 // with an empty path to the one whose pod this is. It does not connect. node is
 // this node's name in the cluster.
 func NewAPI(kubeconfig, node string, log *slog.Logger) (*API, error) {
-	client, err := NewClient(kubeconfig, "weir-agent")
+	client, err := NewClient(kubeconfig, "weir-agent", AgentLimits)
 	if err != nil {
 		return nil, err
 	}
@@ -70,8 +73,8 @@ func NewAPI(kubeconfig, node string, log *slog.Logger) (*API, error) {
 
 // NewClient makes a client of the API server that the kubeconfig file names, or
 // with an empty path of the one whose pod this is.
-func NewClient(kubeconfig, userAgent string) (kubernetes.Interface, error) {
-	config, err := clientConfig(kubeconfig, userAgent)
+func NewClient(kubeconfig, userAgent string, limits Limits) (kubernetes.Interface, error) {
+	config, err := clientConfig(kubeconfig, userAgent, limits)
 	if err != nil {
 		return nil, fmt.Errorf("api server: %w", err)
 	}
@@ -87,7 +90,7 @@ func NewClient(kubeconfig, userAgent string) (kubernetes.Interface, error) {
 // NewGatewayClient is NewClient for the kinds of the Gateway API. They are custom
 // resources, which speak no protobuf.
 func NewGatewayClient(kubeconfig, userAgent string) (gateway.Interface, error) {
-	config, err := clientConfig(kubeconfig, userAgent)
+	config, err := clientConfig(kubeconfig, userAgent, AgentLimits)
 	if err != nil {
 		return nil, fmt.Errorf("api server: %w", err)
 	}
@@ -100,7 +103,7 @@ func NewGatewayClient(kubeconfig, userAgent string) (gateway.Interface, error) {
 
 // NewPolicyClient is NewClient for Weir's own kinds.
 func NewPolicyClient(kubeconfig, userAgent string) (policyclient.Interface, error) {
-	config, err := clientConfig(kubeconfig, userAgent)
+	config, err := clientConfig(kubeconfig, userAgent, AgentLimits)
 	if err != nil {
 		return nil, fmt.Errorf("api server: %w", err)
 	}
@@ -111,7 +114,7 @@ func NewPolicyClient(kubeconfig, userAgent string) (policyclient.Interface, erro
 	return client, nil
 }
 
-func clientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
+func clientConfig(kubeconfig, userAgent string, limits Limits) (*rest.Config, error) {
 	var config *rest.Config
 	var err error
 	if kubeconfig == "" {
@@ -122,7 +125,7 @@ func clientConfig(kubeconfig, userAgent string) (*rest.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.UserAgent, config.QPS, config.Burst = userAgent, clientQPS, clientBurst
+	config.UserAgent, config.QPS, config.Burst = userAgent, limits.QPS, limits.Burst
 	return config, nil
 }
 

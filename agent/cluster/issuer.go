@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -21,7 +22,7 @@ import (
 // Pauses between looks at a request that is not answered. An answer takes three calls of
 // the signer's; polling it needs no right to watch others' requests.
 const (
-	firstPoll = 50 * time.Millisecond
+	firstPoll = 100 * time.Millisecond
 	lastPoll  = 5 * time.Second
 )
 
@@ -37,22 +38,29 @@ func (e *DeniedError) Error() string { return e.Reason + ": " + e.Message }
 // NewIssuer.
 type Issuer struct {
 	client certificates.CertificateSigningRequestInterface
-	store  *Store
-	event  func(pod model.Pod, eventType, reason, message string)
+	ready  Ready
+	event  PodEvent
 	state  Reachability
 }
 
-// NewIssuer makes an Issuer for the pods in a Store that RunAPI fills. event tells a
-// pod's owner that it was denied (Recorder.PodEvent).
-func (a *API) NewIssuer(s *Store, event func(pod model.Pod, eventType, reason, message string)) *Issuer {
-	return &Issuer{
-		client: requestsOf(a.client), store: s, event: event,
-		state: Reachability{Kind: "certificatesigningrequests", Log: a.log},
-	}
+// Ready returns once the signer can know that a pod is captured, or an error with ctx.
+type Ready func(ctx context.Context, pod model.Pod) error
+
+// PodEvent tells a pod's owner something: Recorder.PodEvent.
+type PodEvent func(pod model.Pod, eventType, reason, message string)
+
+// NewIssuer makes an Issuer for the pods in a Store that RunAPI fills. event is told of
+// denials.
+func (a *API) NewIssuer(s *Store, event PodEvent) *Issuer {
+	return NewIssuer(a.client, s.waitCaptured, event, a.log)
 }
 
-func requestsOf(client kubernetes.Interface) certificates.CertificateSigningRequestInterface {
-	return client.CertificatesV1().CertificateSigningRequests()
+// NewIssuer makes an Issuer that asks for a pod's certificate when ready returns.
+func NewIssuer(client kubernetes.Interface, ready Ready, event PodEvent, log *slog.Logger) *Issuer {
+	return &Issuer{
+		client: client.CertificatesV1().CertificateSigningRequests(), ready: ready, event: event,
+		state: Reachability{Kind: "certificatesigningrequests", Log: log},
+	}
 }
 
 // Issue has a request (PKCS #10, DER) answered that a pod's proxy has made: a chain (DER),
@@ -60,7 +68,7 @@ func requestsOf(client kubernetes.Interface) certificates.CertificateSigningRequ
 // which it would be denied, and then for the answer: while the API server or the signer
 // is away, until ctx is done. The error is a *DeniedError, or says what was waited for.
 func (i *Issuer) Issue(ctx context.Context, pod model.Pod, request []byte) ([][]byte, error) {
-	if err := i.store.waitCaptured(ctx, pod); err != nil {
+	if err := i.ready(ctx, pod); err != nil {
 		return nil, err
 	}
 	made, err := i.ask(ctx, requestFor(pod, request))
@@ -116,7 +124,7 @@ func (i *Issuer) ask(ctx context.Context, r *certificatesv1.CertificateSigningRe
 // await returns the answer to a request, in PEM.
 func (i *Issuer) await(ctx context.Context, made *certificatesv1.CertificateSigningRequest) ([]byte, error) {
 	r, lookErr := made, error(nil)
-	for pause := firstPoll; ; pause = min(pause*3/2, lastPoll) {
+	for pause := firstPoll; ; pause = min(2*pause, lastPoll) {
 		if lookErr == nil {
 			if answer, err := answerOf(r); answer != nil || err != nil {
 				return answer, err

@@ -51,10 +51,14 @@ type Options struct {
 	Log          *slog.Logger
 }
 
+// limits are those of all that is done for a cluster: a certificate takes three requests,
+// and while it is being made a new pod's connections wait.
+var limits = cluster.Limits{QPS: 300, Burst: 600}
+
 // Run runs a replica until ctx is done. The error is about what no waiting helps;
 // an API server that is away is waited for.
 func Run(ctx context.Context, o Options) error {
-	client, err := cluster.NewClient(o.Kubeconfig, "weir-controller")
+	client, err := cluster.NewClient(o.Kubeconfig, "weir-controller", limits)
 	if err != nil {
 		return fmt.Errorf("%w; outside a pod, name a --kubeconfig", err)
 	}

@@ -413,6 +413,32 @@ func TestAnAttachmentThatWasNeverCommittedIsUndone(t *testing.T) {
 	n.nothingLeft("c1")
 }
 
+func TestItIsToldWhenOthersAreCapturedThanBefore(t *testing.T) {
+	n := newNode(t)
+	n.manager.Close()
+	var told atomic.Bool
+	n.opts.Changed = func() { told.Store(true) }
+	n.open()
+	_, req := n.sandbox("c1")
+	n.start(req)
+	told.Store(false)
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"committed", func() error { return n.manager.Commit("c1") }},
+		{"released", func() error { return n.manager.Release("c1") }},
+		{"ended", func() error { n.manager.End("c1", ""); return nil }},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		if !told.Swap(false) && step.name != "ended" { // the proxy may have ended by itself
+			t.Errorf("%s, and nobody was told", step.name)
+		}
+	}
+}
+
 func TestTwoStartsOfOneContainerShareAProxy(t *testing.T) {
 	n := newNode(t)
 	_, req := n.sandbox("c1")
