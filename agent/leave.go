@@ -141,7 +141,7 @@ func removeState(f flags) error {
 		}
 	}
 	var errs []error
-	for _, path := range append(proxies, markerPath(f.runDir), lastGoodPath(f.runDir), authorityPath(f.runDir), authorityPath(f.runDir)+".bad", socketPath(f.runDir)) {
+	for _, path := range append(proxies, markerPath(f.runDir), lastGoodPath(f.runDir), authorityPath(f.runDir), authorityPath(f.runDir)+".bad", rootsPath(f.runDir), socketPath(f.runDir)) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

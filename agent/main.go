@@ -32,7 +32,6 @@ import (
 	"github.com/weirmesh/weir/agent/attach"
 	"github.com/weirmesh/weir/agent/attachpb"
 	"github.com/weirmesh/weir/agent/decide"
-	"github.com/weirmesh/weir/agent/issue"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/push"
 	"github.com/weirmesh/weir/agent/repair"
@@ -112,6 +111,9 @@ func lastGoodPath(runDir string) string { return filepath.Join(runDir, "last-goo
 // trust it are gone after a reboot, as it is.
 func authorityPath(runDir string) string { return filepath.Join(runDir, "ca.json") }
 
+// rootsPath is where the roots of the cluster are kept that were heard of last.
+func rootsPath(runDir string) string { return filepath.Join(runDir, "roots.pem") }
+
 // serve runs the agent until ctx is done. Proxies go on when it returns.
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f, err := parseFlags(args, stderr)
@@ -162,13 +164,11 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		AccessLog:   telemetry.NewAccessLog(accessLog).Write,
 		Log:         log,
 	}
-	issuer, err := newIssuer(f, view, log)
+	identities, err := openIdentities(f, view, log)
 	if err != nil {
 		return err
 	}
-	if issuer != nil {
-		pusher.Issuer = issuer
-	}
+	pusher.Issuer = identities.issuer
 	repairs := &repair.Loop{View: view.store, Current: view.store.Synced, Event: view.recorder.PodEvent, Log: log}
 	var metrics *telemetry.Metrics // they count the proxies, which are not there yet
 	proxies, err := launch.Open(launch.Options{
@@ -191,7 +191,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			view.restarted(a)
 		},
 		Drained: repairs.Drained,
-		Changed: view.captureChanged,
+		Changed: identities.changed,
 	})
 	if err != nil {
 		return err
@@ -199,9 +199,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	defer proxies.Close()
 	metrics = telemetry.NewMetrics(version, view.store, func() map[string]int { return podStates(proxies.List()) }, pusher.Versions)
 	pusher.Metrics = metrics // there is no session yet
-	if issuer != nil {
-		metrics.Authority(issuer.Ends)
-	}
+	metrics.Authority(identities.issuer.Ends)
 	// What the node cannot do is settled before the first pod, for all of them.
 	view.options.KeepClientAddress, err = proxies.TestNode(ctx, view.options.KeepClientAddress)
 	if err != nil {
@@ -230,7 +228,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Log:     log,
 	}
 	leave.agent = server
-	err = runAll(ctx, f, log, parts{view, pusher, issuer, proxies, repairs, metrics, listener, server, leave})
+	err = runAll(ctx, f, log, parts{view, pusher, identities, proxies, repairs, metrics, listener, server, leave})
 	if leave.done() {
 		err = errors.Join(err, removeState(f))
 	}
@@ -257,7 +255,7 @@ func podStates(all []launch.Attachment) map[string]int {
 type parts struct {
 	view     *view
 	pusher   *push.Pusher
-	issuer   *issue.Local // nil: nobody signs here
+	ids      *identities
 	proxies  *launch.Manager
 	repairs  *repair.Loop
 	metrics  *telemetry.Metrics
@@ -307,12 +305,10 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 		p.proxies.Reap(ctx)
 		return nil
 	})
-	if p.issuer != nil {
-		group.Go(func() error {
-			p.issuer.Run(ctx, p.pusher.Trusted, p.pusher.Changed)
-			return nil
-		})
-	}
+	group.Go(func() error {
+		p.ids.run(ctx, p.pusher, p.proxies.List)
+		return nil
+	})
 	group.Go(func() error {
 		if err := p.view.store.WaitSynced(ctx); err != nil {
 			return nil // stopped before it was ready
@@ -336,10 +332,6 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 		}
 		b := balancing{p.view.store.Served, p.proxies.Destination, p.metrics.ConnectTimeBalancing, p.view.recorder.NodeEvent, log}
 		b.watch(ctx)
-		return nil
-	})
-	group.Go(func() error {
-		p.view.certificates(ctx, p.proxies.List)
 		return nil
 	})
 	if f.repair {

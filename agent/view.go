@@ -4,13 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"sync"
 
 	"github.com/weirmesh/weir/agent/cluster"
 	"github.com/weirmesh/weir/agent/decide"
-	"github.com/weirmesh/weir/agent/identity"
-	"github.com/weirmesh/weir/agent/issue"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/model"
 )
@@ -21,11 +17,7 @@ type view struct {
 	options  decide.Options
 	recorder *cluster.Recorder
 	run      func(context.Context) error // the source; blocks until ctx is done
-
-	// What goes through an API server to get pods certificates; nil without one.
-	publisher *cluster.Publisher
-	issuer    *cluster.Issuer
-	roots     *cluster.Roots
+	api      *cluster.API                // nil: there is none
 }
 
 // openView prepares the source that the flags ask for. It does not connect.
@@ -35,6 +27,7 @@ func openView(f flags, log *slog.Logger) (*view, error) {
 		return nil, err
 	}
 	v := &view{store: cluster.NewStore(), options: options}
+	v.store.Options = options
 	if f.manifests != "" {
 		v.recorder = &cluster.Recorder{Log: log}
 		v.run = func(ctx context.Context) error { return cluster.RunDir(ctx, v.store, f.manifests, log) }
@@ -45,67 +38,16 @@ func openView(f flags, log *slog.Logger) (*view, error) {
 		return nil, fmt.Errorf("%w; without a cluster, use --manifests DIR", err)
 	}
 	v.recorder = api.NewRecorder()
-	v.publisher = api.NewPublisher(v.store)
-	v.issuer = api.NewIssuer(v.store, v.recorder.PodEvent)
-	v.roots = api.NewRoots(f.namespace)
+	v.api = api
 	lastGood := cluster.LastGood{Path: lastGoodPath(f.runDir), Version: version}
 	v.run = func(ctx context.Context) error { return cluster.RunAPI(ctx, v.store, api, lastGood) }
 	return v, nil
-}
-
-// newIssuer is who signs for this agent's pods: without a cluster, a CA of its own. On a
-// cluster there is nobody yet: nil, and no pod has an identity.
-func newIssuer(f flags, v *view, log *slog.Logger) (*issue.Local, error) {
-	if f.manifests == "" {
-		return nil, nil
-	}
-	domain, err := identity.TrustDomain(v.options.TrustDomain)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(f.runDir, 0o700); err != nil {
-		return nil, err
-	}
-	return issue.OpenLocal(issue.Options{Path: authorityPath(f.runDir), TrustDomain: domain, Pod: v.store.Pod, Log: log})
 }
 
 // refused tells a pod's owner that the pod is denied an identity.
 func (v *view) refused(a launch.Attachment, reason string) {
 	pod := model.Pod{Namespace: a.PodNamespace, Name: a.PodName, UID: a.PodUID}
 	v.recorder.PodEvent(pod, cluster.EventWarning, cluster.CertificateRefused, "the pod's proxy gets no certificate: "+reason)
-}
-
-// captureChanged says that other pods than before are captured.
-func (v *view) captureChanged() {
-	if v.publisher != nil {
-		v.publisher.Changed()
-	}
-}
-
-// certificates runs what keeps pods' certificates possible until ctx is done: it tells the
-// cluster which pods are captured, and hears what is to be trusted.
-func (v *view) certificates(ctx context.Context, attachments func() []launch.Attachment) {
-	if v.publisher == nil {
-		return
-	}
-	v.publisher.Captured = func() (map[string]bool, bool) { return capturedPods(attachments()) }
-	var both sync.WaitGroup
-	both.Go(func() { v.publisher.Run(ctx) })
-	both.Go(func() { v.roots.Run(ctx) })
-	both.Wait()
-}
-
-// capturedPods are the UIDs of the pods whose traffic is turned aside. It is false if
-// there are attachments of which nobody knows yet which pod they are of.
-func capturedPods(all []launch.Attachment) (map[string]bool, bool) {
-	out, known := map[string]bool{}, true
-	for _, a := range all {
-		known = known && a.Identified()
-		if a.Identified() && a.Committed && !a.Released {
-			out[a.PodUID] = true
-		}
-	}
-	return out, known
 }
 
 // restarted tells a pod's owner that its proxy died and another took its place.

@@ -20,6 +20,7 @@ import (
 	"github.com/weirmesh/weir/proxy/identity"
 	"github.com/weirmesh/weir/proxy/jail"
 	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/relay"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
@@ -133,6 +134,7 @@ func serve(args []string) error {
 	controlled := make(chan error, 1)
 	traffic := &relay.Server{
 		Config: store, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw,
+		TLS:   &mtls.Handshaker{Source: holder.Source()},
 		Begun: meter.Begin, Ejected: meter.Ejected,
 		Log: func(r *telemetry.Record) {
 			meter.End(r)

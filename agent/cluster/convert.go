@@ -13,6 +13,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/model"
 )
 
@@ -89,7 +90,10 @@ func toPeer(p *corev1.Pod) (*model.Peer, error) {
 }
 
 func peerOf(p model.Pod) *model.Peer {
-	out := &model.Peer{Namespace: p.Namespace, Name: p.Name, ServiceAccount: p.ServiceAccount, Workload: p.Workload}
+	out := &model.Peer{
+		Namespace: p.Namespace, Name: p.Name, ServiceAccount: p.ServiceAccount, Workload: p.Workload,
+		ExcludeInbound: p.Annotations[decide.ExcludeInboundAnnotation], IncludeInbound: p.Annotations[decide.IncludeInboundAnnotation],
+	}
 	if !p.HostNetwork && !p.Phase.Finished() {
 		out.Captured, out.Addresses = p.Captured, p.Addresses
 	}

@@ -39,26 +39,19 @@ func (e *DeniedError) Error() string { return e.Reason + ": " + e.Message }
 type Issuer struct {
 	client certificates.CertificateSigningRequestInterface
 	ready  Ready
-	event  PodEvent
 	state  Reachability
 }
 
 // Ready returns once the signer can know that a pod is captured, or an error with ctx.
 type Ready func(ctx context.Context, pod model.Pod) error
 
-// PodEvent tells a pod's owner something: Recorder.PodEvent.
-type PodEvent func(pod model.Pod, eventType, reason, message string)
-
-// NewIssuer makes an Issuer for the pods in a Store that RunAPI fills. event is told of
-// denials.
-func (a *API) NewIssuer(s *Store, event PodEvent) *Issuer {
-	return NewIssuer(a.client, s.waitCaptured, event, a.log)
-}
+// NewIssuer makes an Issuer for the pods in a Store that RunAPI fills.
+func (a *API) NewIssuer(s *Store) *Issuer { return NewIssuer(a.client, s.waitCaptured, a.log) }
 
 // NewIssuer makes an Issuer that asks for a pod's certificate when ready returns.
-func NewIssuer(client kubernetes.Interface, ready Ready, event PodEvent, log *slog.Logger) *Issuer {
+func NewIssuer(client kubernetes.Interface, ready Ready, log *slog.Logger) *Issuer {
 	return &Issuer{
-		client: client.CertificatesV1().CertificateSigningRequests(), ready: ready, event: event,
+		client: client.CertificatesV1().CertificateSigningRequests(), ready: ready,
 		state: Reachability{Kind: "certificatesigningrequests", Log: log},
 	}
 }
@@ -76,9 +69,6 @@ func (i *Issuer) Issue(ctx context.Context, pod model.Pod, request []byte) ([][]
 		return nil, err
 	}
 	answer, err := i.await(ctx, made)
-	if denied := (*DeniedError)(nil); errors.As(err, &denied) {
-		i.event(pod, EventWarning, CertificateRefused, "no certificate for the pod's proxy, "+denied.Error())
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"math/big"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -48,8 +47,6 @@ func aCertificate(t *testing.T) []byte {
 type signing struct {
 	*fake.Clientset
 	answer func(*certificatesv1.CertificateSigningRequest)
-	mu     sync.Mutex
-	events []string
 }
 
 func newSigning(t *testing.T, answer func(*certificatesv1.CertificateSigningRequest), objects ...runtime.Object) *signing {
@@ -72,12 +69,6 @@ func newSigning(t *testing.T, answer func(*certificatesv1.CertificateSigningRequ
 	return s
 }
 
-func (s *signing) event(pod model.Pod, eventType, reason, message string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.events = append(s.events, strings.Join([]string{pod.ID(), eventType, reason, message}, " "))
-}
-
 // issuer is n1's, with a Store of these pods.
 func (s *signing) issuer(pods ...*corev1.Pod) (*Issuer, *Store, *logBuffer) {
 	store := NewStore()
@@ -85,7 +76,7 @@ func (s *signing) issuer(pods ...*corev1.Pod) (*Issuer, *Store, *logBuffer) {
 		store.setPod(must(toCompactPod(p)))
 	}
 	api, log := newAPI(s.Clientset)
-	return api.NewIssuer(store, s.event), store, log
+	return api.NewIssuer(store), store, log
 }
 
 func (s *signing) made(t *testing.T) []certificatesv1.CertificateSigningRequest {
@@ -149,8 +140,8 @@ func TestACertificateIsAskedForOnceThePodIsPublished(t *testing.T) {
 		if got, err := ParseSubject(r.Annotations); err != nil || got != (Subject{"shop", "front", "u-1"}) {
 			t.Errorf("annotations: %v, %v", r.Annotations, err)
 		}
-		if len(s.events) > 0 || log.String() != "" {
-			t.Errorf("events %q, log %s", s.events, log)
+		if log.String() != "" {
+			t.Errorf("log %s", log)
 		}
 	})
 }
@@ -177,10 +168,6 @@ func TestADenialIsToldWithItsReason(t *testing.T) {
 			var refused *DeniedError
 			if !errors.As(err, &refused) || *refused != (DeniedError{"OtherNode", "pod shop/front runs on node n2"}) {
 				t.Errorf("%s: %v", kind, err)
-			}
-			want := []string{"shop/front Warning CertificateRefused no certificate for the pod's proxy, OtherNode: pod shop/front runs on node n2"}
-			if diff := cmp.Diff(want, s.events); diff != "" {
-				t.Errorf("%s: events (-want +got):\n%s", kind, diff)
 			}
 		})
 	}

@@ -418,8 +418,9 @@ func (s *Store) replace(v view) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, p := range v.pods {
-		p.pod.Captured = s.captured[k]
-		v.peers[k] = peerOf(p.pod)
+		pod := p.expand()
+		pod.Captured = s.captured[pod.ID()]
+		v.peers[k] = peerOf(pod)
 	}
 	if same(s.view, v) {
 		return

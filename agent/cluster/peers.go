@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -16,11 +17,15 @@ func (s *Store) setPeer(p *model.Peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := peerKey(p)
-	if old := s.view.peers[k]; old != nil {
+	old := s.view.peers[k]
+	if old != nil {
 		if same(old, p) {
 			return
 		}
 		s.unindexPeer(old) // it may have other addresses now
+	}
+	if shows(old) || shows(p) {
+		s.touchAddresses()
 	}
 	s.view.peers[k] = p
 	s.indexPeer(p)
@@ -34,6 +39,9 @@ func (s *Store) dropPeer(k key) {
 		s.unindexPeer(p)
 		delete(s.view.peers, k)
 		s.touchPeer(p.ID())
+		if shows(p) {
+			s.touchAddresses()
+		}
 	}
 }
 
@@ -72,23 +80,22 @@ func (s *Store) unindexPeer(p *model.Peer) {
 	}
 }
 
-// SetCaptured says whether a pod is captured, where no API server does: of a directory.
-func (s *Store) SetCaptured(namespace, name string, captured bool) {
+// SetCaptured says which pods ("namespace/name") are captured, where no API server does:
+// of a directory.
+func (s *Store) SetCaptured(pods map[string]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := key{namespace, name}
-	if captured {
-		s.captured[k] = true
-	} else {
-		delete(s.captured, k)
-	}
-	if p := s.view.peers[k]; p != nil && p.Captured != captured {
-		other := *p
-		other.Captured = captured
-		s.unindexPeer(p)
-		s.view.peers[k] = &other
-		s.indexPeer(&other)
-		s.touchPeer(p.ID())
+	s.captured = pods
+	for k, p := range s.view.peers {
+		if captured := pods[p.ID()]; p.Captured != captured {
+			other := *p
+			other.Captured = captured
+			s.unindexPeer(p)
+			s.view.peers[k] = &other
+			s.indexPeer(&other)
+			s.touchPeer(p.ID())
+			s.touchAddresses()
+		}
 	}
 }
 
@@ -104,6 +111,17 @@ func (s *Store) touchPeer(id string) {
 		s.changes.Add(1)
 	}
 }
+
+// touchAddresses notes that pods' own addresses may stand for something else than they
+// did. The lock must be held.
+func (s *Store) touchAddresses() {
+	s.revisions.last++
+	s.revisions.addresses = s.revisions.last
+	s.signal()
+}
+
+// shows reports whether a pod has to show who it is, somewhere.
+func shows(p *model.Peer) bool { return p != nil && p.Captured && len(p.Addresses) > 0 }
 
 // indexEndpoints notes whose pods are in a slice.
 func (s *Store) indexEndpoints(slice key) {
@@ -151,12 +169,23 @@ func (s *Store) Callers(addrs map[netip.Addr]string) {
 	}
 }
 
-// nameWorkloads fills in what endpoints' pods are one of; the caller holds mu.
-func (s *Store) nameWorkloads(endpoints []route.Endpoint) {
+// nameEndpoints fills in what endpoints' pods are one of, and whom they have to show to
+// be; the caller holds mu.
+func (s *Store) nameEndpoints(endpoints []route.Endpoint) {
 	for i := range endpoints {
-		namespace, name, _ := strings.Cut(endpoints[i].Pod, "/")
-		if w := s.workload(key{namespace, name}); w != "" {
-			endpoints[i].Workload = shared(w)
+		e := &endpoints[i]
+		namespace, name, _ := strings.Cut(e.Pod, "/")
+		if p := s.view.peers[key{namespace, name}]; p != nil {
+			e.Workload = shared(p.Namespace + "/" + p.Workload)
+			e.Identity = shared(decide.Identity(*p, e.Addr.Port(), s.Options))
 		}
 	}
+}
+
+// pod is what an address stands for that is no Service's; the caller holds mu.
+func (s *Store) pod(addr netip.AddrPort) route.Destination {
+	if p := s.byAddress[addr.Addr().Unmap()]; p != nil {
+		return route.Destination{Identity: shared(decide.Identity(*p, addr.Port(), s.Options))}
+	}
+	return route.Destination{}
 }

@@ -114,7 +114,7 @@ func TestAPeerIsCapturedIfItsNodesAgentSaysSo(t *testing.T) {
 		{"it has not said", condition(corev1.PodScheduled, corev1.ConditionTrue), false},
 		{"the pod has ended", ended, false},
 	} {
-		stripPeer(c.pod)
+		stripPod(c.pod)
 		peer, err := toPeer(c.pod)
 		if err != nil {
 			t.Fatal(err)
@@ -141,8 +141,8 @@ func TestOnlyAPeerThatIsAnEndpointConcernsDestinations(t *testing.T) {
 		t.Error("an endpoint is no change")
 	}
 	revision = s.Revision(fewAddress(1))
-	s.SetCaptured("shop", "back-1", true)
-	s.SetCaptured("shop", "back-1", true)
+	s.SetCaptured(map[string]bool{"shop/back-1": true})
+	s.SetCaptured(map[string]bool{"shop/back-1": true})
 	if !signalled(s.Changed()) || s.Revision(fewAddress(1)) == revision || !s.view.peers[key{"shop", "back-1"}].Captured {
 		t.Error("that it is captured is no change")
 	}

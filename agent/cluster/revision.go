@@ -8,10 +8,11 @@ import "net/netip"
 
 // revisions are the numbers of the last changes.
 type revisions struct {
-	last     uint64
-	any      uint64         // that may make any destination another
-	services uint64         // of a Service: an address that was none's may be one's since
-	of       map[key]uint64 // of a Service, its slices, the policies about it, or the routes that name it
+	last      uint64
+	any       uint64         // that may make any destination another
+	services  uint64         // of a Service: an address that was none's may be one's since
+	addresses uint64         // of pods that have to show who they are, at their own addresses
+	of        map[key]uint64 // of a Service, its slices, the policies about it, or the routes that name it
 }
 
 func newRevisions() revisions { return revisions{last: 1, any: 1, of: map[key]uint64{}} }
@@ -47,7 +48,7 @@ func (s *Store) Revision(addr netip.AddrPort) uint64 {
 	r := &s.revisions
 	service, ok := s.byClusterIP[addr.Addr().Unmap()]
 	if !ok {
-		return max(r.any, r.services)
+		return max(r.any, r.services, r.addresses)
 	}
 	revision := max(r.any, r.of[service])
 	for k := range s.byParent[service] {

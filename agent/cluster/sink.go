@@ -122,12 +122,6 @@ func stripPod(p *corev1.Pod) {
 	p.Status = status
 }
 
-// stripPeer is stripPod for what toPeer reads.
-func stripPeer(p *corev1.Pod) {
-	stripPod(p)
-	p.Annotations = nil
-}
-
 func stripNamespace(n *corev1.Namespace) {
 	stripMeta(&n.ObjectMeta)
 	n.Annotations = nil

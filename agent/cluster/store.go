@@ -80,6 +80,9 @@ type Store struct {
 	useOnce   sync.Once
 	changes   atomic.Uint64 // how often signal was called
 
+	// Options say how pods are to be reached; they are set before there is a source.
+	Options decide.Options
+
 	mu   sync.RWMutex
 	view view
 	// listed are the kinds that the source has listed; fellBack: the others are from
@@ -96,9 +99,9 @@ type Store struct {
 	revisions   revisions
 	waiters     chan struct{} // closed when pods or namespaces change; nil if nobody waits
 
-	lookup   lookupFunc   // nil if there is no API server to ask
-	node     string       // this node's name; empty: there is only one
-	captured map[key]bool // pods that the agent itself says are, see SetCaptured
+	lookup   lookupFunc      // nil if there is no API server to ask
+	node     string          // this node's name; empty: there is only one
+	captured map[string]bool // pods that the agent itself says are, see SetCaptured
 	// impliedNamespaces: a namespace without an object exists and has no labels.
 	impliedNamespaces bool
 }
@@ -117,7 +120,7 @@ func NewStore() *Store {
 		byService:   map[key]map[key]struct{}{},
 		byEndpoint:  map[string][]key{},
 		byAddress:   map[netip.Addr]*model.Peer{},
-		captured:    map[key]bool{},
+		captured:    map[string]bool{},
 		byParent:    map[key]map[routeKey]struct{}{},
 		byTarget:    map[key]map[key]struct{}{},
 		revisions:   newRevisions(),
@@ -227,8 +230,9 @@ func (s *Store) Namespace(name string) model.Namespace {
 
 // Destination says what a connection to addr stands for, from a pod of this node
 // in a namespace: the ready endpoints of a Service, the routes that govern it and the
-// policy about it, if addr is a TCP port at one of its ClusterIPs, else the zero
-// Destination. Beside it is which routes and policies these are.
+// policy about it, if addr is a TCP port at one of its ClusterIPs; of a pod, whom it has
+// to show to be; else the zero Destination. Beside it is which routes and policies these
+// are.
 func (s *Store) Destination(addr netip.AddrPort, clientNamespace string) (route.Destination, []model.Governing) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -261,7 +265,7 @@ func (s *Store) Authorization(namespace, name, uid string, labels map[string]str
 func (s *Store) destination(addr netip.AddrPort, clientNamespace string) (route.Destination, []model.Governing) {
 	svc, ok := s.byClusterIP[addr.Addr().Unmap()]
 	if !ok {
-		return route.Destination{}, nil
+		return s.pod(addr), nil
 	}
 	routes := make([]model.Route, 0, len(s.byParent[svc]))
 	for k := range s.byParent[svc] {
@@ -269,11 +273,11 @@ func (s *Store) destination(addr netip.AddrPort, clientNamespace string) (route.
 	}
 	client := decide.Client{Namespace: clientNamespace, Node: s.node, Zone: s.view.zone}
 	d := decide.Destination(s.view.services[svc], routes, s.service, s.policies, client, addr)
-	s.nameWorkloads(d.Endpoints)
+	s.nameEndpoints(d.Endpoints)
 	if d.Routes != nil {
 		for i := range d.Routes.Rules {
 			for j := range d.Routes.Rules[i].Backends {
-				s.nameWorkloads(d.Routes.Rules[i].Backends[j].Backend.Endpoints)
+				s.nameEndpoints(d.Routes.Rules[i].Backends[j].Backend.Endpoints)
 			}
 		}
 	}

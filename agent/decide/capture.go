@@ -27,6 +27,12 @@ const (
 	Disabled     = "disabled"
 )
 
+// Annotations of a pod that others have to know of, to reach it.
+const (
+	ExcludeInboundAnnotation = model.Prefix + "exclude-inbound-ports"
+	IncludeInboundAnnotation = model.Prefix + "include-inbound-ports"
+)
+
 // Decision says whether a pod is captured, and why.
 type Decision struct {
 	Captured bool

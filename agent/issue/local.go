@@ -1,5 +1,5 @@
 // Package issue answers proxies' requests for certificates (push.Issuer). Local has a CA
-// of its own: for an agent without a cluster.
+// of its own: for an agent without a cluster. Cluster has the cluster's signer sign.
 //
 // Which identity a pod has follows from the agent's view of it; who asks, from the
 // proxy's attachment. What is signed, and when another CA takes over, is package
@@ -150,14 +150,8 @@ func (l *Local) Identity(a launch.Attachment) *proxypb.Identity {
 
 // id is who the pod of an attachment is; the zero ID of nobody.
 func (l *Local) id(a launch.Attachment) (spiffeid.ID, error) {
-	if !a.Identified() {
-		return spiffeid.ID{}, nil
-	}
-	pod, ok := l.opts.Pod(a.PodNamespace, a.PodName, a.PodUID)
-	if !ok {
-		return spiffeid.ID{}, nil
-	}
-	return identity.OfPod(l.opts.TrustDomain, pod)
+	id, _, err := whoIs(a, l.opts.Pod, l.opts.TrustDomain)
+	return id, err
 }
 
 // Issue implements push.Issuer.
@@ -167,7 +161,7 @@ func (l *Local) Issue(_ context.Context, a launch.Attachment, request []byte) ([
 	case err != nil:
 		return nil, &push.RefusedError{Reason: err.Error(), Err: err}
 	case id.IsZero():
-		return nil, &push.RefusedError{Reason: "the pod has no service account, or is not known any more"}
+		return nil, errUnknown
 	}
 	chain, err := l.keyring().Signs().Sign(request, id, time.Now(), l.opts.TTL)
 	switch {

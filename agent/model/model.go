@@ -64,6 +64,8 @@ type Peer struct {
 	ServiceAccount  string // empty: it has none, as a static pod
 	Workload        string // as Pod's
 	Captured        bool   // the agent of its node says so
+	// Its annotations exclude-inbound-ports and include-inbound-ports.
+	ExcludeInbound, IncludeInbound string
 
 	Addresses []netip.Addr // none of a pod that is in its node's network, or has ended
 }

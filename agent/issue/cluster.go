@@ -1,0 +1,157 @@
+package issue
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/weirmesh/weir/agent/cluster"
+	"github.com/weirmesh/weir/agent/identity"
+	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/agent/push"
+)
+
+// Cluster has the cluster's signer sign. Make it with NewCluster.
+type Cluster struct {
+	opts ClusterOptions
+
+	mu    sync.Mutex
+	roots []*x509.Certificate
+}
+
+// ClusterOptions is what a Cluster is told.
+type ClusterOptions struct {
+	// Path of the file with the roots that were heard of last, for an agent that starts
+	// while the API server is away.
+	Path        string
+	TrustDomain spiffeid.TrustDomain
+	Pod         func(namespace, name, uid string) (model.Pod, bool) // as Options'
+	// Sign is cluster.Issuer's Issue.
+	Sign func(ctx context.Context, pod model.Pod, request []byte) ([][]byte, error)
+	Log  *slog.Logger
+}
+
+// NewCluster reads the roots that there were.
+func NewCluster(o ClusterOptions) *Cluster {
+	c := &Cluster{opts: o}
+	document, err := os.ReadFile(o.Path)
+	if err == nil {
+		c.roots, err = readRoots(document)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		o.Log.Warn("the roots that were kept cannot be read: proxies that are started anew wait for the API server", "file", o.Path, "error", err)
+	}
+	return c
+}
+
+// Identity implements push.Issuer. Without any root nobody is told who he is.
+func (c *Cluster) Identity(a launch.Attachment) *proxypb.Identity {
+	out := &proxypb.Identity{TrustDomain: c.opts.TrustDomain.Name()}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range c.roots {
+		out.Roots = append(out.Roots, r.Raw)
+	}
+	if id, _, err := c.who(a); err == nil && !id.IsZero() && len(c.roots) > 0 {
+		out.Id = id.String()
+	}
+	return out
+}
+
+// who is the pod of an attachment, and its identity; the zero ID of nobody.
+func (c *Cluster) who(a launch.Attachment) (spiffeid.ID, model.Pod, error) {
+	return whoIs(a, c.opts.Pod, c.opts.TrustDomain)
+}
+
+// Issue implements push.Issuer.
+func (c *Cluster) Issue(ctx context.Context, a launch.Attachment, request []byte) ([][]byte, error) {
+	id, pod, err := c.who(a)
+	switch {
+	case err != nil:
+		return nil, &push.RefusedError{Reason: err.Error(), Err: err}
+	case id.IsZero():
+		return nil, errUnknown
+	}
+	chain, err := c.opts.Sign(ctx, pod, request)
+	if denied := (*cluster.DeniedError)(nil); errors.As(err, &denied) {
+		return nil, &push.RefusedError{Reason: denied.Error(), Err: err}
+	}
+	return chain, err
+}
+
+// SetRoots takes what is to be trusted, and reports whether it is something else than
+// before. Nothing changes nothing.
+func (c *Cluster) SetRoots(roots []*x509.Certificate) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(roots) == 0 || slices.EqualFunc(roots, c.roots, (*x509.Certificate).Equal) {
+		return false
+	}
+	c.roots = roots
+	var document bytes.Buffer
+	for _, r := range roots {
+		_ = pem.Encode(&document, &pem.Block{Type: "CERTIFICATE", Bytes: r.Raw}) // into memory
+	}
+	if err := renameio.WriteFile(c.opts.Path, document.Bytes(), 0o600, renameio.WithTempDir(filepath.Dir(c.opts.Path))); err != nil {
+		c.opts.Log.Warn("the roots are not kept for another agent", "error", err)
+	}
+	return true
+}
+
+// Ends is when the first of the roots expires, and the zero time: who signs is the
+// signer's to know.
+func (c *Cluster) Ends() (time.Time, time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var end time.Time
+	for _, r := range c.roots {
+		if end.IsZero() || r.NotAfter.Before(end) {
+			end = r.NotAfter
+		}
+	}
+	return end, time.Time{}
+}
+
+func readRoots(document []byte) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for block, rest := pem.Decode(document); block != nil; block, rest = pem.Decode(rest) {
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, certificate)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("no certificate in it")
+	}
+	return out, nil
+}
+
+var errUnknown = &push.RefusedError{Reason: "the pod has no service account, or is not known any more"}
+
+// whoIs finds the pod of an attachment, and its identity; the zero ID of nobody.
+func whoIs(a launch.Attachment, find func(namespace, name, uid string) (model.Pod, bool), domain spiffeid.TrustDomain) (spiffeid.ID, model.Pod, error) {
+	if !a.Identified() {
+		return spiffeid.ID{}, model.Pod{}, nil
+	}
+	pod, ok := find(a.PodNamespace, a.PodName, a.PodUID)
+	if !ok {
+		return spiffeid.ID{}, model.Pod{}, nil
+	}
+	id, err := identity.OfPod(domain, pod)
+	return id, pod, err
+}
