@@ -274,7 +274,7 @@ func (x AuthorizationPolicy_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthorizationPolicy_Action.Descriptor instead.
 func (AuthorizationPolicy_Action) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{8, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{9, 0}
 }
 
 type Routes_Kind int32
@@ -326,7 +326,7 @@ func (x Routes_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Routes_Kind.Descriptor instead.
 func (Routes_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{21, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{22, 0}
 }
 
 type Path_Kind int32
@@ -378,7 +378,7 @@ func (x Path_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Path_Kind.Descriptor instead.
 func (Path_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{23, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{24, 0}
 }
 
 type Policy_Algorithm int32
@@ -430,7 +430,7 @@ func (x Policy_Algorithm) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Policy_Algorithm.Descriptor instead.
 func (Policy_Algorithm) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{38, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{39, 0}
 }
 
 type Policy_HashSource int32
@@ -479,7 +479,7 @@ func (x Policy_HashSource) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Policy_HashSource.Descriptor instead.
 func (Policy_HashSource) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{38, 1}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{39, 1}
 }
 
 type Decisions_Verdict int32
@@ -531,7 +531,7 @@ func (x Decisions_Verdict) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Decisions_Verdict.Descriptor instead.
 func (Decisions_Verdict) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{53, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{54, 0}
 }
 
 // Launch is one packet on the launch socket (SOCK_SEQPACKET, the proxy's
@@ -1088,8 +1088,12 @@ type ProxyConfig struct {
 	Authorization *Authorization `protobuf:"bytes,12,opt,name=authorization,proto3" json:"authorization,omitempty"`
 	// What callers must come with, and on which of the application's ports that is
 	// something else.
-	Peers         PeerMode            `protobuf:"varint,14,opt,name=peers,proto3,enum=weir.proxy.v1.PeerMode" json:"peers,omitempty"`
-	PeersByPort   map[uint32]PeerMode `protobuf:"bytes,15,rep,name=peers_by_port,json=peersByPort,proto3" json:"peers_by_port,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=weir.proxy.v1.PeerMode"`
+	Peers       PeerMode            `protobuf:"varint,14,opt,name=peers,proto3,enum=weir.proxy.v1.PeerMode" json:"peers,omitempty"`
+	PeersByPort map[uint32]PeerMode `protobuf:"bytes,15,rep,name=peers_by_port,json=peersByPort,proto3" json:"peers_by_port,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value,enum=weir.proxy.v1.PeerMode"`
+	// What the kubelet asks of the pod, in plain whatever is demanded of others, and from
+	// which addresses.
+	Probes        []*Probe `protobuf:"bytes,16,rep,name=probes,proto3" json:"probes,omitempty"`
+	NodeAddresses []string `protobuf:"bytes,17,rep,name=node_addresses,json=nodeAddresses,proto3" json:"node_addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1173,6 +1177,81 @@ func (x *ProxyConfig) GetPeersByPort() map[uint32]PeerMode {
 	return nil
 }
 
+func (x *ProxyConfig) GetProbes() []*Probe {
+	if x != nil {
+		return x.Probes
+	}
+	return nil
+}
+
+func (x *ProxyConfig) GetNodeAddresses() []string {
+	if x != nil {
+		return x.NodeAddresses
+	}
+	return nil
+}
+
+// Probe is route.Probe on the wire.
+type Probe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Target        string                 `protobuf:"bytes,2,opt,name=target,proto3" json:"target,omitempty"`
+	Grpc          bool                   `protobuf:"varint,3,opt,name=grpc,proto3" json:"grpc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Probe) Reset() {
+	*x = Probe{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Probe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Probe) ProtoMessage() {}
+
+func (x *Probe) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Probe.ProtoReflect.Descriptor instead.
+func (*Probe) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Probe) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Probe) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Probe) GetGrpc() bool {
+	if x != nil {
+		return x.Grpc
+	}
+	return false
+}
+
 // Authorization is what authz.Compile takes, on the wire.
 type Authorization struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1184,7 +1263,7 @@ type Authorization struct {
 
 func (x *Authorization) Reset() {
 	*x = Authorization{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1275,7 @@ func (x *Authorization) String() string {
 func (*Authorization) ProtoMessage() {}
 
 func (x *Authorization) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[7]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1288,7 @@ func (x *Authorization) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authorization.ProtoReflect.Descriptor instead.
 func (*Authorization) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{7}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Authorization) GetTrustDomain() string {
@@ -1238,7 +1317,7 @@ type AuthorizationPolicy struct {
 
 func (x *AuthorizationPolicy) Reset() {
 	*x = AuthorizationPolicy{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1329,7 @@ func (x *AuthorizationPolicy) String() string {
 func (*AuthorizationPolicy) ProtoMessage() {}
 
 func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[8]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1342,7 @@ func (x *AuthorizationPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationPolicy.ProtoReflect.Descriptor instead.
 func (*AuthorizationPolicy) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{8}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AuthorizationPolicy) GetName() string {
@@ -1305,7 +1384,7 @@ type AuthorizationRule struct {
 
 func (x *AuthorizationRule) Reset() {
 	*x = AuthorizationRule{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1396,7 @@ func (x *AuthorizationRule) String() string {
 func (*AuthorizationRule) ProtoMessage() {}
 
 func (x *AuthorizationRule) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[9]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1409,7 @@ func (x *AuthorizationRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizationRule.ProtoReflect.Descriptor instead.
 func (*AuthorizationRule) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{9}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AuthorizationRule) GetSources() *Sources {
@@ -1363,7 +1442,7 @@ type Sources struct {
 
 func (x *Sources) Reset() {
 	*x = Sources{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1454,7 @@ func (x *Sources) String() string {
 func (*Sources) ProtoMessage() {}
 
 func (x *Sources) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[10]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1467,7 @@ func (x *Sources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sources.ProtoReflect.Descriptor instead.
 func (*Sources) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{10}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Sources) GetSources() []*Source {
@@ -1409,7 +1488,7 @@ type Source struct {
 
 func (x *Source) Reset() {
 	*x = Source{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1500,7 @@ func (x *Source) String() string {
 func (*Source) ProtoMessage() {}
 
 func (x *Source) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[11]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1513,7 @@ func (x *Source) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Source.ProtoReflect.Descriptor instead.
 func (*Source) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{11}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Source) GetTrustDomain() string {
@@ -1469,7 +1548,7 @@ type RequestConditions struct {
 
 func (x *RequestConditions) Reset() {
 	*x = RequestConditions{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1560,7 @@ func (x *RequestConditions) String() string {
 func (*RequestConditions) ProtoMessage() {}
 
 func (x *RequestConditions) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[12]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1573,7 @@ func (x *RequestConditions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestConditions.ProtoReflect.Descriptor instead.
 func (*RequestConditions) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{12}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RequestConditions) GetMethods() []string {
@@ -1528,7 +1607,7 @@ type PathCondition struct {
 
 func (x *PathCondition) Reset() {
 	*x = PathCondition{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1619,7 @@ func (x *PathCondition) String() string {
 func (*PathCondition) ProtoMessage() {}
 
 func (x *PathCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[13]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1632,7 @@ func (x *PathCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathCondition.ProtoReflect.Descriptor instead.
 func (*PathCondition) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{13}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PathCondition) GetPrefix() bool {
@@ -1583,7 +1662,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1674,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[14]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1687,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{14}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Identity) GetId() string {
@@ -1645,7 +1724,7 @@ type CertificateRequest struct {
 
 func (x *CertificateRequest) Reset() {
 	*x = CertificateRequest{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +1736,7 @@ func (x *CertificateRequest) String() string {
 func (*CertificateRequest) ProtoMessage() {}
 
 func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[15]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +1749,7 @@ func (x *CertificateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateRequest.ProtoReflect.Descriptor instead.
 func (*CertificateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{15}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CertificateRequest) GetNumber() uint64 {
@@ -1701,7 +1780,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1792,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[16]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1805,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{16}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Certificate) GetNumber() uint64 {
@@ -1776,7 +1855,7 @@ type CertificateKept struct {
 
 func (x *CertificateKept) Reset() {
 	*x = CertificateKept{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1788,7 +1867,7 @@ func (x *CertificateKept) String() string {
 func (*CertificateKept) ProtoMessage() {}
 
 func (x *CertificateKept) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[17]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1801,7 +1880,7 @@ func (x *CertificateKept) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateKept.ProtoReflect.Descriptor instead.
 func (*CertificateKept) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{17}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CertificateKept) GetNotAfterUnixNanos() int64 {
@@ -1822,7 +1901,7 @@ type PortRange struct {
 
 func (x *PortRange) Reset() {
 	*x = PortRange{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1913,7 @@ func (x *PortRange) String() string {
 func (*PortRange) ProtoMessage() {}
 
 func (x *PortRange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[18]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1926,7 @@ func (x *PortRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRange.ProtoReflect.Descriptor instead.
 func (*PortRange) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{18}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PortRange) GetFirst() uint32 {
@@ -1880,7 +1959,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +1971,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[19]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +1984,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{19}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Destination) GetService() string {
@@ -1962,7 +2041,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1974,7 +2053,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[20]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1987,7 +2066,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{20}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -2029,7 +2108,7 @@ type Routes struct {
 
 func (x *Routes) Reset() {
 	*x = Routes{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2041,7 +2120,7 @@ func (x *Routes) String() string {
 func (*Routes) ProtoMessage() {}
 
 func (x *Routes) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[21]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2054,7 +2133,7 @@ func (x *Routes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Routes.ProtoReflect.Descriptor instead.
 func (*Routes) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{21}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Routes) GetKind() Routes_Kind {
@@ -2092,7 +2171,7 @@ type Match struct {
 
 func (x *Match) Reset() {
 	*x = Match{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2183,7 @@ func (x *Match) String() string {
 func (*Match) ProtoMessage() {}
 
 func (x *Match) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[22]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2196,7 @@ func (x *Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Match.ProtoReflect.Descriptor instead.
 func (*Match) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{22}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Match) GetRule() uint32 {
@@ -2172,7 +2251,7 @@ type Path struct {
 
 func (x *Path) Reset() {
 	*x = Path{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2263,7 @@ func (x *Path) String() string {
 func (*Path) ProtoMessage() {}
 
 func (x *Path) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[23]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2276,7 @@ func (x *Path) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Path.ProtoReflect.Descriptor instead.
 func (*Path) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{23}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Path) GetKind() Path_Kind {
@@ -2225,7 +2304,7 @@ type GRPCMethod struct {
 
 func (x *GRPCMethod) Reset() {
 	*x = GRPCMethod{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2316,7 @@ func (x *GRPCMethod) String() string {
 func (*GRPCMethod) ProtoMessage() {}
 
 func (x *GRPCMethod) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[24]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2329,7 @@ func (x *GRPCMethod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPCMethod.ProtoReflect.Descriptor instead.
 func (*GRPCMethod) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{24}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *GRPCMethod) GetService() string {
@@ -2285,7 +2364,7 @@ type Value struct {
 
 func (x *Value) Reset() {
 	*x = Value{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2376,7 @@ func (x *Value) String() string {
 func (*Value) ProtoMessage() {}
 
 func (x *Value) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[25]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2389,7 @@ func (x *Value) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Value.ProtoReflect.Descriptor instead.
 func (*Value) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{25}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Value) GetName() string {
@@ -2349,7 +2428,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2440,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[26]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2453,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{26}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Rule) GetRoute() string {
@@ -2437,7 +2516,7 @@ type WeightedBackend struct {
 
 func (x *WeightedBackend) Reset() {
 	*x = WeightedBackend{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2528,7 @@ func (x *WeightedBackend) String() string {
 func (*WeightedBackend) ProtoMessage() {}
 
 func (x *WeightedBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[27]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2541,7 @@ func (x *WeightedBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WeightedBackend.ProtoReflect.Descriptor instead.
 func (*WeightedBackend) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{27}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WeightedBackend) GetWeight() uint32 {
@@ -2499,7 +2578,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2590,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[28]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2603,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{28}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Backend) GetService() string {
@@ -2577,7 +2656,7 @@ type Filters struct {
 
 func (x *Filters) Reset() {
 	*x = Filters{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2589,7 +2668,7 @@ func (x *Filters) String() string {
 func (*Filters) ProtoMessage() {}
 
 func (x *Filters) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[29]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2602,7 +2681,7 @@ func (x *Filters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Filters.ProtoReflect.Descriptor instead.
 func (*Filters) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{29}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Filters) GetRequestHeaders() *HeaderChange {
@@ -2665,7 +2744,7 @@ type HeaderChange struct {
 
 func (x *HeaderChange) Reset() {
 	*x = HeaderChange{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +2756,7 @@ func (x *HeaderChange) String() string {
 func (*HeaderChange) ProtoMessage() {}
 
 func (x *HeaderChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[30]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +2769,7 @@ func (x *HeaderChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderChange.ProtoReflect.Descriptor instead.
 func (*HeaderChange) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{30}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *HeaderChange) GetSet() []*Header {
@@ -2724,7 +2803,7 @@ type Header struct {
 
 func (x *Header) Reset() {
 	*x = Header{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +2815,7 @@ func (x *Header) String() string {
 func (*Header) ProtoMessage() {}
 
 func (x *Header) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[31]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +2828,7 @@ func (x *Header) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Header.ProtoReflect.Descriptor instead.
 func (*Header) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{31}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Header) GetName() string {
@@ -2779,7 +2858,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2791,7 +2870,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[32]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2804,7 +2883,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{32}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Redirect) GetScheme() string {
@@ -2852,7 +2931,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2864,7 +2943,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[33]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2877,7 +2956,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{33}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Rewrite) GetHostname() string {
@@ -2904,7 +2983,7 @@ type PathChange struct {
 
 func (x *PathChange) Reset() {
 	*x = PathChange{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2916,7 +2995,7 @@ func (x *PathChange) String() string {
 func (*PathChange) ProtoMessage() {}
 
 func (x *PathChange) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[34]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2929,7 +3008,7 @@ func (x *PathChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathChange.ProtoReflect.Descriptor instead.
 func (*PathChange) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{34}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PathChange) GetPrefix() bool {
@@ -2957,7 +3036,7 @@ type Mirror struct {
 
 func (x *Mirror) Reset() {
 	*x = Mirror{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2969,7 +3048,7 @@ func (x *Mirror) String() string {
 func (*Mirror) ProtoMessage() {}
 
 func (x *Mirror) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[35]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2982,7 +3061,7 @@ func (x *Mirror) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
 func (*Mirror) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{35}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Mirror) GetBackend() *Backend {
@@ -3020,7 +3099,7 @@ type CORS struct {
 
 func (x *CORS) Reset() {
 	*x = CORS{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3111,7 @@ func (x *CORS) String() string {
 func (*CORS) ProtoMessage() {}
 
 func (x *CORS) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[36]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3124,7 @@ func (x *CORS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CORS.ProtoReflect.Descriptor instead.
 func (*CORS) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{36}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CORS) GetAllowOrigins() []string {
@@ -3101,7 +3180,7 @@ type Retry struct {
 
 func (x *Retry) Reset() {
 	*x = Retry{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3192,7 @@ func (x *Retry) String() string {
 func (*Retry) ProtoMessage() {}
 
 func (x *Retry) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[37]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3205,7 @@ func (x *Retry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retry.ProtoReflect.Descriptor instead.
 func (*Retry) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{37}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Retry) GetAttempts() uint32 {
@@ -3175,7 +3254,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3187,7 +3266,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[38]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3200,7 +3279,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{38}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Policy) GetName() string {
@@ -3334,7 +3413,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3425,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[39]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3438,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{39}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RateLimit) GetRequests() uint32 {
@@ -3409,7 +3488,7 @@ type FromProxy struct {
 
 func (x *FromProxy) Reset() {
 	*x = FromProxy{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3421,7 +3500,7 @@ func (x *FromProxy) String() string {
 func (*FromProxy) ProtoMessage() {}
 
 func (x *FromProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[40]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3434,7 +3513,7 @@ func (x *FromProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FromProxy.ProtoReflect.Descriptor instead.
 func (*FromProxy) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{40}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *FromProxy) GetMessage() isFromProxy_Message {
@@ -3580,7 +3659,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3592,7 +3671,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[41]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3605,7 +3684,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{41}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Subscribe) GetVersions() map[string]string {
@@ -3631,7 +3710,7 @@ type Unsubscribe struct {
 
 func (x *Unsubscribe) Reset() {
 	*x = Unsubscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3643,7 +3722,7 @@ func (x *Unsubscribe) String() string {
 func (*Unsubscribe) ProtoMessage() {}
 
 func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3656,7 +3735,7 @@ func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsubscribe.ProtoReflect.Descriptor instead.
 func (*Unsubscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Unsubscribe) GetNames() []string {
@@ -3675,7 +3754,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3687,7 +3766,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3700,7 +3779,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{43}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Ack) GetNonce() uint64 {
@@ -3720,7 +3799,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3732,7 +3811,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3745,7 +3824,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{44}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Nack) GetNonce() uint64 {
@@ -3806,7 +3885,7 @@ type AccessLogs struct {
 
 func (x *AccessLogs) Reset() {
 	*x = AccessLogs{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3818,7 +3897,7 @@ func (x *AccessLogs) String() string {
 func (*AccessLogs) ProtoMessage() {}
 
 func (x *AccessLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3831,7 +3910,7 @@ func (x *AccessLogs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLogs.ProtoReflect.Descriptor instead.
 func (*AccessLogs) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{45}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *AccessLogs) GetTexts() []string {
@@ -4070,7 +4149,7 @@ type Metrics struct {
 
 func (x *Metrics) Reset() {
 	*x = Metrics{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4082,7 +4161,7 @@ func (x *Metrics) String() string {
 func (*Metrics) ProtoMessage() {}
 
 func (x *Metrics) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4095,7 +4174,7 @@ func (x *Metrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
 func (*Metrics) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{46}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Metrics) GetNumber() uint64 {
@@ -4163,7 +4242,7 @@ type MetricsAck struct {
 
 func (x *MetricsAck) Reset() {
 	*x = MetricsAck{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4175,7 +4254,7 @@ func (x *MetricsAck) String() string {
 func (*MetricsAck) ProtoMessage() {}
 
 func (x *MetricsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4188,7 +4267,7 @@ func (x *MetricsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsAck.ProtoReflect.Descriptor instead.
 func (*MetricsAck) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{47}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MetricsAck) GetNumber() uint64 {
@@ -4213,7 +4292,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4225,7 +4304,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4238,7 +4317,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{48}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Peers) GetDirection() Direction {
@@ -4297,7 +4376,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4309,7 +4388,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4322,7 +4401,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{49}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Traffic) GetPeers() *Peers {
@@ -4421,7 +4500,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4433,7 +4512,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4446,7 +4525,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{50}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Open) GetPeers() *Peers {
@@ -4481,7 +4560,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[51]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4493,7 +4572,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[51]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4506,7 +4585,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{51}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Endpoints) GetPeers() *Peers {
@@ -4540,7 +4619,7 @@ type Ejections struct {
 
 func (x *Ejections) Reset() {
 	*x = Ejections{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[52]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4552,7 +4631,7 @@ func (x *Ejections) String() string {
 func (*Ejections) ProtoMessage() {}
 
 func (x *Ejections) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[52]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4565,7 +4644,7 @@ func (x *Ejections) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ejections.ProtoReflect.Descriptor instead.
 func (*Ejections) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{52}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Ejections) GetPeers() *Peers {
@@ -4595,7 +4674,7 @@ type Decisions struct {
 
 func (x *Decisions) Reset() {
 	*x = Decisions{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[53]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4607,7 +4686,7 @@ func (x *Decisions) String() string {
 func (*Decisions) ProtoMessage() {}
 
 func (x *Decisions) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[53]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4620,7 +4699,7 @@ func (x *Decisions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decisions.ProtoReflect.Descriptor instead.
 func (*Decisions) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{53}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Decisions) GetPeers() *Peers {
@@ -4666,7 +4745,7 @@ type Histogram struct {
 
 func (x *Histogram) Reset() {
 	*x = Histogram{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4678,7 +4757,7 @@ func (x *Histogram) String() string {
 func (*Histogram) ProtoMessage() {}
 
 func (x *Histogram) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4691,7 +4770,7 @@ func (x *Histogram) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
 func (*Histogram) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{54}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Histogram) GetSum() float64 {
@@ -4780,7 +4859,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05proxy\x18\x03 \x01(\v2\x1a.weir.proxy.v1.ProxyConfigH\x00R\x05proxy\x12>\n" +
 	"\vdestination\x18\x04 \x01(\v2\x1a.weir.proxy.v1.DestinationH\x00R\vdestination\x125\n" +
 	"\bidentity\x18\x05 \x01(\v2\x17.weir.proxy.v1.IdentityH\x00R\bidentityB\x06\n" +
-	"\x04body\"\xc3\x04\n" +
+	"\x04body\"\x98\x05\n" +
 	"\vProxyConfig\x12#\n" +
 	"\rown_addresses\x18\x01 \x03(\tR\fownAddresses\x12\x1f\n" +
 	"\vmesh_ranges\x18\x02 \x03(\tR\n" +
@@ -4790,13 +4869,19 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\ainbound\x18\v \x03(\v2'.weir.proxy.v1.ProxyConfig.InboundEntryR\ainbound\x12B\n" +
 	"\rauthorization\x18\f \x01(\v2\x1c.weir.proxy.v1.AuthorizationR\rauthorization\x12-\n" +
 	"\x05peers\x18\x0e \x01(\x0e2\x17.weir.proxy.v1.PeerModeR\x05peers\x12O\n" +
-	"\rpeers_by_port\x18\x0f \x03(\v2+.weir.proxy.v1.ProxyConfig.PeersByPortEntryR\vpeersByPort\x1aQ\n" +
+	"\rpeers_by_port\x18\x0f \x03(\v2+.weir.proxy.v1.ProxyConfig.PeersByPortEntryR\vpeersByPort\x12,\n" +
+	"\x06probes\x18\x10 \x03(\v2\x14.weir.proxy.v1.ProbeR\x06probes\x12%\n" +
+	"\x0enode_addresses\x18\x11 \x03(\tR\rnodeAddresses\x1aQ\n" +
 	"\fInboundEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12+\n" +
 	"\x05value\x18\x02 \x01(\v2\x15.weir.proxy.v1.PolicyR\x05value:\x028\x01\x1aW\n" +
 	"\x10PeersByPortEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12-\n" +
-	"\x05value\x18\x02 \x01(\x0e2\x17.weir.proxy.v1.PeerModeR\x05value:\x028\x01\"r\n" +
+	"\x05value\x18\x02 \x01(\x0e2\x17.weir.proxy.v1.PeerModeR\x05value:\x028\x01\"G\n" +
+	"\x05Probe\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x16\n" +
+	"\x06target\x18\x02 \x01(\tR\x06target\x12\x12\n" +
+	"\x04grpc\x18\x03 \x01(\bR\x04grpc\"r\n" +
 	"\rAuthorization\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12>\n" +
 	"\bpolicies\x18\x02 \x03(\v2\".weir.proxy.v1.AuthorizationPolicyR\bpolicies\"\xf1\x01\n" +
@@ -5157,7 +5242,7 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(PeerMode)(0),                   // 0: weir.proxy.v1.PeerMode
 	(Protocol)(0),                   // 1: weir.proxy.v1.Protocol
@@ -5176,151 +5261,153 @@ var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(*Update)(nil),                  // 14: weir.proxy.v1.Update
 	(*Resource)(nil),                // 15: weir.proxy.v1.Resource
 	(*ProxyConfig)(nil),             // 16: weir.proxy.v1.ProxyConfig
-	(*Authorization)(nil),           // 17: weir.proxy.v1.Authorization
-	(*AuthorizationPolicy)(nil),     // 18: weir.proxy.v1.AuthorizationPolicy
-	(*AuthorizationRule)(nil),       // 19: weir.proxy.v1.AuthorizationRule
-	(*Sources)(nil),                 // 20: weir.proxy.v1.Sources
-	(*Source)(nil),                  // 21: weir.proxy.v1.Source
-	(*RequestConditions)(nil),       // 22: weir.proxy.v1.RequestConditions
-	(*PathCondition)(nil),           // 23: weir.proxy.v1.PathCondition
-	(*Identity)(nil),                // 24: weir.proxy.v1.Identity
-	(*CertificateRequest)(nil),      // 25: weir.proxy.v1.CertificateRequest
-	(*Certificate)(nil),             // 26: weir.proxy.v1.Certificate
-	(*CertificateKept)(nil),         // 27: weir.proxy.v1.CertificateKept
-	(*PortRange)(nil),               // 28: weir.proxy.v1.PortRange
-	(*Destination)(nil),             // 29: weir.proxy.v1.Destination
-	(*Endpoint)(nil),                // 30: weir.proxy.v1.Endpoint
-	(*Routes)(nil),                  // 31: weir.proxy.v1.Routes
-	(*Match)(nil),                   // 32: weir.proxy.v1.Match
-	(*Path)(nil),                    // 33: weir.proxy.v1.Path
-	(*GRPCMethod)(nil),              // 34: weir.proxy.v1.GRPCMethod
-	(*Value)(nil),                   // 35: weir.proxy.v1.Value
-	(*Rule)(nil),                    // 36: weir.proxy.v1.Rule
-	(*WeightedBackend)(nil),         // 37: weir.proxy.v1.WeightedBackend
-	(*Backend)(nil),                 // 38: weir.proxy.v1.Backend
-	(*Filters)(nil),                 // 39: weir.proxy.v1.Filters
-	(*HeaderChange)(nil),            // 40: weir.proxy.v1.HeaderChange
-	(*Header)(nil),                  // 41: weir.proxy.v1.Header
-	(*Redirect)(nil),                // 42: weir.proxy.v1.Redirect
-	(*Rewrite)(nil),                 // 43: weir.proxy.v1.Rewrite
-	(*PathChange)(nil),              // 44: weir.proxy.v1.PathChange
-	(*Mirror)(nil),                  // 45: weir.proxy.v1.Mirror
-	(*CORS)(nil),                    // 46: weir.proxy.v1.CORS
-	(*Retry)(nil),                   // 47: weir.proxy.v1.Retry
-	(*Policy)(nil),                  // 48: weir.proxy.v1.Policy
-	(*RateLimit)(nil),               // 49: weir.proxy.v1.RateLimit
-	(*FromProxy)(nil),               // 50: weir.proxy.v1.FromProxy
-	(*Subscribe)(nil),               // 51: weir.proxy.v1.Subscribe
-	(*Unsubscribe)(nil),             // 52: weir.proxy.v1.Unsubscribe
-	(*Ack)(nil),                     // 53: weir.proxy.v1.Ack
-	(*Nack)(nil),                    // 54: weir.proxy.v1.Nack
-	(*AccessLogs)(nil),              // 55: weir.proxy.v1.AccessLogs
-	(*Metrics)(nil),                 // 56: weir.proxy.v1.Metrics
-	(*MetricsAck)(nil),              // 57: weir.proxy.v1.MetricsAck
-	(*Peers)(nil),                   // 58: weir.proxy.v1.Peers
-	(*Traffic)(nil),                 // 59: weir.proxy.v1.Traffic
-	(*Open)(nil),                    // 60: weir.proxy.v1.Open
-	(*Endpoints)(nil),               // 61: weir.proxy.v1.Endpoints
-	(*Ejections)(nil),               // 62: weir.proxy.v1.Ejections
-	(*Decisions)(nil),               // 63: weir.proxy.v1.Decisions
-	(*Histogram)(nil),               // 64: weir.proxy.v1.Histogram
-	nil,                             // 65: weir.proxy.v1.ProxyConfig.InboundEntry
-	nil,                             // 66: weir.proxy.v1.ProxyConfig.PeersByPortEntry
-	nil,                             // 67: weir.proxy.v1.Subscribe.VersionsEntry
+	(*Probe)(nil),                   // 17: weir.proxy.v1.Probe
+	(*Authorization)(nil),           // 18: weir.proxy.v1.Authorization
+	(*AuthorizationPolicy)(nil),     // 19: weir.proxy.v1.AuthorizationPolicy
+	(*AuthorizationRule)(nil),       // 20: weir.proxy.v1.AuthorizationRule
+	(*Sources)(nil),                 // 21: weir.proxy.v1.Sources
+	(*Source)(nil),                  // 22: weir.proxy.v1.Source
+	(*RequestConditions)(nil),       // 23: weir.proxy.v1.RequestConditions
+	(*PathCondition)(nil),           // 24: weir.proxy.v1.PathCondition
+	(*Identity)(nil),                // 25: weir.proxy.v1.Identity
+	(*CertificateRequest)(nil),      // 26: weir.proxy.v1.CertificateRequest
+	(*Certificate)(nil),             // 27: weir.proxy.v1.Certificate
+	(*CertificateKept)(nil),         // 28: weir.proxy.v1.CertificateKept
+	(*PortRange)(nil),               // 29: weir.proxy.v1.PortRange
+	(*Destination)(nil),             // 30: weir.proxy.v1.Destination
+	(*Endpoint)(nil),                // 31: weir.proxy.v1.Endpoint
+	(*Routes)(nil),                  // 32: weir.proxy.v1.Routes
+	(*Match)(nil),                   // 33: weir.proxy.v1.Match
+	(*Path)(nil),                    // 34: weir.proxy.v1.Path
+	(*GRPCMethod)(nil),              // 35: weir.proxy.v1.GRPCMethod
+	(*Value)(nil),                   // 36: weir.proxy.v1.Value
+	(*Rule)(nil),                    // 37: weir.proxy.v1.Rule
+	(*WeightedBackend)(nil),         // 38: weir.proxy.v1.WeightedBackend
+	(*Backend)(nil),                 // 39: weir.proxy.v1.Backend
+	(*Filters)(nil),                 // 40: weir.proxy.v1.Filters
+	(*HeaderChange)(nil),            // 41: weir.proxy.v1.HeaderChange
+	(*Header)(nil),                  // 42: weir.proxy.v1.Header
+	(*Redirect)(nil),                // 43: weir.proxy.v1.Redirect
+	(*Rewrite)(nil),                 // 44: weir.proxy.v1.Rewrite
+	(*PathChange)(nil),              // 45: weir.proxy.v1.PathChange
+	(*Mirror)(nil),                  // 46: weir.proxy.v1.Mirror
+	(*CORS)(nil),                    // 47: weir.proxy.v1.CORS
+	(*Retry)(nil),                   // 48: weir.proxy.v1.Retry
+	(*Policy)(nil),                  // 49: weir.proxy.v1.Policy
+	(*RateLimit)(nil),               // 50: weir.proxy.v1.RateLimit
+	(*FromProxy)(nil),               // 51: weir.proxy.v1.FromProxy
+	(*Subscribe)(nil),               // 52: weir.proxy.v1.Subscribe
+	(*Unsubscribe)(nil),             // 53: weir.proxy.v1.Unsubscribe
+	(*Ack)(nil),                     // 54: weir.proxy.v1.Ack
+	(*Nack)(nil),                    // 55: weir.proxy.v1.Nack
+	(*AccessLogs)(nil),              // 56: weir.proxy.v1.AccessLogs
+	(*Metrics)(nil),                 // 57: weir.proxy.v1.Metrics
+	(*MetricsAck)(nil),              // 58: weir.proxy.v1.MetricsAck
+	(*Peers)(nil),                   // 59: weir.proxy.v1.Peers
+	(*Traffic)(nil),                 // 60: weir.proxy.v1.Traffic
+	(*Open)(nil),                    // 61: weir.proxy.v1.Open
+	(*Endpoints)(nil),               // 62: weir.proxy.v1.Endpoints
+	(*Ejections)(nil),               // 63: weir.proxy.v1.Ejections
+	(*Decisions)(nil),               // 64: weir.proxy.v1.Decisions
+	(*Histogram)(nil),               // 65: weir.proxy.v1.Histogram
+	nil,                             // 66: weir.proxy.v1.ProxyConfig.InboundEntry
+	nil,                             // 67: weir.proxy.v1.ProxyConfig.PeersByPortEntry
+	nil,                             // 68: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	11, // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
 	3,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
 	11, // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
 	14, // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
-	57, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
-	26, // 5: weir.proxy.v1.ToProxy.certificate:type_name -> weir.proxy.v1.Certificate
+	58, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
+	27, // 5: weir.proxy.v1.ToProxy.certificate:type_name -> weir.proxy.v1.Certificate
 	15, // 6: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
 	16, // 7: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
-	29, // 8: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
-	24, // 9: weir.proxy.v1.Resource.identity:type_name -> weir.proxy.v1.Identity
-	28, // 10: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
-	65, // 11: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
-	17, // 12: weir.proxy.v1.ProxyConfig.authorization:type_name -> weir.proxy.v1.Authorization
+	30, // 8: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
+	25, // 9: weir.proxy.v1.Resource.identity:type_name -> weir.proxy.v1.Identity
+	29, // 10: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
+	66, // 11: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
+	18, // 12: weir.proxy.v1.ProxyConfig.authorization:type_name -> weir.proxy.v1.Authorization
 	0,  // 13: weir.proxy.v1.ProxyConfig.peers:type_name -> weir.proxy.v1.PeerMode
-	66, // 14: weir.proxy.v1.ProxyConfig.peers_by_port:type_name -> weir.proxy.v1.ProxyConfig.PeersByPortEntry
-	18, // 15: weir.proxy.v1.Authorization.policies:type_name -> weir.proxy.v1.AuthorizationPolicy
-	4,  // 16: weir.proxy.v1.AuthorizationPolicy.action:type_name -> weir.proxy.v1.AuthorizationPolicy.Action
-	19, // 17: weir.proxy.v1.AuthorizationPolicy.rules:type_name -> weir.proxy.v1.AuthorizationRule
-	20, // 18: weir.proxy.v1.AuthorizationRule.sources:type_name -> weir.proxy.v1.Sources
-	22, // 19: weir.proxy.v1.AuthorizationRule.http:type_name -> weir.proxy.v1.RequestConditions
-	21, // 20: weir.proxy.v1.Sources.sources:type_name -> weir.proxy.v1.Source
-	23, // 21: weir.proxy.v1.RequestConditions.paths:type_name -> weir.proxy.v1.PathCondition
-	41, // 22: weir.proxy.v1.RequestConditions.headers:type_name -> weir.proxy.v1.Header
-	30, // 23: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
-	1,  // 24: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
-	48, // 25: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
-	31, // 26: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
-	5,  // 27: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
-	32, // 28: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
-	36, // 29: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
-	33, // 30: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
-	34, // 31: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
-	35, // 32: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
-	35, // 33: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
-	6,  // 34: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
-	39, // 35: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
-	37, // 36: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
-	47, // 37: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
-	38, // 38: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
-	39, // 39: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
-	30, // 40: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
-	1,  // 41: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
-	48, // 42: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
-	40, // 43: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
-	40, // 44: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
-	42, // 45: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
-	43, // 46: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
-	45, // 47: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
-	46, // 48: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
-	41, // 49: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
-	41, // 50: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
-	44, // 51: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
-	44, // 52: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
-	38, // 53: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
-	7,  // 54: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
-	8,  // 55: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
-	47, // 56: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
-	49, // 57: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
-	51, // 58: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
-	52, // 59: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
-	53, // 60: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
-	54, // 61: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
-	56, // 62: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
-	55, // 63: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
-	25, // 64: weir.proxy.v1.FromProxy.certificate_request:type_name -> weir.proxy.v1.CertificateRequest
-	27, // 65: weir.proxy.v1.FromProxy.certificate_kept:type_name -> weir.proxy.v1.CertificateKept
-	67, // 66: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	2,  // 67: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
-	59, // 68: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
-	60, // 69: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
-	61, // 70: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
-	62, // 71: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
-	64, // 72: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
-	64, // 73: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
-	63, // 74: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
-	2,  // 75: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
-	58, // 76: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
-	64, // 77: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
-	58, // 78: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
-	58, // 79: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
-	58, // 80: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
-	58, // 81: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
-	9,  // 82: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
-	48, // 83: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
-	0,  // 84: weir.proxy.v1.ProxyConfig.PeersByPortEntry.value:type_name -> weir.proxy.v1.PeerMode
-	13, // 85: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	50, // 86: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	86, // [86:87] is the sub-list for method output_type
-	85, // [85:86] is the sub-list for method input_type
-	85, // [85:85] is the sub-list for extension type_name
-	85, // [85:85] is the sub-list for extension extendee
-	0,  // [0:85] is the sub-list for field type_name
+	67, // 14: weir.proxy.v1.ProxyConfig.peers_by_port:type_name -> weir.proxy.v1.ProxyConfig.PeersByPortEntry
+	17, // 15: weir.proxy.v1.ProxyConfig.probes:type_name -> weir.proxy.v1.Probe
+	19, // 16: weir.proxy.v1.Authorization.policies:type_name -> weir.proxy.v1.AuthorizationPolicy
+	4,  // 17: weir.proxy.v1.AuthorizationPolicy.action:type_name -> weir.proxy.v1.AuthorizationPolicy.Action
+	20, // 18: weir.proxy.v1.AuthorizationPolicy.rules:type_name -> weir.proxy.v1.AuthorizationRule
+	21, // 19: weir.proxy.v1.AuthorizationRule.sources:type_name -> weir.proxy.v1.Sources
+	23, // 20: weir.proxy.v1.AuthorizationRule.http:type_name -> weir.proxy.v1.RequestConditions
+	22, // 21: weir.proxy.v1.Sources.sources:type_name -> weir.proxy.v1.Source
+	24, // 22: weir.proxy.v1.RequestConditions.paths:type_name -> weir.proxy.v1.PathCondition
+	42, // 23: weir.proxy.v1.RequestConditions.headers:type_name -> weir.proxy.v1.Header
+	31, // 24: weir.proxy.v1.Destination.endpoints:type_name -> weir.proxy.v1.Endpoint
+	1,  // 25: weir.proxy.v1.Destination.protocol:type_name -> weir.proxy.v1.Protocol
+	49, // 26: weir.proxy.v1.Destination.policy:type_name -> weir.proxy.v1.Policy
+	32, // 27: weir.proxy.v1.Destination.routes:type_name -> weir.proxy.v1.Routes
+	5,  // 28: weir.proxy.v1.Routes.kind:type_name -> weir.proxy.v1.Routes.Kind
+	33, // 29: weir.proxy.v1.Routes.matches:type_name -> weir.proxy.v1.Match
+	37, // 30: weir.proxy.v1.Routes.rules:type_name -> weir.proxy.v1.Rule
+	34, // 31: weir.proxy.v1.Match.path:type_name -> weir.proxy.v1.Path
+	35, // 32: weir.proxy.v1.Match.grpc:type_name -> weir.proxy.v1.GRPCMethod
+	36, // 33: weir.proxy.v1.Match.headers:type_name -> weir.proxy.v1.Value
+	36, // 34: weir.proxy.v1.Match.query:type_name -> weir.proxy.v1.Value
+	6,  // 35: weir.proxy.v1.Path.kind:type_name -> weir.proxy.v1.Path.Kind
+	40, // 36: weir.proxy.v1.Rule.filters:type_name -> weir.proxy.v1.Filters
+	38, // 37: weir.proxy.v1.Rule.backends:type_name -> weir.proxy.v1.WeightedBackend
+	48, // 38: weir.proxy.v1.Rule.retry:type_name -> weir.proxy.v1.Retry
+	39, // 39: weir.proxy.v1.WeightedBackend.backend:type_name -> weir.proxy.v1.Backend
+	40, // 40: weir.proxy.v1.WeightedBackend.filters:type_name -> weir.proxy.v1.Filters
+	31, // 41: weir.proxy.v1.Backend.endpoints:type_name -> weir.proxy.v1.Endpoint
+	1,  // 42: weir.proxy.v1.Backend.protocol:type_name -> weir.proxy.v1.Protocol
+	49, // 43: weir.proxy.v1.Backend.policy:type_name -> weir.proxy.v1.Policy
+	41, // 44: weir.proxy.v1.Filters.request_headers:type_name -> weir.proxy.v1.HeaderChange
+	41, // 45: weir.proxy.v1.Filters.response_headers:type_name -> weir.proxy.v1.HeaderChange
+	43, // 46: weir.proxy.v1.Filters.redirect:type_name -> weir.proxy.v1.Redirect
+	44, // 47: weir.proxy.v1.Filters.rewrite:type_name -> weir.proxy.v1.Rewrite
+	46, // 48: weir.proxy.v1.Filters.mirrors:type_name -> weir.proxy.v1.Mirror
+	47, // 49: weir.proxy.v1.Filters.cors:type_name -> weir.proxy.v1.CORS
+	42, // 50: weir.proxy.v1.HeaderChange.set:type_name -> weir.proxy.v1.Header
+	42, // 51: weir.proxy.v1.HeaderChange.add:type_name -> weir.proxy.v1.Header
+	45, // 52: weir.proxy.v1.Redirect.path:type_name -> weir.proxy.v1.PathChange
+	45, // 53: weir.proxy.v1.Rewrite.path:type_name -> weir.proxy.v1.PathChange
+	39, // 54: weir.proxy.v1.Mirror.backend:type_name -> weir.proxy.v1.Backend
+	7,  // 55: weir.proxy.v1.Policy.balance:type_name -> weir.proxy.v1.Policy.Algorithm
+	8,  // 56: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
+	48, // 57: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
+	50, // 58: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
+	52, // 59: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
+	53, // 60: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
+	54, // 61: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
+	55, // 62: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
+	57, // 63: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
+	56, // 64: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
+	26, // 65: weir.proxy.v1.FromProxy.certificate_request:type_name -> weir.proxy.v1.CertificateRequest
+	28, // 66: weir.proxy.v1.FromProxy.certificate_kept:type_name -> weir.proxy.v1.CertificateKept
+	68, // 67: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	2,  // 68: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
+	60, // 69: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
+	61, // 70: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
+	62, // 71: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
+	63, // 72: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
+	65, // 73: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
+	65, // 74: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
+	64, // 75: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
+	2,  // 76: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
+	59, // 77: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
+	65, // 78: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
+	59, // 79: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
+	59, // 80: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
+	59, // 81: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
+	59, // 82: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
+	9,  // 83: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
+	49, // 84: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
+	0,  // 85: weir.proxy.v1.ProxyConfig.PeersByPortEntry.value:type_name -> weir.proxy.v1.PeerMode
+	13, // 86: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	51, // 87: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	87, // [87:88] is the sub-list for method output_type
+	86, // [86:87] is the sub-list for method input_type
+	86, // [86:86] is the sub-list for extension type_name
+	86, // [86:86] is the sub-list for extension extendee
+	0,  // [0:86] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -5338,8 +5425,8 @@ func file_agent_proxypb_proxy_proto_init() {
 		(*Resource_Destination)(nil),
 		(*Resource_Identity)(nil),
 	}
-	file_agent_proxypb_proxy_proto_msgTypes[26].OneofWrappers = []any{}
-	file_agent_proxypb_proxy_proto_msgTypes[40].OneofWrappers = []any{
+	file_agent_proxypb_proxy_proto_msgTypes[27].OneofWrappers = []any{}
+	file_agent_proxypb_proxy_proto_msgTypes[41].OneofWrappers = []any{
 		(*FromProxy_Subscribe)(nil),
 		(*FromProxy_Unsubscribe)(nil),
 		(*FromProxy_Ack)(nil),
@@ -5355,7 +5442,7 @@ func file_agent_proxypb_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   58,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -50,6 +50,28 @@ func (x *ProxyConfig) ToPeers() (route.PeerMode, map[uint16]route.PeerMode, erro
 	return r.peers(x.GetPeers()), out, r.err
 }
 
+// ToProbes reads the probes. An error names what cannot be: a probe of no port, or of
+// nothing.
+func (x *ProxyConfig) ToProbes() (route.Probes, error) {
+	var r reader
+	out := route.Probes{}
+	for _, address := range x.GetNodeAddresses() {
+		addr, err := netip.ParseAddr(address)
+		if err != nil {
+			r.fail("node address: %w", err)
+		}
+		out.From = append(out.From, addr.Unmap())
+	}
+	for _, p := range x.GetProbes() {
+		port := r.upTo(p.GetPort(), math.MaxUint16)
+		if port == 0 || !p.GetGrpc() && !strings.HasPrefix(p.GetTarget(), "/") {
+			r.fail("a probe of port %d, of %q", p.GetPort(), p.GetTarget())
+		}
+		out.Declared = append(out.Declared, route.Probe{Port: uint16(port), Target: p.GetTarget(), GRPC: p.GetGrpc()})
+	}
+	return out, r.err
+}
+
 func (r *reader) peers(mode PeerMode) route.PeerMode {
 	if mode < 0 || mode > PeerMode_DISABLE {
 		r.fail("peer mode %d", mode)

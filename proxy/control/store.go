@@ -37,6 +37,7 @@ type Store struct {
 	dirty   chan struct{}                            // buffered: changed has entries
 	inbound atomic.Pointer[map[uint16]*route.Policy] // config's, for every request
 	authz   atomic.Pointer[authz.Set]                // the same
+	probes  atomic.Pointer[route.Probes]             // the same
 
 	identity *identity.Holder // told what the agent says of it
 
@@ -73,6 +74,7 @@ type proxyConfig struct {
 	authz   *authz.Set
 	peers   route.PeerMode
 	byPort  map[uint16]route.PeerMode // where it is not peers
+	probes  route.Probes
 }
 
 // portRange is first to last, both included.
@@ -135,6 +137,14 @@ func (s *Store) Inbound(port uint16) *route.Policy {
 
 // Authorization are the policies that govern the pod; nil: none.
 func (s *Store) Authorization() *authz.Set { return s.authz.Load() }
+
+// Probes are what the kubelet asks of the pod.
+func (s *Store) Probes() route.Probes {
+	if probes := s.probes.Load(); probes != nil {
+		return *probes
+	}
+	return route.Probes{}
+}
 
 // Peers is what the application's port demands of its callers.
 func (s *Store) Peers(port uint16) route.PeerMode {

@@ -446,3 +446,32 @@ func TestWhatAPortDemandsOfItsCallers(t *testing.T) {
 		}
 	}
 }
+
+func TestTheKubeletsProbesAreKnown(t *testing.T) {
+	s, session := configured(t)
+	node := netip.MustParseAddr("10.0.0.1")
+	probing := func(p *proxypb.Probe, from string) *proxypb.Update {
+		return &proxypb.Update{Resources: []*proxypb.Resource{{Name: "proxy", Version: "2", Body: &proxypb.Resource_Proxy{
+			Proxy: &proxypb.ProxyConfig{Probes: []*proxypb.Probe{p}, NodeAddresses: []string{from}},
+		}}}}
+	}
+	if s.Probes().Of(node, 8080) {
+		t.Error("probes that nobody declared")
+	}
+	if err := s.apply(session, probing(&proxypb.Probe{Port: 8080, Target: "/healthz"}, node.String())); err != nil {
+		t.Fatal(err)
+	}
+	if p := s.Probes(); !p.Of(node, 8080) || p.Of(node, 8081) || p.Of(node.Next(), 8080) {
+		t.Errorf("%+v", p)
+	}
+	for want, u := range map[string]*proxypb.Update{
+		"a probe of port 0":     probing(&proxypb.Probe{Target: "/healthz"}, node.String()),
+		"70000 is more than":    probing(&proxypb.Probe{Port: 70000, Target: "/healthz"}, node.String()),
+		`of "healthz"`:          probing(&proxypb.Probe{Port: 8080, Target: "healthz"}, node.String()),
+		"node address: ParseAd": probing(&proxypb.Probe{Port: 8080, Grpc: true}, "n1"),
+	} {
+		if err := s.apply(session, u); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}

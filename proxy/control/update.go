@@ -129,6 +129,9 @@ func parseConfig(msg *proxypb.ProxyConfig) (*proxyConfig, error) {
 	if out.peers, out.byPort, err = msg.ToPeers(); err != nil {
 		return nil, fmt.Errorf("peers: %w", err)
 	}
+	if out.probes, err = msg.ToProbes(); err != nil {
+		return nil, fmt.Errorf("probes: %w", err)
+	}
 	return out, nil
 }
 
@@ -159,6 +162,7 @@ func (s *Store) take(session uint64, u update) error {
 		first := s.config == nil
 		s.config = u.config
 		s.inbound.Store(&u.config.inbound)
+		s.probes.Store(&u.config.probes)
 		s.authz.Store(u.config.authz)
 		if first { // now that they are there whom those ask who wait for this
 			close(s.configured)

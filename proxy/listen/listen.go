@@ -61,6 +61,7 @@ type Conn struct {
 	Mark      int            // of the packet that began it, where the pod's kernel is told to keep that
 	Shed      bool           // it is to be reset before another one is accepted: see Accept
 	Accepted  time.Time
+	Probing   bool // mTLS is demanded; it came in plain, and may carry what is declared as probes
 
 	// Identity is who the peer has shown to be: of an inbound connection by its
 	// certificate; of an outbound one, which is the application's, the pod itself. The

@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -33,6 +34,12 @@ func (r *refusal) Error() string { return r.Policy }
 // policies there are now; set is false if none govern the pod. The error is a
 // *reason.Error.
 func (s *Server) evaluate(c listen.Conn, port uint16, m message) (authz.Decision, bool, error) {
+	switch {
+	case s.probes(c, port, m):
+		return authz.Decision{Allowed: true}, false, nil
+	case c.Probing:
+		return authz.Decision{}, false, &reason.Error{Reason: reason.PlaintextRefused, Err: fmt.Errorf("no declared probe of port %d", port)}
+	}
 	set := s.Config.Authorization()
 	if set == nil {
 		return authz.Decision{Allowed: true}, false, nil

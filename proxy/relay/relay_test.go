@@ -35,6 +35,7 @@ type fakeConfig struct {
 	service     netip.AddrPort
 	destination route.Destination
 	peers       route.PeerMode
+	probes      route.Probes
 }
 
 func (f *fakeConfig) Ready(context.Context) error { return f.unready }
@@ -49,6 +50,7 @@ func (f *fakeConfig) Authorization() *authz.Set {
 	}
 	return f.policies.Load()
 }
+func (f *fakeConfig) Probes() route.Probes        { return f.probes }
 func (f *fakeConfig) Peers(uint16) route.PeerMode { return f.peers }
 func (f *fakeConfig) Known(a netip.AddrPort) (route.Destination, bool) {
 	d, _ := f.Destination(context.Background(), a)

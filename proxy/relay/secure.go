@@ -32,6 +32,16 @@ const helloTimeout = 100 * time.Millisecond
 // errNoTLS is that there is no identity that this proxy could have.
 var errNoTLS = &reason.Error{Reason: reason.CertUnavailable, Err: fmt.Errorf("%w: it gets none", mtls.ErrOwn)}
 
+// probes reports whether a request is a probe of the kubelet's, which has no identity and
+// needs none.
+func (s *Server) probes(c listen.Conn, port uint16, m message) bool {
+	if c.Direction != listen.Inbound || m == nil || c.Identity.Known() {
+		return false
+	}
+	_, upgrades := m.Header("upgrade")
+	return s.Config.Probes().Match(c.Peer.Addr(), port, m.Method(), m.RawPath(), m.Query(), upgrades)
+}
+
 // errConnected is a client that wanted to connect and no more, as a probe does. It may
 // read on: where mTLS is demanded the application must not be asked what it has to say.
 var errConnected = errors.New("the client has nothing to say")
@@ -60,6 +70,9 @@ func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn) error {
 		return nil
 	case client.eof && len(client.bytes()) == 0:
 		return errConnected
+	case hello == sniff.HelloNone && len(client.bytes()) > 0 && s.Config.Probes().Of(c.Peer.Addr(), c.Original.Port()):
+		c.Probing = true
+		return nil
 	}
 	return &reason.Error{Reason: reason.PlaintextRefused, Err: fmt.Errorf("port %d", c.Original.Port())}
 }

@@ -49,7 +49,12 @@ func (f *far) ended(t testing.TB) []*proxypb.AccessLog {
 
 func newFar(t testing.TB, id *mtls.Identity, mode route.PeerMode, app netip.AddrPort) *far {
 	t.Helper()
-	f := &far{bench: newBench(t, &fakeConfig{peers: mode})}
+	return newFarOf(t, id, &fakeConfig{peers: mode}, app)
+}
+
+func newFarOf(t testing.TB, id *mtls.Identity, config *fakeConfig, app netip.AddrPort) *far {
+	t.Helper()
+	f := &far{bench: newBench(t, config)}
 	if id != nil {
 		f.TLS = &mtls.Handshaker{Source: mtlstest.Of(id)}
 	}
@@ -587,4 +592,87 @@ func TestWhatIsWrittenIsSent(t *testing.T) {
 	if err := <-got; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestDeclaredProbesComeInPlain, from the node's own addresses, and whatever policies
+// say; nothing else does.
+func TestDeclaredProbesComeInPlain(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	app := serving2(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) })
+	local, other := netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("10.9.9.9")
+	const refused = "plaintext_refused"
+	for _, c := range []struct {
+		name    string
+		from    netip.Addr // of the node
+		port    uint16
+		request string
+		want    string // the record's reason
+	}{
+		{"a declared one", local, app.Port(), "GET /healthz?full HTTP/1.1\r\nHost: a\r\n\r\n", ""},
+		{"from elsewhere", other, app.Port(), "GET /healthz?full HTTP/1.1\r\nHost: a\r\n\r\n", refused},
+		{"of another port", local, app.Port() + 1, "GET /healthz?full HTTP/1.1\r\nHost: a\r\n\r\n", refused},
+		{"another query", local, app.Port(), "GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", refused},
+		{"another path", local, app.Port(), "GET /healthz/../admin?full HTTP/1.1\r\nHost: a\r\n\r\n", refused},
+		{"another method", local, app.Port(), "POST /healthz?full HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", refused},
+		{"one that is to be a tunnel", local, app.Port(), "GET /healthz?full HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", refused},
+		{"something else than HTTP", local, app.Port(), "\x00\x01", refused},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config := &fakeConfig{peers: route.Strict, probes: route.Probes{
+				From: []netip.Addr{c.from}, Declared: []route.Probe{{Port: c.port, Target: "/healthz?full"}},
+			}}
+			f := newFarOf(t, ca.Identity(backID, nil), config.govern(t, allowing(fromFront)), app)
+			client, err := net.Dial("tcp", f.addr.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			_ = client.SetDeadline(time.Now().Add(20 * time.Second))
+			_, _ = io.WriteString(client, c.request)
+			r := bufio.NewReader(client)
+			resp, err := http.ReadResponse(r, nil)
+			if c.want == "" && (err != nil || resp.StatusCode != 200) || c.want != "" && !errors.Is(err, unix.ECONNRESET) {
+				t.Errorf("%v, %v", resp, err)
+			}
+			if c.want == "" && err == nil { // and nothing else behind it
+				_, _ = io.Copy(io.Discard, resp.Body)
+				_, _ = io.WriteString(client, "GET /admin HTTP/1.1\r\nHost: a\r\n\r\n")
+				if _, err := r.ReadByte(); !errors.Is(err, unix.ECONNRESET) {
+					t.Errorf("another request: %v", err)
+				}
+			}
+			client.Close()
+			records := f.ended(t)
+			if len(records) == 0 || records[0].Reason != c.want {
+				t.Errorf("records %v, want %q", records, c.want)
+			}
+		})
+	}
+}
+
+func TestAProbeOfGRPCIsOneCall(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	app := serving2(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) })
+	f := newFarOf(t, ca.Identity(backID, nil), &fakeConfig{peers: route.Strict, probes: route.Probes{
+		From: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Declared: []route.Probe{{Port: app.Port(), GRPC: true}},
+	}}, app)
+	transport := &http.Transport{Protocols: new(http.Protocols)}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	ask := func(path string) error {
+		resp, err := client.Post("http://"+f.addr.String()+path, "application/grpc", nil)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	if err := ask("/grpc.health.v1.Health/Check"); err != nil {
+		t.Error(err)
+	}
+	if err := ask("/grpc.health.v1.Health/Watch"); err == nil {
+		t.Error("something else is answered")
+	}
+	transport.CloseIdleConnections()
+	f.ended(t)
 }

@@ -46,6 +46,9 @@ type Config interface {
 	Own(netip.Addr) bool
 	// Peers is what the application's port demands of its callers.
 	Peers(port uint16) route.PeerMode
+	// Probes are what the kubelet may ask of the application, whatever is demanded of
+	// others.
+	Probes() route.Probes
 	// Opaque reports whether what goes to a port is not to be looked into.
 	Opaque(port uint16) bool
 	// Inbound is the policy that holds for callers of the application's port; nil: none.

@@ -9,6 +9,7 @@ package route
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -35,6 +36,46 @@ type Endpoint struct {
 	Pod      string // "namespace/name", empty if unknown
 	Workload string // "namespace/name" of what the pod is one of, empty if unknown
 	Identity string // SPIFFE ID that it has to show, by mTLS; empty: it is spoken to in plain
+}
+
+// Probes are what the kubelet asks of a pod. It has no identity to show.
+type Probes struct {
+	From     []netip.Addr // the node's own
+	Declared []Probe
+}
+
+// Probe is a request that a pod declares: GET of a target, or a call of gRPC's health
+// service.
+type Probe struct {
+	Port   uint16
+	Target string // path and query, as it stands in the request
+	GRPC   bool
+}
+
+// healthCheck is what a probe of gRPC calls (github.com/grpc/grpc, doc/health-checking.md).
+const healthCheck = "/grpc.health.v1.Health/Check"
+
+// Of reports whether anything is declared that an address may ask of a port.
+func (p Probes) Of(from netip.Addr, port uint16) bool {
+	return slices.ContainsFunc(p.Declared, func(d Probe) bool { return d.Port == port }) && slices.Contains(p.From, from)
+}
+
+// Match reports whether a request is one that an address may make of a port. Nobody
+// makes a tunnel of a probe.
+func (p Probes) Match(from netip.Addr, port uint16, method, path, query []byte, upgrades bool) bool {
+	if upgrades || !p.Of(from, port) {
+		return false
+	}
+	target := string(path)
+	if query != nil {
+		target += "?" + string(query)
+	}
+	return slices.ContainsFunc(p.Declared, func(d Probe) bool {
+		if d.GRPC {
+			return d.Port == port && string(method) == "POST" && target == healthCheck
+		}
+		return d.Port == port && string(method) == "GET" && target == d.Target
+	})
 }
 
 // PeerMode is what a port demands of its callers, as PeerAuthentication says.
