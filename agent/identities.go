@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"os"
 	"sync"
 	"time"
@@ -81,12 +82,12 @@ func localIdentities(local *issue.Local, store *cluster.Store) *identities {
 	}
 }
 
-// capturedNames are the pods whose traffic is turned aside.
-func capturedNames(all []launch.Attachment) map[string]bool {
-	out := map[string]bool{}
+// capturedNames are the pods whose traffic is turned aside, with their addresses.
+func capturedNames(all []launch.Attachment) map[string][]netip.Addr {
+	out := map[string][]netip.Addr{}
 	for _, a := range all {
 		if a.Committed && !a.Released {
-			out[a.PodNamespace+"/"+a.PodName] = true
+			out[a.PodNamespace+"/"+a.PodName] = a.Addresses
 		}
 	}
 	return out

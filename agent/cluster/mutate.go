@@ -418,9 +418,7 @@ func (s *Store) replace(v view) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, p := range v.pods {
-		pod := p.expand()
-		pod.Captured = s.captured[pod.ID()]
-		v.peers[k] = peerOf(pod)
+		v.peers[k] = s.withCaptured(peerOf(p.expand()))
 	}
 	if same(s.view, v) {
 		return

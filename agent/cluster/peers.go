@@ -80,23 +80,31 @@ func (s *Store) unindexPeer(p *model.Peer) {
 	}
 }
 
-// SetCaptured says which pods ("namespace/name") are captured, where no API server does:
-// of a directory.
-func (s *Store) SetCaptured(pods map[string]bool) {
+// SetCaptured says which pods ("namespace/name") are captured, and their addresses, where
+// no API server does: of a directory.
+func (s *Store) SetCaptured(pods map[string][]netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.captured = pods
 	for k, p := range s.view.peers {
-		if captured := pods[p.ID()]; p.Captured != captured {
-			other := *p
-			other.Captured = captured
+		if other := s.withCaptured(p); !same(p, other) {
 			s.unindexPeer(p)
-			s.view.peers[k] = &other
-			s.indexPeer(&other)
+			s.view.peers[k] = other
+			s.indexPeer(other)
 			s.touchPeer(p.ID())
 			s.touchAddresses()
 		}
 	}
+}
+
+// withCaptured is a pod of a directory as SetCaptured has it. The lock must be held.
+func (s *Store) withCaptured(p *model.Peer) *model.Peer {
+	out := *p
+	addresses, captured := s.captured[p.ID()]
+	if out.Captured = captured; captured {
+		out.Addresses = addresses
+	}
+	return &out
 }
 
 // touchPeer notes a change of a pod. It matters to destinations where the pod is an

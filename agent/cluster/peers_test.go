@@ -141,8 +141,8 @@ func TestOnlyAPeerThatIsAnEndpointConcernsDestinations(t *testing.T) {
 		t.Error("an endpoint is no change")
 	}
 	revision = s.Revision(fewAddress(1))
-	s.SetCaptured(map[string]bool{"shop/back-1": true})
-	s.SetCaptured(map[string]bool{"shop/back-1": true})
+	s.SetCaptured(map[string][]netip.Addr{"shop/back-1": {fewAddress(5).Addr()}})
+	s.SetCaptured(map[string][]netip.Addr{"shop/back-1": {fewAddress(5).Addr()}})
 	if !signalled(s.Changed()) || s.Revision(fewAddress(1)) == revision || !s.view.peers[key{"shop", "back-1"}].Captured {
 		t.Error("that it is captured is no change")
 	}

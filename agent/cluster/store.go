@@ -99,9 +99,9 @@ type Store struct {
 	revisions   revisions
 	waiters     chan struct{} // closed when pods or namespaces change; nil if nobody waits
 
-	lookup   lookupFunc      // nil if there is no API server to ask
-	node     string          // this node's name; empty: there is only one
-	captured map[string]bool // pods that the agent itself says are, see SetCaptured
+	lookup   lookupFunc              // nil if there is no API server to ask
+	node     string                  // this node's name; empty: there is only one
+	captured map[string][]netip.Addr // pods that the agent itself says are, see SetCaptured
 	// impliedNamespaces: a namespace without an object exists and has no labels.
 	impliedNamespaces bool
 }
@@ -120,7 +120,7 @@ func NewStore() *Store {
 		byService:   map[key]map[key]struct{}{},
 		byEndpoint:  map[string][]key{},
 		byAddress:   map[netip.Addr]*model.Peer{},
-		captured:    map[string]bool{},
+		captured:    map[string][]netip.Addr{},
 		byParent:    map[key]map[routeKey]struct{}{},
 		byTarget:    map[key]map[key]struct{}{},
 		revisions:   newRevisions(),

@@ -27,7 +27,7 @@ import (
 // helloTimeout is how long a plain client may stay silent before it is taken for one
 // whose server speaks first. A proxy says hello with its first packet; one that comes
 // later finds that the server has spoken, if that does, and fails.
-const helloTimeout = 100 * time.Millisecond
+const helloTimeout = 20 * time.Millisecond
 
 // errNoTLS is that there is no identity that this proxy could have.
 var errNoTLS = &reason.Error{Reason: reason.CertUnavailable, Err: fmt.Errorf("%w: it gets none", mtls.ErrOwn)}
