@@ -58,33 +58,32 @@ func NewCluster(o ClusterOptions) *Cluster {
 	return c
 }
 
-// Identity implements push.Issuer. Without any root nobody is told who he is.
+// Identity implements push.Issuer. Without any root nobody is told who he is, nor that he
+// is nobody; nor is that one whom the watch does not show yet, or whose attachment was
+// rebuilt: he would not wait for a certificate.
 func (c *Cluster) Identity(a launch.Attachment) *proxypb.Identity {
-	out := &proxypb.Identity{TrustDomain: c.opts.TrustDomain.Name()}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, r := range c.roots {
+	roots := c.roots
+	c.mu.Unlock()
+	pod, known := podOf(a, c.opts.Pod)
+	if !known || len(roots) == 0 {
+		return nil
+	}
+	out := &proxypb.Identity{TrustDomain: c.opts.TrustDomain.Name()}
+	for _, r := range roots {
 		out.Roots = append(out.Roots, r.Raw)
 	}
-	if id, _, err := c.who(a); err == nil && !id.IsZero() && len(c.roots) > 0 {
+	if id, err := identity.OfPod(c.opts.TrustDomain, pod); err == nil && !id.IsZero() {
 		out.Id = id.String()
 	}
 	return out
 }
 
-// who is the pod of an attachment, and its identity; the zero ID of nobody.
-func (c *Cluster) who(a launch.Attachment) (spiffeid.ID, model.Pod, error) {
-	return whoIs(a, c.opts.Pod, c.opts.TrustDomain)
-}
-
 // Issue implements push.Issuer.
 func (c *Cluster) Issue(ctx context.Context, a launch.Attachment, request []byte) ([][]byte, error) {
-	id, pod, err := c.who(a)
-	switch {
-	case err != nil:
-		return nil, &push.RefusedError{Reason: err.Error(), Err: err}
-	case id.IsZero():
-		return nil, errUnknown
+	pod, known := podOf(a, c.opts.Pod)
+	if !known {
+		return nil, errors.New("the pod is not known, or not any more")
 	}
 	chain, err := c.opts.Sign(ctx, pod, request)
 	if denied := (*cluster.DeniedError)(nil); errors.As(err, &denied) {
@@ -141,17 +140,10 @@ func readRoots(document []byte) ([]*x509.Certificate, error) {
 	return out, nil
 }
 
-var errUnknown = &push.RefusedError{Reason: "the pod has no service account, or is not known any more"}
-
-// whoIs finds the pod of an attachment, and its identity; the zero ID of nobody.
-func whoIs(a launch.Attachment, find func(namespace, name, uid string) (model.Pod, bool), domain spiffeid.TrustDomain) (spiffeid.ID, model.Pod, error) {
+// podOf finds the pod of an attachment.
+func podOf(a launch.Attachment, find func(namespace, name, uid string) (model.Pod, bool)) (model.Pod, bool) {
 	if !a.Identified() {
-		return spiffeid.ID{}, model.Pod{}, nil
+		return model.Pod{}, false
 	}
-	pod, ok := find(a.PodNamespace, a.PodName, a.PodUID)
-	if !ok {
-		return spiffeid.ID{}, model.Pod{}, nil
-	}
-	id, err := identity.OfPod(domain, pod)
-	return id, pod, err
+	return find(a.PodNamespace, a.PodName, a.PodUID)
 }

@@ -150,8 +150,11 @@ func (l *Local) Identity(a launch.Attachment) *proxypb.Identity {
 
 // id is who the pod of an attachment is; the zero ID of nobody.
 func (l *Local) id(a launch.Attachment) (spiffeid.ID, error) {
-	id, _, err := whoIs(a, l.opts.Pod, l.opts.TrustDomain)
-	return id, err
+	pod, known := podOf(a, l.opts.Pod)
+	if !known {
+		return spiffeid.ID{}, nil
+	}
+	return identity.OfPod(l.opts.TrustDomain, pod)
 }
 
 // Issue implements push.Issuer.
@@ -161,7 +164,7 @@ func (l *Local) Issue(_ context.Context, a launch.Attachment, request []byte) ([
 	case err != nil:
 		return nil, &push.RefusedError{Reason: err.Error(), Err: err}
 	case id.IsZero():
-		return nil, errUnknown
+		return nil, &push.RefusedError{Reason: "the pod has no service account, or is not known any more"}
 	}
 	chain, err := l.keyring().Signs().Sign(request, id, time.Now(), l.opts.TTL)
 	switch {

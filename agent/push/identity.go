@@ -13,7 +13,8 @@ import (
 // by the proxy's attachment, never by the proxy.
 type Issuer interface {
 	// Identity is what a proxy is told: who its pod is, an empty ID for a pod that is
-	// nobody, and whom to believe. Pusher.Changed has it asked for again.
+	// nobody, and whom to believe; nil if that is not known yet: the proxy goes by what it
+	// was told before, or waits. Pusher.Changed has it asked for again.
 	Identity(launch.Attachment) *proxypb.Identity
 	// Issue has a request (PKCS #10, DER) signed for the pod, and returns the chain (DER)
 	// without the root. It may take as long as ctx allows. A *RefusedError says that it is
@@ -40,6 +41,9 @@ const (
 )
 
 var errNobody = &RefusedError{Reason: "the pod has no identity: it has no service account, the agent does not know it, or nobody signs here"}
+
+// errUnknown passes soon.
+var errUnknown = errors.New("the agent does not know yet who the pod is, or whom it is to believe")
 
 // identity is the resource of that name.
 func (p *Pusher) identity(i *launch.Instance) *proxypb.Identity {
@@ -96,7 +100,10 @@ func (s *session) issue(ctx context.Context) {
 func (p *Pusher) issue(ctx context.Context, i *launch.Instance, m *proxypb.CertificateRequest) *proxypb.Certificate {
 	answer := &proxypb.Certificate{Number: m.GetNumber()}
 	err := error(errNobody)
-	if p.identity(i).GetId() != "" {
+	switch told := p.identity(i); {
+	case told == nil:
+		err = errUnknown
+	case told.GetId() != "":
 		timed, cancel := context.WithTimeout(ctx, issueTimeout)
 		answer.Chain, err = p.Issuer.Issue(timed, i.Attachment, m.GetRequest())
 		cancel()
@@ -178,15 +185,21 @@ func (p *Pusher) Trusted() bool {
 		if s == nil {
 			return false
 		}
-		if has, asked := s.has(proxypb.IdentityResource); asked && has != version(p.identityResource(i)) {
+		r := p.identityResource(i)
+		if has, asked := s.has(proxypb.IdentityResource); asked && (r == nil || has != version(r)) {
 			return false
 		}
 	}
 	return true
 }
 
+// identityResource is nil if there is nothing to tell yet.
 func (p *Pusher) identityResource(i *launch.Instance) *proxypb.Resource {
-	return &proxypb.Resource{Name: proxypb.IdentityResource, Body: &proxypb.Resource_Identity{Identity: p.identity(i)}}
+	told := p.identity(i)
+	if told == nil {
+		return nil
+	}
+	return &proxypb.Resource{Name: proxypb.IdentityResource, Body: &proxypb.Resource_Identity{Identity: told}}
 }
 
 // has is the version that the proxy has of a resource, "" for none, and whether it has

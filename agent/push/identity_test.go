@@ -125,6 +125,36 @@ func TestWhatIsSaidOfIdentitiesIsAResource(t *testing.T) {
 	}
 }
 
+// TestWhatIsNotKnownYetIsNotTold: nor that the pod is nobody. What else there is comes.
+func TestWhatIsNotKnownYetIsNotTold(t *testing.T) {
+	i := startIdentified(t)
+	told := i.issuer.Identity(launch.Attachment{})
+	i.issuer.tell(nil)
+	i.subscribe(map[string]string{proxypb.ProxyResource: "", proxypb.IdentityResource: ""})
+	u := i.update()
+	if diff := cmp.Diff([]string{"proxy"}, names(u)); diff != "" || len(u.GetRemoved()) > 0 {
+		t.Errorf("%v", u)
+	}
+	i.ack(u)
+	i.ask(1)
+	if c := i.certificate(); c.GetError() == "" || c.GetRetryAfter() != 0 || i.issuer.issued != 0 {
+		t.Errorf("%v", c)
+	}
+	if i.pusher.Trusted() {
+		t.Error("trusted, and there is nothing to trust")
+	}
+	i.issuer.tell(told)
+	i.pusher.Changed()
+	u = i.update()
+	if diff := cmp.Diff([]string{"identity"}, names(u)); diff != "" {
+		t.Errorf("once it is known: %s", diff)
+	}
+	i.ack(u)
+	i.issuer.tell(nil)
+	i.pusher.Changed()
+	i.silent("what was told before holds")
+}
+
 // TestAProxyThatKnowsOfNoIdentityHoldsUpNoRotation: it is of an earlier version.
 func TestAProxyThatKnowsOfNoIdentityHoldsUpNoRotation(t *testing.T) {
 	i := startIdentified(t)

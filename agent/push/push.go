@@ -240,7 +240,9 @@ func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, [
 	var governing []model.Governing
 	switch name {
 	case proxypb.IdentityResource:
-		r = p.identityResource(i)
+		if r = p.identityResource(i); r == nil {
+			return nil, nil
+		}
 	case proxypb.ProxyResource:
 		config := &proxypb.ProxyConfig{}
 		for _, a := range i.Attachment.Addresses {

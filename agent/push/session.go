@@ -125,6 +125,7 @@ func (s *session) next() *proxypb.Update {
 			delete(s.refused, name) // it has changed since
 		}
 		switch {
+		case r == nil && name == proxypb.IdentityResource: // not known yet
 		case r == nil:
 			update.Removed = append(update.Removed, name)
 		case r.GetVersion() == h.version:
