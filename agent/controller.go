@@ -11,6 +11,7 @@ import (
 
 	"github.com/weirmesh/weir/agent/cluster"
 	"github.com/weirmesh/weir/agent/controller"
+	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/identity"
 )
 
@@ -52,7 +53,7 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 	fs.StringVar(&o.Lease, "lease", "weir-controller", "`name` of the Lease")
 	fs.StringVar(&o.Identity, "identity", host, "this replica's `name` in the Lease, no other's")
 	fs.StringVar(&o.Health, "health-address", ":15091", "`address` to serve /healthz, /readyz and /metrics on; empty: do not")
-	domain := fs.String("trust-domain", "cluster.local", "`name` that pods' identities begin with, spiffe://NAME/ns/…: the agents' too")
+	options := fs.String("options", "", "`file` of mesh options, the agents' own: their trustDomain; empty: the defaults")
 	signs := fs.Bool("sign", true, "sign certificates for "+cluster.SignerName+"; false: somebody else in the cluster does")
 	fs.StringVar(&o.AgentAccount, "agent-account", "weir-agent", "`name` of the agents' service account: certificates are for nobody else")
 	printVersion := fs.Bool("version", false, "print the version and exit")
@@ -70,8 +71,12 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 		return o, false, fmt.Errorf("--agents-port %d is not between 0 and 65535", *port)
 	}
 	if *signs {
-		if o.TrustDomain, err = identity.TrustDomain(*domain); err != nil {
-			return o, false, fmt.Errorf("--trust-domain: %w", err)
+		mesh, err := decide.ReadOptionsFile(*options)
+		if err != nil {
+			return o, false, err
+		}
+		if o.TrustDomain, err = identity.TrustDomain(mesh.TrustDomain); err != nil {
+			return o, false, err
 		}
 	}
 	if *port != 0 {
