@@ -130,6 +130,13 @@ func beginning(c *x509.Certificate, now time.Time) string {
 	return fmt.Sprintf("%s, is valid from %s on; here it is %s", whose(c), c.NotBefore.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 }
 
+// Overtaken reports whether a client's handshake failed because the server spoke in plain
+// before it had read the hello: it took the client for one that waits.
+func Overtaken(err error) bool {
+	var plain tls.RecordHeaderError
+	return errors.As(err, &plain)
+}
+
 // explain is the reason of a handshake's failure.
 func (v *verifier) explain(err error) *reason.Error {
 	gone := errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)

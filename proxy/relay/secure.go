@@ -26,8 +26,11 @@ import (
 
 // helloTimeout is how long a plain client may stay silent before it is taken for one
 // whose server speaks first. A proxy says hello with its first packet; one that comes
-// later finds that the server has spoken, if that does, and fails.
-const helloTimeout = 20 * time.Millisecond
+// later finds that the server has spoken, if that does, and tries again, hellos times.
+const (
+	helloTimeout = 30 * time.Millisecond
+	hellos       = 3
+)
 
 // errNoTLS is that there is no identity that this proxy could have.
 var errNoTLS = &reason.Error{Reason: reason.CertUnavailable, Err: fmt.Errorf("%w: it gets none", mtls.ErrOwn)}
@@ -153,20 +156,24 @@ func (s *Server) dialSecure(ctx context.Context, e route.Endpoint) (*upstream.Co
 	if err != nil {
 		return nil, err
 	}
-	up, err := s.dialer.Dial(ctx, e.Addr)
-	if err != nil {
-		return nil, err
-	}
-	secure, err := s.TLS.Client(ctx, up.TCPConn, own, e.Identity)
-	if err != nil {
+	for try := 1; ; try++ {
+		up, err := s.dialer.Dial(ctx, e.Addr)
+		if err != nil {
+			return nil, err
+		}
+		up.Secure, err = s.TLS.Client(ctx, up.TCPConn, own, e.Identity)
+		if err == nil {
+			up.Trust = own.Trust
+			return up, nil
+		}
 		if up.Looped() {
 			err = &reason.Error{Reason: reason.Loop}
 		}
 		up.Close()
-		return nil, err
+		if try == hellos || !mtls.Overtaken(err) {
+			return nil, err
+		}
 	}
-	up.Secure, up.Trust = secure, own.Trust
-	return up, nil
 }
 
 // keyOf is where the connections to an endpoint are kept.

@@ -676,3 +676,39 @@ func TestAProbeOfGRPCIsOneCall(t *testing.T) {
 	transport.CloseIdleConnections()
 	f.ended(t)
 }
+
+// TestAServerThatSpokeTooEarlyIsAskedAgain: its proxy took ours, whose hello was late, for
+// a plain client that waits to hear something.
+func TestAServerThatSpokeTooEarlyIsAskedAgain(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	f := newFar(t, ca.Identity(backID, nil), route.Permissive, echoing(t))
+	early, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
+	go func() {
+		for n := 0; ; n++ {
+			c, err := early.Accept()
+			if err != nil {
+				return
+			}
+			if n == 0 {
+				_, _ = io.WriteString(c, "220 mail.example.com\r\n")
+				continue // it stays open
+			}
+			to, err := net.Dial("tcp", f.addr.String())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			go func() { _, _ = io.Copy(to, c) }()
+			go func() { _, _ = io.Copy(c, to) }()
+		}
+	}()
+	near := newNear(t, ca.Identity(frontID, nil), route.Opaque, early.Addr().(*net.TCPAddr).AddrPort())
+	client := near.conn(t, listen.Outbound, vip)
+	ping(t, client, client)
+	client.Close()
+	near.ended(t)
+}

@@ -78,7 +78,7 @@ type Server struct {
 
 	// TLS shakes hands with other proxies; nil: this one has no identity, and nobody's is
 	// known. Hello is how long an inbound client may be silent before it is taken for a
-	// plain one; 0: 20 ms.
+	// plain one; 0: 30 ms.
 	TLS   *mtls.Handshaker
 	Hello time.Duration
 
