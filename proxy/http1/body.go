@@ -18,10 +18,14 @@ const (
 // that two readers could take for different ones.
 type Body struct {
 	Kind Kind
+	// Withheld is the name of a field, in lower case, that is not to be passed on as a
+	// trailer: it is refused, in any case and with _ for -. Empty: any is passed on.
+	Withheld string
 
 	left  int64 // of the length, or of this chunk's data
 	state chunkState
 	line  int // bytes of this line, or of the trailer section
+	alike int // bytes of this trailer's name that are those of Withheld; -1: one is another
 }
 
 type chunkState uint8
@@ -192,15 +196,21 @@ func (b *Body) trailer(c byte) error {
 		case c == '\r':
 			b.state = lastLF
 		case class[c]&token != 0:
-			b.state = name
+			b.state, b.alike = name, 0
+			b.compare(c)
 		default:
 			return broken("a trailer does not begin with NAME:")
 		}
 	case name:
-		if c == ':' {
+		switch {
+		case c == ':' && b.Withheld != "" && b.alike == len(b.Withheld):
+			return broken("there is a trailer %s", b.Withheld)
+		case c == ':':
 			b.state = fieldValue
-		} else if class[c]&token == 0 {
+		case class[c]&token == 0:
 			return broken("a trailer does not begin with NAME:")
+		default:
+			b.compare(c)
 		}
 	default: // fieldValue
 		if c == '\r' {
@@ -210,4 +220,16 @@ func (b *Body) trailer(c byte) error {
 		}
 	}
 	return nil
+}
+
+// compare takes a byte of a trailer's name.
+func (b *Body) compare(c byte) {
+	if c == '_' {
+		c = '-'
+	}
+	if b.alike >= 0 && b.alike < len(b.Withheld) && lower[c] == b.Withheld[b.alike] {
+		b.alike++
+	} else {
+		b.alike = -1
+	}
 }

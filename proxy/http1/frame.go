@@ -57,7 +57,7 @@ func (h *Head) frameResponse(method []byte) error {
 // framing reads the fields that matter to a proxy. The length is -1 without
 // Content-Length.
 func (h *Head) framing() (int64, bool, error) {
-	length, chunked, upgrade := int64(-1), false, false
+	length, chunked, upgrade, to2 := int64(-1), false, false, false
 	for i := range h.Fields {
 		f := &h.Fields[i]
 		switch len(f.Name) {
@@ -77,7 +77,9 @@ func (h *Head) framing() (int64, bool, error) {
 		case len("expect"):
 			h.Expect = h.Expect || Is(f.Name, "expect") && fold(f.Value, "100-continue")
 		case len("upgrade"):
-			upgrade = upgrade || Is(f.Name, "upgrade")
+			if Is(f.Name, "upgrade") {
+				upgrade, to2 = true, to2 || listed([][]byte{f.Value}, h2c)
+			}
 		case len("connection"): // as long as "keep-alive"
 			if Is(f.Name, "keep-alive") {
 				h.hop = true
@@ -112,7 +114,7 @@ func (h *Head) framing() (int64, bool, error) {
 			chunked = true
 		}
 	}
-	h.Upgrade = h.Upgrade && upgrade
+	h.Upgrade = h.Upgrade && upgrade && !to2
 	switch {
 	case chunked && length >= 0:
 		return 0, false, broken("there are Transfer-Encoding and Content-Length")
@@ -123,6 +125,10 @@ func (h *Head) framing() (int64, bool, error) {
 }
 
 var empty = []byte{}
+
+// h2c is an upgrade that is none here (RFC 9113 has taken it back): what followed would
+// be requests that nobody looks at.
+var h2c = []byte("h2c")
 
 // connection reads a Connection field. Fields that frame or address the message
 // are not for one hop alone, whoever says so.

@@ -32,6 +32,7 @@ func broken(format string, args ...any) error { return &Error{fmt.Sprintf(format
 type Field struct {
 	Name, Value []byte // the value without the whitespace around it
 	line        span   // with its CR LF, in Head.raw; none: it did not come so
+	set         bool   // it was put in: no field that came says anything of it
 }
 
 type span struct{ start, end int }

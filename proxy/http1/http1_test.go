@@ -157,6 +157,7 @@ func TestRequestsAreReadToTheirEnd(t *testing.T) {
 		{get + "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n", "", func(h *Head) bool { return h.Upgrade && !h.Close }},
 		{get + "Connection: upgrade\r\n\r\n", "", func(h *Head) bool { return !h.Upgrade }},
 		{get + "Upgrade: h2c\r\n\r\n", "", func(h *Head) bool { return !h.Upgrade }},
+		{get + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: websocket, H2C\r\nHTTP2-Settings: x\r\n\r\n", "", func(h *Head) bool { return !h.Upgrade }},
 		{"GET / HTTP/1.0\r\n\r\n", "", func(h *Head) bool { return h.Close && h.Host == nil }},
 		{"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", "", func(h *Head) bool { return !h.Close }},
 		{"PUT / HTTP/1.0\r\nExpect: 100-continue\r\n\r\n", "", func(h *Head) bool { return !h.Expect }},
@@ -301,6 +302,8 @@ func TestAHeadIsPassedOnAsItCame(t *testing.T) {
 		{"but for what is for one hop", get + "Connection: close, x-Own\r\nX-own: 1\r\nKeep-Alive: 5\r\nProxy-Connection: x\r\nY: 2\r\n\r\n", none, Silent, get + "Y: 2\r\n\r\n"},
 		{"an upgrade goes on", get + "Connection: Upgrade, x\r\nUpgrade: websocket\r\nX: 1\r\n\r\n", none, Close, get + "Upgrade: websocket\r\nConnection: upgrade\r\n\r\n"},
 		{"an upgrade that Connection does not name is none", get + "Connection: x\r\nUpgrade: h2c\r\n\r\n", none, Silent, get + "\r\n"},
+		{"an upgrade to HTTP/2 is none", get + "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nY: 2\r\n\r\n", none, Silent, get + "Y: 2\r\n\r\n"},
+		{"what was added is not for one hop, whatever Connection names", get + "Connection: x, close\r\nX: y\r\n\r\n", func(h *Head) { h.Add("x", "z") }, Silent, get + "x: z\r\n\r\n"},
 		{"with another target", "GET /a HTTP/1.0\r\nX: y\r\n\r\n", func(h *Head) { h.SetTarget([]byte("/b?c")) }, Silent, "GET /b?c HTTP/1.0\r\nX: y\r\n\r\n"},
 		{"with other fields", get + "X: y\r\nZ: 1\r\nY:  1\r\n\r\n", func(h *Head) {
 			h.Remove(1)

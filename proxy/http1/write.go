@@ -40,7 +40,7 @@ func (h *Head) Remove(i int) {
 // Add adds a field after the last one.
 func (h *Head) Add(name, value string) {
 	h.edited = true
-	h.Fields = append(h.Fields, Field{Name: []byte(name), Value: []byte(value)})
+	h.Fields = append(h.Fields, Field{Name: []byte(name), Value: []byte(value), set: true})
 }
 
 // SetTarget gives a request another target.
@@ -63,7 +63,8 @@ func (h *Head) Unchanged(hop Hop) bool { return !h.hop && !h.edited && hop == Si
 
 // AppendTo appends the head as it is passed on: without Connection, Keep-Alive,
 // Proxy-Connection and the fields that Connection names (RFC 9110, section 7.6.1),
-// but for an upgrade, which goes on to the next hop.
+// but for an upgrade, which goes on to the next hop, and for fields that were added:
+// no sender can have meant those.
 func (h *Head) AppendTo(out []byte, hop Hop) []byte {
 	if h.Unchanged(hop) {
 		return append(out, h.raw...)
@@ -80,7 +81,7 @@ func (h *Head) AppendTo(out []byte, hop Hop) []byte {
 	for i := range h.Fields {
 		f := &h.Fields[i]
 		switch {
-		case h.hop && h.forThisHop(f.Name):
+		case h.hop && !f.set && h.forThisHop(f.Name):
 		case f.line.end > 0:
 			out = append(out, h.raw[f.line.start:f.line.end]...)
 		default:

@@ -57,6 +57,9 @@ type Stream struct {
 	// answer is complete; 0: no limit. What takes longer has failed, with
 	// ErrAttemptTimeout. Set by the handler.
 	Attempt time.Duration
+	// Withheld reports whether a field is not passed on as a trailer of the request; nil:
+	// all are. Set by the handler.
+	Withheld func(name string) bool
 
 	mu       sync.Mutex
 	down     half
@@ -350,8 +353,11 @@ func (s *Stream) takeTrailers(h *half, fields []Field, ended bool, t *Turn) erro
 		return &streamError{h.id, http2.ErrCodeProtocol, err}
 	}
 	f.ended = true
-	if f == &s.resp {
+	switch {
+	case f == &s.resp:
 		s.recordGRPC(fields)
+	case s.Withheld != nil:
+		fields = slices.DeleteFunc(fields, func(field Field) bool { return s.Withheld(field.Name) })
 	}
 	switch {
 	case f == &s.req && s.unwanted:

@@ -106,6 +106,14 @@ func (id *Identity) Valid() error {
 	return nil
 }
 
+// ID is whose it is: a SPIFFE ID.
+func (id *Identity) ID() string {
+	if uris := id.Certificate.Leaf.URIs; len(uris) == 1 {
+		return uris[0].String()
+	}
+	return ""
+}
+
 // Client shakes hands with the server of that SPIFFE ID. Errors are *reason.Error; the
 // connection is the caller's to close.
 func (h *Handshaker) Client(ctx context.Context, tcp *net.TCPConn, own *Identity, expected string) (*Conn, error) {

@@ -19,8 +19,8 @@ import (
 )
 
 // What goes to the pod's own application is authorized: each request of HTTP, and each
-// connection without any; from outside, and what comes back to its own pod. Who the peer
-// is says listen.Conn.Identity.
+// connection without any; from outside, and what comes back to its own pod. Who sends it
+// says callerOf.
 
 var errFragment = errors.New("the path has a fragment, which applications and policies could read differently")
 
@@ -44,18 +44,19 @@ func (s *Server) evaluate(c listen.Conn, port uint16, m message) (authz.Decision
 	if set == nil {
 		return authz.Decision{Allowed: true}, false, nil
 	}
+	caller := s.callerOf(c)
 	var decision authz.Decision
 	switch {
 	case m == nil:
-		decision = set.Evaluate(c.Identity, port, nil)
+		decision = set.Evaluate(caller, port, nil)
 	case string(m.Method()) == "CONNECT": // has no path
-		decision = set.Evaluate(c.Identity, port, m)
+		decision = set.Evaluate(caller, port, m)
 	case !m.Prepare():
 		return decision, true, &reason.Error{Reason: reason.BadRequest, Err: errPath}
 	case bytes.IndexByte(m.RawPath(), '#') >= 0:
 		return decision, true, &reason.Error{Reason: reason.BadRequest, Err: errFragment}
 	default:
-		decision = set.Evaluate(c.Identity, port, m)
+		decision = set.Evaluate(caller, port, m)
 	}
 	if !decision.Allowed {
 		return decision, true, &reason.Error{Reason: reason.PolicyDenied, Err: &refusal{decision}}
@@ -149,6 +150,7 @@ func (h *http1Conn) authorizeOwn(endpoint route.Endpoint) error {
 		return nil
 	}
 	h.record.attempt(endpoint, true)
+	introduce(h.callerOf(h.accepted), &h.view)
 	return h.authorize(h.accepted, endpoint.Addr.Port(), &h.view, h.record)
 }
 
@@ -224,6 +226,9 @@ func (h *http1Conn) awaitNoMore(up *httpUpstream) {
 func (e *http2Exchange) handOver(t *http2.Turn, endpoint route.Endpoint) bool {
 	h, port := e.conn, endpoint.Addr.Port()
 	policies := h.Config.Authorization()
+	if e.port == 0 { // or else it is done, and others may read the request
+		introduce(h.callerOf(h.accepted), &e.request)
+	}
 	if err := h.authorize(h.accepted, port, &e.request, e.record); err != nil {
 		e.record.attempt(endpoint, true)
 		e.picked.done(balance.Unknown)

@@ -80,9 +80,12 @@ func BenchmarkPair(b *testing.B) {
 			answer := append([]byte("HTTP/1.1 200 OK\r\nContent-Length: 1024\r\n\r\n"), bytes.Repeat([]byte{'x'}, 1024)...)
 			near, far := pair(b, route.HTTP, scripted(b, func(c *net.TCPConn, r *bufio.Reader) {
 				_ = c.SetDeadline(time.Time{})
-				for got := make([]byte, len(hello)); ; {
-					if _, err := io.ReadFull(r, got); err != nil {
-						return
+				for {
+					for line := []byte{0}; line[0] != '\r'; {
+						var err error
+						if line, err = r.ReadSlice('\n'); err != nil {
+							return
+						}
 					}
 					_, _ = c.Write(answer)
 				}

@@ -307,7 +307,7 @@ func (h *http1Conn) begin() {
 // take finds out how much of the request is there.
 func (h *http1Conn) take() error {
 	head := len(h.request.Raw())
-	h.body = h.request.Body
+	h.body = bodyOf(&h.request)
 	n, err := h.body.Next(h.client.bytes()[head:])
 	if h.taken = head + n; err != nil {
 		h.last = true
@@ -469,7 +469,11 @@ func (h *http1Conn) try(up *httpUpstream, at step) error {
 
 // sending notes that the request is sent to up now.
 func (h *http1Conn) sending(up *httpUpstream, now time.Time) {
-	h.record.use(now, up, !h.plan.direct && h.Config.Own(up.endpoint.Addr.Addr()))
+	own := !h.plan.direct && h.Config.Own(up.endpoint.Addr.Addr())
+	if own {
+		introduce(h.callerOf(h.accepted), &h.view)
+	}
+	h.record.use(now, up, own)
 }
 
 // textFor is what is there of the request, as up is to have it.

@@ -123,7 +123,7 @@ var done = func() context.Context {
 func (h *http2Conn) handle(t *http2.Turn, s *http2.Stream) {
 	h.requests++
 	e := &http2Exchange{conn: h, stream: s, request: http2Request{stream: s}, record: newRecord(h.accepted)}
-	s.Observer = e
+	s.Observer, s.Withheld = e, isCallerField[string]
 	e.record.begin(time.Now(), 2, e.request.Method(), e.request.RawPath())
 	e.grpc = strings.HasPrefix(e.request.pseudo("content-type"), "application/grpc")
 	d, err := h.destination(done, h.accepted)
@@ -730,6 +730,7 @@ func (r *http2Request) fields() *http2Fields { return &http2Fields{r.stream.Requ
 
 func (r *http2Request) Len() int                   { return len(r.stream.Request) }
 func (r *http2Request) Is(i int, name string) bool { return r.stream.Request[i].Name == name }
+func (r *http2Request) Name(i int) []byte          { return view(r.stream.Request[i].Name) }
 func (r *http2Request) Value(i int) []byte         { return view(r.stream.Request[i].Value) }
 func (r *http2Request) Set(i int, value string)    { r.fields().Set(i, value) }
 func (r *http2Request) Append(i int, value string) { r.fields().Append(i, value) }

@@ -55,7 +55,7 @@ func (s *Server) sendMirror(ctx context.Context, c listen.Conn, backend *route.B
 	if !ok || err != nil {
 		return // it waits for no connection
 	}
-	if err := m.authorizeCopy(f.endpoint, text); err != nil {
+	if text, err = m.authorizeCopy(f.endpoint, text); err != nil {
 		f.leave()
 		return
 	}
@@ -73,18 +73,23 @@ func (s *Server) sendMirror(ctx context.Context, c listen.Conn, backend *route.B
 	m.giveBack(time.Now())
 }
 
-// authorizeCopy is authorizeOwn for a copy.
-func (h *http1Conn) authorizeCopy(endpoint route.Endpoint, text []byte) error {
+// authorizeCopy is authorizeOwn for a copy, and returns it as the endpoint is to have it.
+func (h *http1Conn) authorizeCopy(endpoint route.Endpoint, text []byte) ([]byte, error) {
+	if !h.Config.Own(endpoint.Addr.Addr()) {
+		return text, nil
+	}
 	var scan http1.Scanner
 	n, err := scan.End(text)
 	if err == nil {
 		err = h.request.ParseRequest(text[:n])
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	h.view = http1Request{Head: &h.request}
-	return h.authorizeOwn(endpoint)
+	introduce(h.callerOf(h.accepted), &h.view)
+	err = h.authorizeOwn(endpoint)
+	return append(h.request.AppendTo(nil, http1.Silent), text[n:]...), err
 }
 
 // exchange sends text and drops the answer.

@@ -21,6 +21,7 @@ import (
 type message interface {
 	route.Request
 	route.Fields
+	Name(i int) []byte  // of field i, as it came
 	Value(i int) []byte // of field i
 	// Prepare makes Path canonical; false: it has no such form.
 	Prepare() bool
@@ -101,6 +102,7 @@ func (p *plan) make(s *Server, c listen.Conn, d route.Destination, m message, r 
 		}
 	}
 	if c.Direction == listen.Inbound {
+		introduce(c.Identity, m)
 		if err := s.authorize(c, c.Original.Port(), m, r); err != nil {
 			return err
 		}
@@ -375,6 +377,7 @@ func (r *http1Request) Prepare() bool {
 	return ok
 }
 
+func (r *http1Request) Name(i int) []byte { return r.Fields[i].Name }
 func (r *http1Request) Method() []byte { return r.Head.Method }
 func (r *http1Request) Path() []byte   { return r.canonical }
 

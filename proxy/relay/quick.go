@@ -327,7 +327,7 @@ func (h *http1Conn) ordinary() (route.Destination, bool) {
 	if err != nil || n == 0 || h.request.ParseRequest(text[:n]) != nil {
 		return none, false
 	}
-	body := h.request.Body
+	body := bodyOf(&h.request)
 	m, err := body.Next(text[n:])
 	if err != nil || !body.Done() {
 		left := body.Left()
