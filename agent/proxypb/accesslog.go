@@ -36,6 +36,8 @@ type AccessLog struct {
 	DroppedBefore        uint64 // records lost before this one because no agent read them
 	Policy               string // of authorization, that decided: "namespace/name", or authz.NoPolicy
 	Audited              string // those with audit that would have refused it, the same with commas between
+	PeerIdentity         string // SPIFFE ID that was shown: inbound the caller's, outbound the endpoint's
+	TLSNanos             int64  // handshake with that peer, if it was for this
 
 	// Of a request, where the connection carries HTTP; a connection without any
 	// request has one record without these.
@@ -87,6 +89,8 @@ func (x *AccessLogs) Row(i int) AccessLog {
 		ResponseBodyBytes:    at(x.ResponseBodyBytes, i),
 		Policy:               x.text(x.Policy, i),
 		Audited:              x.text(x.Audited, i),
+		PeerIdentity:         x.text(x.PeerIdentity, i),
+		TLSNanos:             at(x.TlsNanos, i),
 	}
 	if i == 0 {
 		out.DroppedBefore = x.DroppedBefore
@@ -176,6 +180,8 @@ func (w *AccessLogWriter) Write(rows int, row func(i int, into *AccessLog)) *Acc
 		put(&x.ResponseBodyBytes, i, rows, r.ResponseBodyBytes)
 		w.putText(&x.Policy, i, rows, r.Policy)
 		w.putText(&x.Audited, i, rows, r.Audited)
+		w.putText(&x.PeerIdentity, i, rows, r.PeerIdentity)
+		put(&x.TlsNanos, i, rows, r.TLSNanos)
 	}
 	return x
 }
@@ -187,14 +193,14 @@ func (w *AccessLogWriter) clear() {
 	x.Texts, x.StartUnixNanos, x.Direction = x.Texts[:0], x.StartUnixNanos[:0], x.Direction[:0]
 	for _, column := range []*[]uint32{
 		&x.ClientAddress, &x.ServerAddress, &x.Service, &x.UpstreamAddress, &x.UpstreamLocalAddress, &x.UpstreamPod, &x.Reason, &x.Error,
-		&x.Protocol, &x.Method, &x.Path, &x.Route, &x.GrpcStatus, &x.Status, &x.Attempts, &x.Policy, &x.Audited,
+		&x.Protocol, &x.Method, &x.Path, &x.Route, &x.GrpcStatus, &x.Status, &x.Attempts, &x.Policy, &x.Audited, &x.PeerIdentity,
 	} {
 		*column = (*column)[:0]
 	}
 	for _, column := range []*[]uint64{&x.SentBytes, &x.ReceivedBytes, &x.RequestBodyBytes, &x.ResponseBodyBytes} {
 		*column = (*column)[:0]
 	}
-	for _, column := range []*[]int64{&x.TotalNanos, &x.RouteNanos, &x.ConnectNanos, &x.FirstByteNanos} {
+	for _, column := range []*[]int64{&x.TotalNanos, &x.RouteNanos, &x.ConnectNanos, &x.FirstByteNanos, &x.TlsNanos} {
 		*column = (*column)[:0]
 	}
 	x.TraceId, x.SpanId = x.TraceId[:0], x.SpanId[:0]

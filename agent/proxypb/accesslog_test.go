@@ -32,7 +32,7 @@ func TestRecordsAreReadAsTheyWereWritten(t *testing.T) {
 		UpstreamLocalAddress: "e", UpstreamPod: "f", Reason: "g", Error: "h", SentBytes: 2, ReceivedBytes: 3, TotalNanos: 4, RouteNanos: 5,
 		ConnectNanos: 6, DroppedBefore: 7, Protocol: "i", Method: "j", Path: "k", Status: 8, Route: "l", Attempts: 9, FirstByteNanos: 10,
 		GRPCStatus: "m", TraceID: [16]byte{15: 11}, SpanID: [8]byte{7: 12}, RequestBodyBytes: 13, ResponseBodyBytes: 14,
-		Policy: "n", Audited: "o",
+		Policy: "n", Audited: "o", PeerIdentity: "p", TLSNanos: 15,
 	}
 	later := full
 	later.DroppedBefore = 0

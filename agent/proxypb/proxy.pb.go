@@ -3877,8 +3877,10 @@ type AccessLogs struct {
 	SpanId               []byte                 `protobuf:"bytes,28,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`    // 8 bytes
 	RequestBodyBytes     []uint64               `protobuf:"varint,29,rep,packed,name=request_body_bytes,json=requestBodyBytes,proto3" json:"request_body_bytes,omitempty"`
 	ResponseBodyBytes    []uint64               `protobuf:"varint,30,rep,packed,name=response_body_bytes,json=responseBodyBytes,proto3" json:"response_body_bytes,omitempty"`
-	Policy               []uint32               `protobuf:"varint,31,rep,packed,name=policy,proto3" json:"policy,omitempty"`   // texts
-	Audited              []uint32               `protobuf:"varint,32,rep,packed,name=audited,proto3" json:"audited,omitempty"` // texts
+	Policy               []uint32               `protobuf:"varint,31,rep,packed,name=policy,proto3" json:"policy,omitempty"`                                 // texts
+	Audited              []uint32               `protobuf:"varint,32,rep,packed,name=audited,proto3" json:"audited,omitempty"`                               // texts
+	PeerIdentity         []uint32               `protobuf:"varint,33,rep,packed,name=peer_identity,json=peerIdentity,proto3" json:"peer_identity,omitempty"` // texts
+	TlsNanos             []int64                `protobuf:"varint,34,rep,packed,name=tls_nanos,json=tlsNanos,proto3" json:"tls_nanos,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -4130,6 +4132,20 @@ func (x *AccessLogs) GetAudited() []uint32 {
 	return nil
 }
 
+func (x *AccessLogs) GetPeerIdentity() []uint32 {
+	if x != nil {
+		return x.PeerIdentity
+	}
+	return nil
+}
+
+func (x *AccessLogs) GetTlsNanos() []int64 {
+	if x != nil {
+		return x.TlsNanos
+	}
+	return nil
+}
+
 // Metrics are what was counted since the message before, and gauges as they are.
 // The agent answers with MetricsAck when it has counted them; until then the proxy
 // sends no other, and in a new session it sends the same again.
@@ -4282,10 +4298,11 @@ func (x *MetricsAck) GetNumber() uint64 {
 type Peers struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Direction     Direction              `protobuf:"varint,1,opt,name=direction,proto3,enum=weir.proxy.v1.Direction" json:"direction,omitempty"`
-	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`   // outbound: "namespace/name"; empty: not a Service
-	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"` // outbound: the endpoint's (Endpoint.workload)
-	Client        string                 `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`     // inbound: the caller's address; empty: there were too many of them
-	Other         bool                   `protobuf:"varint,5,opt,name=other,proto3" json:"other,omitempty"`      // there were too many peers: these are the rest
+	Service       string                 `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`     // outbound: "namespace/name"; empty: not a Service
+	Workload      string                 `protobuf:"bytes,3,opt,name=workload,proto3" json:"workload,omitempty"`   // outbound: the endpoint's (Endpoint.workload)
+	Client        string                 `protobuf:"bytes,4,opt,name=client,proto3" json:"client,omitempty"`       // inbound: the caller's address; empty: there were too many of them
+	Other         bool                   `protobuf:"varint,5,opt,name=other,proto3" json:"other,omitempty"`        // there were too many peers: these are the rest
+	Namespace     string                 `protobuf:"bytes,6,opt,name=namespace,proto3" json:"namespace,omitempty"` // inbound: of the identity that the caller has shown; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4355,6 +4372,13 @@ func (x *Peers) GetOther() bool {
 	return false
 }
 
+func (x *Peers) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
 // Traffic is what was added to the counters of one set of labels.
 type Traffic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4370,6 +4394,7 @@ type Traffic struct {
 	Retries       uint64                 `protobuf:"varint,10,opt,name=retries,proto3" json:"retries,omitempty"`
 	Opened        uint64                 `protobuf:"varint,11,opt,name=opened,proto3" json:"opened,omitempty"` // connections
 	Closed        uint64                 `protobuf:"varint,12,opt,name=closed,proto3" json:"closed,omitempty"`
+	MutualTls     bool                   `protobuf:"varint,13,opt,name=mutual_tls,json=mutualTls,proto3" json:"mutual_tls,omitempty"` // requests
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4486,6 +4511,13 @@ func (x *Traffic) GetClosed() uint64 {
 		return x.Closed
 	}
 	return 0
+}
+
+func (x *Traffic) GetMutualTls() bool {
+	if x != nil {
+		return x.MutualTls
+	}
+	return false
 }
 
 // Open is what has begun and not ended.
@@ -5108,7 +5140,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\"2\n" +
 	"\x04Nack\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\x99\b\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xdb\b\n" +
 	"\n" +
 	"AccessLogs\x12\x14\n" +
 	"\x05texts\x18\x02 \x03(\tR\x05texts\x12%\n" +
@@ -5146,7 +5178,9 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x12request_body_bytes\x18\x1d \x03(\x04R\x10requestBodyBytes\x12.\n" +
 	"\x13response_body_bytes\x18\x1e \x03(\x04R\x11responseBodyBytes\x12\x16\n" +
 	"\x06policy\x18\x1f \x03(\rR\x06policy\x12\x18\n" +
-	"\aaudited\x18  \x03(\rR\aauditedJ\x04\b\x01\x10\x02\"\xb0\x03\n" +
+	"\aaudited\x18  \x03(\rR\aaudited\x12#\n" +
+	"\rpeer_identity\x18! \x03(\rR\fpeerIdentity\x12\x1b\n" +
+	"\ttls_nanos\x18\" \x03(\x03R\btlsNanosJ\x04\b\x01\x10\x02\"\xb0\x03\n" +
 	"\aMetrics\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x120\n" +
 	"\atraffic\x18\x02 \x03(\v2\x16.weir.proxy.v1.TrafficR\atraffic\x12'\n" +
@@ -5158,13 +5192,14 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\tdecisions\x18\b \x03(\v2\x18.weir.proxy.v1.DecisionsR\tdecisions\"$\n" +
 	"\n" +
 	"MetricsAck\x12\x16\n" +
-	"\x06number\x18\x01 \x01(\x04R\x06number\"\xa3\x01\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\"\xc1\x01\n" +
 	"\x05Peers\x126\n" +
 	"\tdirection\x18\x01 \x01(\x0e2\x18.weir.proxy.v1.DirectionR\tdirection\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12\x1a\n" +
 	"\bworkload\x18\x03 \x01(\tR\bworkload\x12\x16\n" +
 	"\x06client\x18\x04 \x01(\tR\x06client\x12\x14\n" +
-	"\x05other\x18\x05 \x01(\bR\x05other\"\xfe\x02\n" +
+	"\x05other\x18\x05 \x01(\bR\x05other\x12\x1c\n" +
+	"\tnamespace\x18\x06 \x01(\tR\tnamespace\"\x9d\x03\n" +
 	"\aTraffic\x12*\n" +
 	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x1a\n" +
 	"\bprotocol\x18\x02 \x01(\tR\bprotocol\x12\x14\n" +
@@ -5180,7 +5215,9 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\aretries\x18\n" +
 	" \x01(\x04R\aretries\x12\x16\n" +
 	"\x06opened\x18\v \x01(\x04R\x06opened\x12\x16\n" +
-	"\x06closed\x18\f \x01(\x04R\x06closed\"p\n" +
+	"\x06closed\x18\f \x01(\x04R\x06closed\x12\x1d\n" +
+	"\n" +
+	"mutual_tls\x18\r \x01(\bR\tmutualTls\"p\n" +
 	"\x04Open\x12*\n" +
 	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x04R\brequests\x12 \n" +

@@ -43,11 +43,13 @@ type Record struct {
 	Detail        string    `json:"weir.reason.detail,omitempty"`
 	Policy        string    `json:"weir.policy,omitempty"`         // of authorization, that decided
 	Audited       string    `json:"weir.policy.audited,omitempty"` // those with audit that would have refused it
+	PeerIdentity  string    `json:"weir.peer.identity,omitempty"`  // SPIFFE ID that was shown: inbound the caller's, outbound the endpoint's
 	Sent          uint64    `json:"weir.sent.bytes"`               // towards the upstream
 	Received      uint64    `json:"weir.received.bytes"`           // from the upstream
 	TimeTotal     float64   `json:"weir.time.total"`               // accept, or the head was read, to end
 	TimeRoute     float64   `json:"weir.time.route"`               // to decision
 	TimeConnect   float64   `json:"weir.time.connect"`             // decision to connected
+	TimeTLS       float64   `json:"weir.time.tls,omitempty"`       // handshake with the peer, if it was for this: inbound before the decision, outbound a part of connect
 	Lost          uint64    `json:"weir.lost_before,omitempty"`    // records no agent was there to read
 
 	*HTTP // nil: the connection was passed on as it is
@@ -112,11 +114,15 @@ func appendLine(out []byte, pod string, r proxypb.AccessLog) []byte {
 	out = appendAny(out, "weir.reason.detail", r.Error)
 	out = appendAny(out, "weir.policy", r.Policy)
 	out = appendAny(out, "weir.policy.audited", r.Audited)
+	out = appendAny(out, "weir.peer.identity", r.PeerIdentity)
 	out = appendNumber(out, "weir.sent.bytes", r.SentBytes)
 	out = appendNumber(out, "weir.received.bytes", r.ReceivedBytes)
 	out = appendSeconds(out, "weir.time.total", r.TotalNanos)
 	out = appendSeconds(out, "weir.time.route", r.RouteNanos)
 	out = appendSeconds(out, "weir.time.connect", r.ConnectNanos)
+	if r.TLSNanos != 0 {
+		out = appendSeconds(out, "weir.time.tls", r.TLSNanos)
+	}
 	if r.DroppedBefore > 0 {
 		out = appendNumber(out, "weir.lost_before", r.DroppedBefore)
 	}

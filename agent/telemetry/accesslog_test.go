@@ -46,6 +46,7 @@ func TestAConnectionIsOneLineInTheNamesOfTheDocument(t *testing.T) {
 		ClientAddress: "10.0.0.5:40000", ServerAddress: "10.96.0.1:80", Service: "shop/back",
 		UpstreamAddress: "10.0.0.7:8080", UpstreamLocalAddress: "10.0.0.5:40001", UpstreamPod: "shop/back-1",
 		SentBytes: 3, ReceivedBytes: 4, TotalNanos: 2_000_000, RouteNanos: 1000, ConnectNanos: 5000,
+		PeerIdentity: "spiffe://cluster.local/ns/shop/sa/back", TLSNanos: 3000,
 	})
 	want := map[string]any{
 		"timestamp": "1970-01-01T00:00:01.5Z", "weir.direction": "outbound", "weir.pod": "shop/front",
@@ -53,6 +54,7 @@ func TestAConnectionIsOneLineInTheNamesOfTheDocument(t *testing.T) {
 		"weir.upstream.address": "10.0.0.7:8080", "weir.upstream.local_address": "10.0.0.5:40001", "weir.upstream.pod": "shop/back-1",
 		"weir.sent.bytes": 3.0, "weir.received.bytes": 4.0,
 		"weir.time.total": 0.002, "weir.time.route": 0.000001, "weir.time.connect": 0.000005,
+		"weir.peer.identity": "spiffe://cluster.local/ns/shop/sa/back", "weir.time.tls": 0.000003,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)

@@ -53,7 +53,7 @@ Histograms have classic buckets, up to
 | Label | Values |
 |---|---|
 | direction | %[2]soutbound%[2]s: counted by the caller's proxy; %[2]sinbound%[2]s: by the called one's. A request inside the mesh is counted by both |
-| source_namespace, source_workload | the caller's: the pod's controller, a ReplicaSet's Deployment, a Job's CronJob, or a pod of its own; inbound by the caller's address, if that is a pod's |
+| source_namespace, source_workload | the caller's: the pod's controller, a ReplicaSet's Deployment, a Job's CronJob, or a pod of its own; inbound by the caller's address, if that is a pod's. The namespace is that of the caller's identity, if it has shown one; a workload of another namespace is then not its |
 | destination_namespace, destination_workload | the same of the endpoint, if that is a pod; else the Service's name |
 | destination_service | the Service that was called; inbound nobody says |
 | route | %[2]sKind/namespace/name%[2]s of the route that governed, or none |
@@ -62,7 +62,7 @@ Histograms have classic buckets, up to
 | grpc_status | a number, of gRPC alone |
 | result | %[2]serror%[2]s: with a reason, a code from 500 on, or a gRPC status that is the server's fault; else %[2]sok%[2]s. Of operations: whether they succeeded |
 | reason | why it failed, in the access log's words; none: it did not |
-| tls | %[2]snone%[2]s |
+| tls | %[2]smutual%[2]s: between two proxies, each of which has shown its identity; else %[2]snone%[2]s |
 | policy | the AuthorizationPolicy that decided, or "no policy allowed it"; none: no ALLOW policy selects the pod |
 | verdict | %[2]sallow%[2]s, %[2]sdeny%[2]s, or %[2]saudit_deny%[2]s: it would be refused if the policy had no %[2]saudit%[2]s |
 | state | of endpoints %[2]sready%[2]s, %[2]sejected%[2]s; of pods %[2]scaptured%[2]s, %[2]spending%[2]s, %[2]sexcluded%[2]s |

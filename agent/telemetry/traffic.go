@@ -158,15 +158,20 @@ func (t *Traffic) count(now time.Time, peers []string, x *proxypb.Traffic) {
 	for _, c := range x.GetDuration().GetClassic() {
 		n += c
 	}
-	t.requests.add(now, n, with(request, code, x.GetGrpcStatus(), x.GetReason(), noTLS)...)
-	t.durations.merge(now, x.GetDuration(), with(request, result(x), noTLS)...)
+	t.requests.add(now, n, with(request, code, x.GetGrpcStatus(), x.GetReason(), tls(x))...)
+	t.durations.merge(now, x.GetDuration(), with(request, result(x), tls(x))...)
 	t.requestBodies.add(now, x.GetSentBytes(), peers...)
 	t.responseBodies.add(now, x.GetReceivedBytes(), peers...)
 	t.retries.add(now, x.GetRetries(), peers...)
 }
 
-// noTLS is the value of the label tls: proxies do not speak TLS with each other.
-const noTLS = "none"
+// tls is the value of the label: "mutual" between two proxies.
+func tls(x *proxypb.Traffic) string {
+	if x.GetMutualTls() {
+		return "mutual"
+	}
+	return "none"
+}
 
 // protocol is "http1", "http2" or "grpc".
 func protocol(x *proxypb.Traffic) string {
@@ -253,7 +258,7 @@ func (n names) peers(p *proxypb.Peers) []string {
 		namespace, workload := Other, Other
 		if !p.GetOther() {
 			addr, _ := netip.ParseAddr(p.GetClient())
-			namespace, workload = split(n.callers[addr])
+			namespace, workload = caller(p.GetNamespace(), n.callers[addr])
 		}
 		return []string{namespace, workload, ownNamespace, own, Unknown}
 	}
@@ -266,6 +271,17 @@ func (n names) peers(p *proxypb.Peers) []string {
 		namespace, workload = split(p.GetWorkload())
 	}
 	return []string{ownNamespace, own, namespace, workload, service}
+}
+
+// caller are the namespace and the workload of a caller: of its identity, if it has shown
+// one, and of its address, if that is a pod's of the same namespace.
+func caller(shown, known string) (string, string) {
+	namespace, workload := split(known)
+	switch {
+	case shown == "", shown == namespace:
+		return namespace, workload
+	}
+	return shown, Unknown
 }
 
 // split splits "namespace/name".

@@ -266,3 +266,31 @@ func TestDocument(t *testing.T) {
 		t.Errorf("METRICS.md is not true any more (-code +document), see -update:\n%s", diff)
 	}
 }
+
+// TestACallerIsOfTheNamespaceOfItsIdentity: an address may be another pod's by now.
+func TestACallerIsOfTheNamespaceOfItsIdentity(t *testing.T) {
+	for _, c := range []struct{ shown, client, namespace, workload string }{
+		{"", "10.244.0.9", "edge", "ingress"},
+		{"edge", "10.244.0.9", "edge", "ingress"},
+		{"shop", "10.244.0.9", "shop", Unknown},
+		{"shop", "10.244.7.7", "shop", Unknown},
+		{"shop", "", "shop", Unknown},
+		{"", "", Unknown, Unknown},
+	} {
+		traffic, _, registry := newTraffic()
+		peers := &proxypb.Peers{Direction: inbound, Client: c.client, Namespace: c.shown}
+		traffic.Report(instance, &proxypb.Metrics{
+			Number:    1,
+			Traffic:   []*proxypb.Traffic{{Peers: peers, Protocol: "HTTP/2", Status: 200, Duration: took(1, 0.02), MutualTls: c.shown != ""}},
+			Decisions: []*proxypb.Decisions{{Peers: peers, Policy: "shop/p", Verdict: proxypb.Decisions_ALLOW, Count: 1}},
+		})
+		tls := map[bool]string{true: "mutual", false: "none"}[c.shown != ""]
+		source := []string{`source_namespace="` + c.namespace + `"`, `source_workload="` + c.workload + `"`}
+		if got := value(t, registry, "weir_http_requests_total", append(source, `tls="`+tls+`"`)...); got != 1 {
+			t.Errorf("%v: %v requests", c, got)
+		}
+		if got := value(t, registry, "weir_authorization_decisions_total", source...); got != 1 {
+			t.Errorf("%v: %v decisions", c, got)
+		}
+	}
+}

@@ -63,10 +63,12 @@ type Conn struct {
 	Accepted  time.Time
 	Probing   bool // mTLS is demanded; it came in plain, and may carry what is declared as probes
 
-	// Identity is who the peer has shown to be: of an inbound connection by its
-	// certificate; of an outbound one, which is the application's, the pod itself. The
-	// zero value is nobody's: a peer in plaintext.
-	Identity authz.Identity
+	// Identity is who the peer of an inbound connection has shown to be by its
+	// certificate, and ID the same as it stands there. The zero value is nobody's: a peer in
+	// plaintext.
+	Identity  authz.Identity
+	ID        string
+	Handshake time.Duration // that it took, or took to fail; 0: there was none
 }
 
 // Listener is one listening socket.

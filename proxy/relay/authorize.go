@@ -150,7 +150,8 @@ func (h *http1Conn) authorizeOwn(endpoint route.Endpoint) error {
 		return nil
 	}
 	h.record.attempt(endpoint, true)
-	introduce(h.callerOf(h.accepted), &h.view)
+	h.record.sender = h.callerOf(h.accepted)
+	introduce(h.record.sender.String(), &h.view)
 	return h.authorize(h.accepted, endpoint.Addr.Port(), &h.view, h.record)
 }
 
@@ -227,7 +228,8 @@ func (e *http2Exchange) handOver(t *http2.Turn, endpoint route.Endpoint) bool {
 	h, port := e.conn, endpoint.Addr.Port()
 	policies := h.Config.Authorization()
 	if e.port == 0 { // or else it is done, and others may read the request
-		introduce(h.callerOf(h.accepted), &e.request)
+		e.record.sender = h.callerOf(h.accepted)
+		introduce(e.record.sender.String(), &e.request)
 	}
 	if err := h.authorize(h.accepted, port, &e.request, e.record); err != nil {
 		e.record.attempt(endpoint, true)

@@ -41,8 +41,9 @@ func isCallerField[T []byte | string](name T) bool {
 	return true
 }
 
-// introduce has a request, which goes to the application, say who sent it and no more.
-func introduce(caller authz.Identity, m message) {
+// introduce has a request, which goes to the application, say who sent it: a SPIFFE ID,
+// empty of nobody who is known.
+func introduce(caller string, m message) {
 	for i := 0; i < m.Len(); {
 		if isCallerField(m.Name(i)) {
 			m.Remove(i)
@@ -50,8 +51,8 @@ func introduce(caller authz.Identity, m message) {
 			i++
 		}
 	}
-	if caller.Known() {
-		m.Add(callerField, "URI="+caller.String())
+	if caller != "" {
+		m.Add(callerField, "URI="+caller)
 	}
 }
 

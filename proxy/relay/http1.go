@@ -302,6 +302,9 @@ func (h *http1Conn) begin() {
 	h.record = records.Get().(*record)
 	h.record.reset(h.accepted)
 	h.record.begin(time.Now(), h.request.Minor, h.method, path)
+	if h.served == 0 {
+		h.record.met(h.accepted)
+	}
 }
 
 // take finds out how much of the request is there.
@@ -471,7 +474,8 @@ func (h *http1Conn) try(up *httpUpstream, at step) error {
 func (h *http1Conn) sending(up *httpUpstream, now time.Time) {
 	own := !h.plan.direct && h.Config.Own(up.endpoint.Addr.Addr())
 	if own {
-		introduce(h.callerOf(h.accepted), &h.view)
+		h.record.sender = h.callerOf(h.accepted)
+		introduce(h.record.sender.String(), &h.view)
 	}
 	h.record.use(now, up, own)
 }

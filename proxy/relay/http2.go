@@ -125,6 +125,9 @@ func (h *http2Conn) handle(t *http2.Turn, s *http2.Stream) {
 	e := &http2Exchange{conn: h, stream: s, request: http2Request{stream: s}, record: newRecord(h.accepted)}
 	s.Observer, s.Withheld = e, isCallerField[string]
 	e.record.begin(time.Now(), 2, e.request.Method(), e.request.RawPath())
+	if h.requests == 1 {
+		e.record.met(h.accepted)
+	}
 	e.grpc = strings.HasPrefix(e.request.pseudo("content-type"), "application/grpc")
 	d, err := h.destination(done, h.accepted)
 	if err == nil && s.Hold() {
@@ -236,7 +239,7 @@ const (
 func (e *http2Exchange) send(t *http2.Turn) {
 	h := e.conn
 	if h.own != nil {
-		e.open(t, h.own, route.Endpoint{Addr: h.accepted.Original})
+		e.open(t, h.own, route.Endpoint{Addr: h.accepted.Original, Identity: e.plan.shows})
 		return
 	}
 	if !h.lines.empty(ownerOf(&e.plan.backend)) {
@@ -279,7 +282,11 @@ func (e *http2Exchange) openAt(t *http2.Turn, endpoint route.Endpoint) {
 
 func (e *http2Exchange) open(t *http2.Turn, client *http2.Client, endpoint route.Endpoint) {
 	e.attempt++
-	e.record.send(endpoint, e.conn.own == nil && e.conn.Config.Own(endpoint.Addr.Addr()))
+	shows := ""
+	if e.conn.shows(endpoint) {
+		shows = endpoint.Identity
+	}
+	e.record.send(endpoint, e.conn.own == nil && e.conn.Config.Own(endpoint.Addr.Addr()), shows)
 	client.Open(t, e.stream, e.stream.Request)
 }
 

@@ -329,7 +329,7 @@ func (h *http1Conn) giveBack(now time.Time) {
 	case h.last:
 		up.Close()
 	default:
-		up.reused, up.since = true, now
+		up.reused, up.since, up.took = true, now, 0
 		h.held = up
 	}
 }

@@ -56,7 +56,9 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 				early.Close()
 				picked.done(balance.Unknown)
 			}
-			if err := s.meet(ctx, &c, client); err != nil {
+			err := s.meet(ctx, &c, client)
+			r.met(c)
+			if err != nil {
 				return 0, err
 			}
 			if client.secure != nil {

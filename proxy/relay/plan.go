@@ -102,7 +102,7 @@ func (p *plan) make(s *Server, c listen.Conn, d route.Destination, m message, r 
 		}
 	}
 	if c.Direction == listen.Inbound {
-		introduce(c.Identity, m)
+		introduce(c.ID, m)
 		if err := s.authorize(c, c.Original.Port(), m, r); err != nil {
 			return err
 		}
@@ -378,8 +378,8 @@ func (r *http1Request) Prepare() bool {
 }
 
 func (r *http1Request) Name(i int) []byte { return r.Fields[i].Name }
-func (r *http1Request) Method() []byte { return r.Head.Method }
-func (r *http1Request) Path() []byte   { return r.canonical }
+func (r *http1Request) Method() []byte    { return r.Head.Method }
+func (r *http1Request) Path() []byte      { return r.canonical }
 
 func (r *http1Request) RawPath() []byte {
 	path, _ := r.Head.Path()

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/http2"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
@@ -21,9 +22,10 @@ type record struct {
 	accepted  time.Time // or read
 	decision  time.Time // zero: none was made
 	endpoint  route.Endpoint
-	handedOff bool      // to the inbound side of this very pod
-	began     time.Time // of the attempt
-	answer    time.Time // its first byte; zero: not there yet, or passed on
+	handedOff bool           // to the inbound side of this very pod
+	sender    authz.Identity // which that is, if it was handed over
+	began     time.Time      // of the attempt
+	answer    time.Time      // its first byte; zero: not there yet, or passed on
 	out       [2]*telemetry.Record
 }
 
@@ -42,6 +44,18 @@ func (r *record) reset(c listen.Conn) {
 		accepted: c.Accepted,
 		entry:    telemetry.Record{Start: c.Accepted, Direction: c.Direction, Client: c.Peer, Server: c.Original},
 	}
+	r.known(c)
+}
+
+// known notes who the peer of an inbound connection has shown to be.
+func (r *record) known(c listen.Conn) {
+	r.entry.Peer, r.entry.PeerNamespace, r.entry.Secure = c.ID, c.Identity.Namespace, c.ID != ""
+}
+
+// met is known of what the handshake, if there was one, was for.
+func (r *record) met(c listen.Conn) {
+	r.known(c)
+	r.entry.TLS = c.Handshake
 }
 
 // protocols are by HTTP/1's minor version, and 2.
@@ -99,9 +113,17 @@ func (r *record) routed(name string) { r.entry.RouteName = name }
 // attempt notes the endpoint that is dialled; own: it is of this very pod.
 func (r *record) attempt(e route.Endpoint, own bool) {
 	r.endpoint, r.handedOff = e, own
+	r.shown("")
 	r.entry.Upstream, r.entry.Pod, r.entry.Workload = e.Addr, e.Pod, e.Workload
 	if r.server != nil {
 		r.begun(r.server)
+	}
+}
+
+// shown notes the identity that the endpoint has shown.
+func (r *record) shown(id string) {
+	if r.entry.Direction == listen.Outbound {
+		r.entry.Peer, r.entry.Secure = id, id != ""
 	}
 }
 
@@ -115,12 +137,22 @@ func (r *record) begun(s *Server) {
 func (r *record) connected(took time.Duration, up *upstream.Conn) {
 	r.entry.Connect += took
 	r.entry.UpstreamLocal = up.Local
+	if up.Secure != nil {
+		r.entry.TLS += up.Handshake
+		r.shown(up.Secure.Peer())
+	}
 }
 
 // use notes the connection that a request is sent on now; own: it leads to this very
 // pod.
 func (r *record) use(now time.Time, up *httpUpstream, own bool) {
 	r.attempt(up.endpoint, own)
+	if up.secure != nil {
+		r.shown(up.secure.Peer())
+	}
+	if !up.reused {
+		r.entry.TLS += up.dialled.Handshake
+	}
 	r.entry.UpstreamLocal = up.dialled.Local
 	r.entry.Attempts++
 	r.entry.Connect += up.took
@@ -130,9 +162,11 @@ func (r *record) use(now time.Time, up *httpUpstream, own bool) {
 	}
 }
 
-// send notes the endpoint that a stream is opened at.
-func (r *record) send(e route.Endpoint, own bool) {
+// send notes the endpoint that a stream is opened at, and the identity that it has to
+// show.
+func (r *record) send(e route.Endpoint, own bool, shows string) {
 	r.attempt(e, own)
+	r.shown(shows)
 	r.entry.Attempts++
 	r.began, r.answer = time.Now(), time.Time{}
 	if r.entry.Attempts == 1 {
@@ -141,7 +175,10 @@ func (r *record) send(e route.Endpoint, own bool) {
 }
 
 // unsent takes send back: there was no connection to send it on.
-func (r *record) unsent() { r.entry.Attempts-- }
+func (r *record) unsent() {
+	r.entry.Attempts--
+	r.shown("")
+}
 
 // firstByte notes when an answer begins; informational ones are followed by
 // another.
@@ -207,7 +244,7 @@ func (r *record) entries(now time.Time) []*telemetry.Record {
 	}
 	out := append(r.out[:0], &r.entry)
 	if r.handedOff {
-		out = append(out, r.entry.Inbound())
+		out = append(out, r.entry.Inbound(r.sender))
 	}
 	return out
 }

@@ -101,7 +101,7 @@ func (b *bench) connOf(t testing.TB, d listen.Direction, caller netip.Addr, orig
 	client, accepted := loopback(t)
 	b.handlers.Add(1)
 	go b.handle(context.Background(), listen.Conn{
-		TCPConn: accepted, Direction: d, Original: original, Accepted: time.Now(), Identity: b.identity,
+		TCPConn: accepted, Direction: d, Original: original, Accepted: time.Now(), Identity: b.identity, ID: b.identity.String(),
 		Peer: netip.AddrPortFrom(caller, client.LocalAddr().(*net.TCPAddr).AddrPort().Port()),
 	})
 	return client

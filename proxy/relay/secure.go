@@ -115,11 +115,13 @@ func (s *Server) accepts(ctx context.Context, c *listen.Conn, client *conn) erro
 	}
 	first := bytes.Clone(client.bytes())
 	client.drop()
+	began := time.Now()
 	secure, err := s.TLS.Server(ctx, c.TCPConn, own, first)
+	c.Handshake = time.Since(began)
 	if err != nil {
 		return err
 	}
-	client.secure, c.Identity = secure, authz.ParseIdentity(secure.Peer())
+	client.secure, c.ID, c.Identity = secure, secure.Peer(), authz.ParseIdentity(secure.Peer())
 	return nil
 }
 
@@ -161,9 +163,10 @@ func (s *Server) dialSecure(ctx context.Context, e route.Endpoint) (*upstream.Co
 		if err != nil {
 			return nil, err
 		}
+		began := time.Now()
 		up.Secure, err = s.TLS.Client(ctx, up.TCPConn, own, e.Identity)
 		if err == nil {
-			up.Trust = own.Trust
+			up.Handshake, up.Trust = time.Since(began), own.Trust
 			return up, nil
 		}
 		if up.Looped() {

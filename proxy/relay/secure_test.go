@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,7 @@ import (
 	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/mtls/mtlstest"
 	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/telemetry"
 )
 
 var (
@@ -711,4 +713,195 @@ func TestAServerThatSpokeTooEarlyIsAskedAgain(t *testing.T) {
 	ping(t, client, client)
 	client.Close()
 	near.ended(t)
+}
+
+// metered has what a bench logs counted as well.
+func (b *bench) metered() *telemetry.Meter {
+	meter := telemetry.NewMeter(func() []route.Destination { return nil })
+	log := b.Log
+	b.Log = func(r *telemetry.Record) {
+		meter.End(r)
+		log(r)
+	}
+	return meter
+}
+
+// failedOf is how many connections have ended so, and how many otherwise.
+func failedOf(m *telemetry.Meter, d proxypb.Direction, why string) (uint64, uint64) {
+	var so, otherwise uint64
+	for _, x := range m.Last().GetTraffic() {
+		if x.GetReason() == why && x.GetPeers().GetDirection() == d {
+			so += x.GetClosed()
+		} else {
+			otherwise += x.GetClosed()
+		}
+	}
+	return so, otherwise
+}
+
+// TestEveryFailedHandshakeIsCountedUnderItsReason, beside the one that is right.
+func TestEveryFailedHandshakeIsCountedUnderItsReason(t *testing.T) {
+	ca, foreign := mtlstest.NewCA(t), mtlstest.NewCA(t)
+	id := ca.Identity(backID, nil)
+	leaf := func(change func(*x509.Certificate)) *tls.Config {
+		return &tls.Config{Certificates: []tls.Certificate{*ca.Identity(frontID, change).Certificate}}
+	}
+	for _, c := range []struct {
+		name   string
+		config *tls.Config
+		want   string
+	}{
+		{"as a proxy does it", leaf(nil), ""},
+		{"TLS 1.0", &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10}, "tls_version"},
+		{"TLS 1.1", &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "tls_version"},
+		{"TLS 1.2", &tls.Config{MaxVersion: tls.VersionTLS12}, "tls_version"},
+		{"another ALPN", &tls.Config{NextProtos: []string{"h2", "http/1.1"}}, "tls_protocol"},
+		{"no ALPN", &tls.Config{NextProtos: []string{}}, "tls_protocol"},
+		{"no certificate", &tls.Config{}, "cert_missing"},
+		{"a foreign CA", &tls.Config{Certificates: []tls.Certificate{*foreign.Identity(frontID, nil).Certificate}}, "cert_untrusted"},
+		{"an expired leaf", leaf(func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Unix(1, 0), time.Unix(2, 0) }), "cert_expired"},
+		{"a leaf of tomorrow", leaf(func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = time.Now().Add(24*time.Hour), time.Now().Add(48*time.Hour)
+		}), "cert_not_yet_valid"},
+		{"two URI SANs", leaf(func(c *x509.Certificate) {
+			c.URIs = append(c.URIs, &url.URL{Scheme: "spiffe", Host: "other.test", Path: "/x"})
+		}), "cert_malformed"},
+		{"another trust domain", leaf(func(c *x509.Certificate) { c.URIs[0].Host = "other.test" }), "trust_domain"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFar(t, id, route.Strict, echoing(t))
+			meter := f.metered()
+			tcp, err := net.Dial("tcp", f.addr.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tcp.Close()
+			_ = tcp.SetDeadline(time.Now().Add(20 * time.Second))
+			if c.config.InsecureSkipVerify = true; c.config.NextProtos == nil {
+				c.config.NextProtos = []string{mtls.Protocol}
+			}
+			client := tls.Client(tcp, c.config)
+			_, _ = io.WriteString(client, "hello")
+			got := make([]byte, 5)
+			_, err = io.ReadFull(client, got)
+			if (err == nil) != (c.want == "") {
+				t.Errorf("%q, %v", got, err)
+			}
+			_ = client.CloseWrite()
+			records := f.ended(t)
+			if len(records) != 1 || records[0].Reason != c.want || records[0].TLSNanos <= 0 || c.want != "" && records[0].UpstreamAddress != "" {
+				t.Errorf("records %v, want %q", records, c.want)
+			}
+			shown := map[bool]string{true: frontID, false: ""}[c.want == ""]
+			if records[0].PeerIdentity != shown {
+				t.Errorf("the peer is %q, want %q", records[0].PeerIdentity, shown)
+			}
+			if n, others := failedOf(meter, proxypb.Direction_INBOUND, c.want); n != 1 || others != 0 {
+				t.Errorf("%d counted under %q, %d otherwise", n, c.want, others)
+			}
+		})
+	}
+}
+
+// TestAFailedHandshakeWithAnEndpointIsCountedUnderItsReason, beside one that is right.
+func TestAFailedHandshakeWithAnEndpointIsCountedUnderItsReason(t *testing.T) {
+	ca, foreign := mtlstest.NewCA(t), mtlstest.NewCA(t)
+	expired := func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Unix(1, 0), time.Unix(2, 0) }
+	for _, c := range []struct {
+		name      string
+		near, far *mtls.Identity
+		want      string
+	}{
+		{"as it is to be", ca.Identity(frontID, nil), ca.Identity(backID, nil), ""},
+		{"another pod's", ca.Identity(frontID, nil), ca.Identity(frontID, nil), "peer_identity"},
+		{"expired", ca.Identity(frontID, nil), ca.Identity(backID, expired), "cert_expired"},
+		{"a foreign CA", ca.Identity(frontID, nil), foreign.Identity(backID, nil), "cert_untrusted"},
+		{"the own one expired", ca.Identity(frontID, expired), ca.Identity(backID, nil), "cert_expired"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFar(t, c.far, route.Permissive, echoing(t))
+			near := newNear(t, c.near, route.Opaque, f.addr)
+			meter := near.metered()
+			client := near.conn(t, listen.Outbound, vip)
+			_, _ = io.WriteString(client, "hello")
+			_ = client.CloseWrite()
+			got, err := io.ReadAll(client)
+			if (string(got) == "hello" && err == nil) != (c.want == "") {
+				t.Errorf("%q, %v", got, err)
+			}
+			records, _ := over(t, near, f)
+			shown := map[bool]string{true: backID, false: ""}[c.want == ""]
+			if len(records) != 1 || records[0].Reason != c.want || records[0].PeerIdentity != shown || (records[0].TLSNanos > 0) != (c.want == "") {
+				t.Errorf("records %v, want %q", records, c.want)
+			}
+			if n, others := failedOf(meter, proxypb.Direction_OUTBOUND, c.want); n != 1 || others != 0 {
+				t.Errorf("%d counted under %q, %d otherwise", n, c.want, others)
+			}
+		})
+	}
+}
+
+// TestBothEndsAreToldWhoTheOtherWas, and the handshake's time once.
+func TestBothEndsAreToldWhoTheOtherWas(t *testing.T) {
+	app := serving2(t, func(http.ResponseWriter, *http.Request) {})
+	for _, version := range []int{1, 2} {
+		near, far := inMesh(t, route.HTTP, route.Strict, app)
+		mutual := near.metered()
+		if version == 1 {
+			client := near.conn(t, listen.Outbound, vip)
+			r := bufio.NewReader(client)
+			for range 3 {
+				_, _ = say(t, client, r, hello, "GET")
+			}
+			client.Close()
+		} else {
+			client := near.client2(t, listen.Outbound, vip, 0)
+			for range 3 {
+				_, _ = call(t, client, "GET", "/", "")
+			}
+		}
+		outbound, inbound := over(t, near, far)
+		for i, r := range inbound {
+			if r.PeerIdentity != frontID || (r.TLSNanos > 0) != (i == 0) {
+				t.Errorf("HTTP/%d, inbound: %v", version, r)
+			}
+		}
+		for i, r := range outbound {
+			if r.PeerIdentity != backID || (r.TLSNanos > 0) != (i == 0 && version == 1) || r.TLSNanos > r.ConnectNanos || i > 0 && r.ConnectNanos > 0 {
+				t.Errorf("HTTP/%d, outbound: %v", version, r)
+			}
+		}
+		traffic := mutual.Last().GetTraffic()
+		if len(outbound) != 3 || len(inbound) != 3 || len(traffic) != 1 || !traffic[0].GetMutualTls() {
+			t.Errorf("HTTP/%d: %d and %d records, counted %v", version, len(outbound), len(inbound), traffic)
+		}
+	}
+}
+
+// TestACallToThePodItselfIsItsOwn: in the records of both sides it goes without TLS.
+func TestACallToThePodItselfIsItsOwn(t *testing.T) {
+	for name, prepare := range toApplication(t, serving2(t, func(http.ResponseWriter, *http.Request) {})) {
+		b, direction, original, want := prepare(t)
+		if direction == listen.Inbound {
+			continue
+		}
+		for _, version := range []int{1, 2} {
+			if version == 1 {
+				client := b.conn(t, direction, original)
+				_, _ = say(t, client, bufio.NewReader(client), hello, "GET")
+				client.Close()
+			} else {
+				_, _ = call(t, b.client2(t, direction, original, 0), "GET", "/", "")
+			}
+		}
+		records := b.ended(t)
+		for _, r := range records {
+			if shown := map[proxypb.Direction]string{proxypb.Direction_INBOUND: strings.TrimPrefix(want, "URI=")}[r.Direction]; r.PeerIdentity != shown || r.TLSNanos != 0 {
+				t.Errorf("%s: %v", name, r)
+			}
+		}
+		if len(records) != 4 {
+			t.Errorf("%s: %d records", name, len(records))
+		}
+	}
 }

@@ -239,6 +239,7 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 	defer client.drop()
 	if c.Direction == listen.Inbound {
 		err := s.meet(ctx, &c, client)
+		r.met(c)
 		switch {
 		case errors.Is(err, errConnected):
 			return 0, nil
@@ -264,6 +265,7 @@ func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route
 		defer up.Close()
 	}
 	if err == nil && r.handedOff {
+		r.sender = s.callerOf(c)
 		err = s.authorize(c, r.endpoint.Addr.Port(), nil, r)
 	}
 	if err != nil {

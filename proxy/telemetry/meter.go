@@ -65,12 +65,14 @@ type peers struct {
 	direction         listen.Direction
 	service, workload string
 	client            netip.Addr
+	namespace         string
 	other             bool
 }
 
 type trafficKey struct {
 	peers
 	protocol, route string
+	secure          bool // requests
 	status          uint16
 	grpcStatus      string
 	reason          reason.Reason
@@ -100,7 +102,7 @@ type endpointKey struct {
 
 func peersOf(r *Record) peers {
 	if r.Direction == listen.Inbound {
-		return peers{direction: r.Direction, client: r.Client.Addr().Unmap().WithZone("")}
+		return peers{direction: r.Direction, client: r.Client.Addr().Unmap().WithZone(""), namespace: r.PeerNamespace}
 	}
 	return peers{direction: r.Direction, service: r.Service, workload: r.Workload}
 }
@@ -155,6 +157,7 @@ func (m *Meter) End(r *Record) {
 		t.sent += r.Sent
 		t.received += r.Received
 	} else {
+		k.secure = r.Secure
 		k.protocol, k.route, k.status, k.grpcStatus = r.Protocol, r.RouteName, r.Status, knownStatus(r.GRPCStatus)
 		t := m.count(k)
 		t.duration.observe(r.Total)
@@ -352,7 +355,7 @@ func (m *Meter) send() *proxypb.Metrics {
 		out.Traffic = append(out.Traffic, &proxypb.Traffic{
 			Peers: k.message(), Protocol: k.protocol, Route: k.route, Status: uint32(k.status), GrpcStatus: k.grpcStatus,
 			Reason: k.reason.String(), Duration: t.duration.message(), SentBytes: t.sent, ReceivedBytes: t.received,
-			Retries: t.retries, Opened: t.opened, Closed: t.closed,
+			Retries: t.retries, Opened: t.opened, Closed: t.closed, MutualTls: k.secure,
 		})
 	}
 	for p, o := range m.opens {
@@ -426,7 +429,7 @@ func (m *Meter) endpoints(now time.Time) []*proxypb.Endpoints {
 }
 
 func (p peers) message() *proxypb.Peers {
-	out := &proxypb.Peers{Direction: direction(p.direction), Service: p.service, Workload: p.workload, Other: p.other}
+	out := &proxypb.Peers{Direction: direction(p.direction), Service: p.service, Workload: p.workload, Namespace: p.namespace, Other: p.other}
 	if p.client.IsValid() {
 		out.Client = p.client.String()
 	}

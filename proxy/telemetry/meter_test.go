@@ -171,7 +171,7 @@ func TestARequestThatGoesToAnotherEndpointGoesOnThere(t *testing.T) {
 	if len(open) != 1 || open[0].GetRequests() != 1 || open[0].GetPeers().GetWorkload() != "shop/back-v2" {
 		t.Errorf("%v", open)
 	}
-	in := r.Inbound()
+	in := r.Inbound(authz.Identity{})
 	m.End(r)
 	m.End(in) // the other side of a call to its own pod, which was never begun
 	if open := m.Last().GetOpen(); open != nil {
@@ -267,7 +267,7 @@ func TestADecisionIsCountedOnce(t *testing.T) {
 	if got := counted(); len(got) != 0 {
 		t.Errorf("without policies, or at the caller: %v", got)
 	}
-	m.End(handedOver.Inbound())
+	m.End(handedOver.Inbound(authz.Identity{}))
 	if got := counted(); got["10.0.0.9 shop/a DENY"] != 1 {
 		t.Errorf("%v", got)
 	}
@@ -338,5 +338,29 @@ func TestBucketsHaveTheirValues(t *testing.T) {
 	m := h.message()
 	if m.GetZero() != 1 || len(m.GetNativeCounts()) != 2 || m.GetNativeCounts()[1] != 2 || m.GetNativeIndexes()[0] > m.GetNativeIndexes()[1] {
 		t.Errorf("%v", m)
+	}
+}
+
+// TestACallersNamespaceIsThatOfItsIdentity, and what two proxies speak is told apart.
+func TestACallersNamespaceIsThatOfItsIdentity(t *testing.T) {
+	m := NewMeter(nothing)
+	shown := &Record{
+		Direction: listen.Inbound, Protocol: "HTTP/2", Status: 200, Peer: "spiffe://cluster.test/ns/shop/sa/front", PeerNamespace: "shop", Secure: true,
+		Authorization: authz.Decision{Allowed: true, Policy: "shop/p"}, decided: uncounted,
+	}
+	m.Begin(shown)
+	m.End(shown)
+	m.End(&Record{Direction: listen.Inbound, Protocol: "HTTP/2", Status: 200})
+	m.End(&Record{Direction: listen.Outbound, Protocol: "HTTP/2", Status: 200, Service: "shop/back", Secure: true})
+	message := m.Take()
+	got := map[string]int{}
+	for _, x := range message.GetTraffic() {
+		got[fmt.Sprintf("%v %s %v", x.GetPeers().GetDirection(), x.GetPeers().GetNamespace(), x.GetMutualTls())] += requests(&proxypb.Metrics{Traffic: []*proxypb.Traffic{x}})
+	}
+	if diff := cmp.Diff(map[string]int{"INBOUND shop true": 1, "INBOUND  false": 1, "OUTBOUND  true": 1}, got); diff != "" {
+		t.Error(diff)
+	}
+	if d := message.GetDecisions(); len(d) != 1 || d[0].GetPeers().GetNamespace() != "shop" {
+		t.Errorf("decisions %v", d)
 	}
 }

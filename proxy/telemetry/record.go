@@ -25,6 +25,12 @@ type Record struct {
 	UpstreamLocal netip.AddrPort // the proxy's own end of that connection
 	Pod, Workload string         // the upstream's, "namespace/name"
 
+	// Peer is the SPIFFE ID that was shown: inbound the caller's, outbound the endpoint's;
+	// of an inbound one with its namespace. Empty: it has shown none.
+	Peer, PeerNamespace string
+	Secure              bool          // between two proxies, with TLS
+	TLS                 time.Duration // handshake with the peer, if it was for this; outbound a part of Connect
+
 	Reason         reason.Reason
 	Detail         string // of the reason
 	Sent, Received uint64 // bytes towards and from the upstream
@@ -69,10 +75,13 @@ func (r *Record) Decide(d authz.Decision) { r.Authorization, r.decided = d, unco
 // SetTrace notes the span that the request was sent in.
 func (r *Record) SetTrace(c trace.Context) { r.Trace, r.Span = c.Trace, c.Span }
 
-// Inbound is the record of the other side, where both are in this very pod.
-func (r *Record) Inbound() *Record {
+// Inbound is the record of the other side, where both are in this very pod, which is
+// own's.
+func (r *Record) Inbound(own authz.Identity) *Record {
 	in := *r
 	in.Direction, in.Server = listen.Inbound, r.Upstream
+	in.Peer, in.PeerNamespace = own.String(), own.Namespace
+	in.TLS = 0
 	in.open = nil
 	return &in
 }
@@ -98,6 +107,7 @@ func (r *Record) fill(out *proxypb.AccessLog, text *addresses) {
 		FirstByteNanos: r.FirstByte.Nanoseconds(), GRPCStatus: r.GRPCStatus, TraceID: r.Trace, SpanID: r.Span,
 		RequestBodyBytes: r.RequestBody, ResponseBodyBytes: r.ResponseBody,
 		Policy: r.Authorization.Policy, Audited: strings.Join(r.Authorization.Audited, ","),
+		PeerIdentity: r.Peer, TLSNanos: r.TLS.Nanoseconds(),
 	}
 }
 

@@ -55,8 +55,9 @@ type Conn struct {
 	Local, Remote netip.AddrPort
 	// Secure is what its bytes go through; nil: they go as they are. Trust is the number
 	// of the roots under which it was made. Set them before anybody else has the Conn.
-	Secure *mtls.Conn
-	Trust  uint64
+	Secure    *mtls.Conn
+	Handshake time.Duration // Secure's
+	Trust     uint64
 	// OnClose is called once, when it is closed; nil: nobody is interested. Set it
 	// before anybody else has the Conn.
 	OnClose func()
