@@ -28,6 +28,7 @@ func openView(f flags, log *slog.Logger) (*view, error) {
 	}
 	v := &view{store: cluster.NewStore(), options: options}
 	v.store.Options = options
+	v.store.Root = f.namespace
 	if f.manifests != "" {
 		v.recorder = &cluster.Recorder{Log: log}
 		v.run = func(ctx context.Context) error { return cluster.RunDir(ctx, v.store, f.manifests, log) }

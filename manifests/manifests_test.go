@@ -222,7 +222,7 @@ func TestPolicies(t *testing.T) {
 	// for certificates of one signer.
 	want := []string{
 		"weir-agent: events", "weir-agent: pods/status", "weir-agent: certificatesigningrequests",
-		"weir-controller: nodes", "weir-controller: httproutes/status, grpcroutes/status, tcproutes/status", "weir-controller: trafficpolicies/status, authorizationpolicies/status",
+		"weir-controller: nodes", "weir-controller: httproutes/status, grpcroutes/status, tcproutes/status", "weir-controller: trafficpolicies/status, authorizationpolicies/status, peerauthentications/status",
 		"weir-controller: secrets, configmaps", "weir-controller: clustertrustbundles",
 	}
 	if diff := cmp.Diff(want, narrowed); diff != "" {

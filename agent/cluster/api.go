@@ -28,8 +28,8 @@ import (
 //
 // It needs, cluster-wide: list and watch on pods, namespaces, services, nodes,
 // endpointslices.discovery.k8s.io, httproutes, grpcroutes and
-// tcproutes.gateway.networking.k8s.io and trafficpolicies and
-// authorizationpolicies.policy.weirmesh.io; get on pods and namespaces; create and patch
+// tcproutes.gateway.networking.k8s.io and trafficpolicies,
+// authorizationpolicies and peerauthentications.policy.weirmesh.io; get on pods and namespaces; create and patch
 // on events. For certificates: patch on pods/status, create and get on
 // certificatesigningrequests.certificates.k8s.io, list and watch on the ClusterTrustBundle
 // and the ConfigMap of the roots.
@@ -168,6 +168,7 @@ func RunAPI(ctx context.Context, s *Store, api *API, lastGood LastGood) error {
 		}),
 		watchPolicies(api, s),
 		watchAuthz(api, s),
+		watchPeerAuth(api, s),
 	}
 	var pending atomic.Int32
 	pending.Store(int32(len(watches)))
@@ -218,6 +219,17 @@ func watchAuthz(api *API, s *Store) func(ctx context.Context, synced func()) {
 			synced()
 		}
 		FollowServed(ctx, api.log, kindAuthz, absent, authzVersion(api, s, synced))
+	}
+}
+
+// watchPeerAuth is watchPolicies, of PeerAuthentications.
+func watchPeerAuth(api *API, s *Store) func(ctx context.Context, synced func()) {
+	return func(ctx context.Context, synced func()) {
+		absent := func() {
+			s.replacePeerAuth(map[key]model.PeerAuthentication{})
+			synced()
+		}
+		FollowServed(ctx, api.log, kindPeerAuth, absent, peerAuthVersion(api, s, synced))
 	}
 }
 

@@ -59,6 +59,7 @@ type kept struct {
 	Route     *model.Route               `json:",omitempty"`
 	Policy    *model.TrafficPolicy       `json:",omitempty"`
 	Authz     *model.AuthorizationPolicy `json:",omitempty"`
+	PeerAuth  *model.PeerAuthentication  `json:",omitempty"`
 	Zone      string                     `json:",omitempty"`
 }
 
@@ -151,6 +152,9 @@ func (s *Store) fallBack(v view) bool {
 	if !s.listed[kindAuthz] {
 		s.view.authz = v.authz
 	}
+	if !s.listed[kindPeerAuth] {
+		s.view.peerAuth = v.peerAuth
+	}
 	s.touchAll()
 	s.wake()
 	s.markUsable()
@@ -162,7 +166,7 @@ func (s *Store) fallBack(v view) bool {
 func (s *Store) copy() []kept {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	n := len(s.view.pods) + len(s.view.peers) + len(s.view.namespaces) + len(s.view.services) + len(s.view.slices) + len(s.view.routes) + len(s.view.policies) + len(s.view.authz) + 1
+	n := len(s.view.pods) + len(s.view.peers) + len(s.view.namespaces) + len(s.view.services) + len(s.view.slices) + len(s.view.routes) + len(s.view.policies) + len(s.view.authz) + len(s.view.peerAuth) + 1
 	out := make([]kept, 0, n)
 	for _, p := range s.view.pods {
 		pod := p.expand()
@@ -188,6 +192,9 @@ func (s *Store) copy() []kept {
 	}
 	for _, p := range s.view.authz {
 		out = append(out, kept{Authz: &p})
+	}
+	for _, p := range s.view.peerAuth {
+		out = append(out, kept{PeerAuth: &p})
 	}
 	if s.view.zone != "" {
 		out = append(out, kept{Zone: s.view.zone})
@@ -296,5 +303,7 @@ func (v view) add(r kept) {
 		v.policies[policyKey(*r.Policy)] = *r.Policy
 	case r.Authz != nil:
 		v.authz[authzKey(*r.Authz)] = *r.Authz
+	case r.PeerAuth != nil:
+		v.peerAuth[peerAuthKey(*r.PeerAuth)] = *r.PeerAuth
 	}
 }

@@ -29,7 +29,7 @@ import (
 
 // manifestKinds is what a manifest may hold, in words.
 const manifestKinds = "Pod, Namespace and Service (v1), EndpointSlice (discovery.k8s.io/v1), " +
-	"HTTPRoute, GRPCRoute and TCPRoute (gateway.networking.k8s.io/v1), TrafficPolicy and AuthorizationPolicy (policy.weirmesh.io/v1alpha1)"
+	"HTTPRoute, GRPCRoute and TCPRoute (gateway.networking.k8s.io/v1), TrafficPolicy, AuthorizationPolicy and PeerAuthentication (policy.weirmesh.io/v1alpha1)"
 
 // manifests collects the documents of a directory into a view.
 type manifests struct {
@@ -158,6 +158,13 @@ func (m *manifests) document(where string, doc []byte) error {
 			}
 			return AuthorizationPolicy(p)
 		}, m.view.authz, authzKey)
+	case *v1alpha1.PeerAuthentication:
+		return add(m, where, gvk.Kind, o, func(p *v1alpha1.PeerAuthentication) (model.PeerAuthentication, error) {
+			if err := validateDocument(doc); err != nil {
+				return model.PeerAuthentication{}, err
+			}
+			return PeerAuthentication(p)
+		}, m.view.peerAuth, peerAuthKey)
 	}
 	return fmt.Errorf("%s: not a kind for a manifest, which holds %s", gvk.Kind, manifestKinds)
 }

@@ -22,8 +22,9 @@ const (
 	kindTCPRoutes  = "tcproutes"
 	kindPolicies   = v1alpha1.TrafficPolicyResource
 	kindAuthz      = v1alpha1.AuthorizationPolicyResource
+	kindPeerAuth   = v1alpha1.PeerAuthenticationResource
 
-	kinds = 11
+	kinds = 12
 )
 
 // routeKinds are the kinds of routes, each a list of its own.
@@ -408,6 +409,32 @@ func (s *Store) replaceAuthz(policies map[key]model.AuthorizationPolicy) {
 	s.listed[kindAuthz] = true
 	if !same(s.view.authz, policies) {
 		s.view.authz = policies
+		s.signal()
+	}
+}
+
+func (s *Store) setPeerAuth(p model.PeerAuthentication) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if set(s.view.peerAuth, peerAuthKey(p), p) {
+		s.signal()
+	}
+}
+
+func (s *Store) dropPeerAuth(k key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if drop(s.view.peerAuth, k) {
+		s.signal()
+	}
+}
+
+func (s *Store) replacePeerAuth(policies map[key]model.PeerAuthentication) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listed[kindPeerAuth] = true
+	if !same(s.view.peerAuth, policies) {
+		s.view.peerAuth = policies
 		s.signal()
 	}
 }

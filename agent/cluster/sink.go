@@ -85,6 +85,10 @@ func authzSink(s *Store) sink[*v1alpha1.AuthorizationPolicy] {
 	return newSink(closedPolicy, authzKey, s.setAuthz, s.dropAuthz, s.replaceAuthz)
 }
 
+func peerAuthSink(s *Store) sink[*v1alpha1.PeerAuthentication] {
+	return newSink(closedPeers, peerAuthKey, s.setPeerAuth, s.dropPeerAuth, s.replacePeerAuth)
+}
+
 func podKey(p compactPod) key               { return key{p.pod.Namespace, p.pod.Name} }
 func peerKey(p *model.Peer) key             { return key{p.Namespace, p.Name} }
 func namespaceKey(n model.Namespace) string { return n.Name }
@@ -93,7 +97,8 @@ func sliceKey(s model.EndpointSlice) key    { return key{s.Namespace, s.Name} }
 func keyOfRoute(r model.Route) routeKey     { return routeKey{r.Kind, key{r.Namespace, r.Name}} }
 func policyKey(p model.TrafficPolicy) key   { return key{p.Namespace, p.Name} }
 
-func authzKey(p model.AuthorizationPolicy) key { return key{p.Namespace, p.Name} }
+func authzKey(p model.AuthorizationPolicy) key   { return key{p.Namespace, p.Name} }
+func peerAuthKey(p model.PeerAuthentication) key { return key{p.Namespace, p.Name} }
 
 // The strip functions drop from an object what its conversion does not read.
 

@@ -49,6 +49,7 @@ type view struct {
 	routes     map[routeKey]model.Route
 	policies   map[key]model.TrafficPolicy
 	authz      map[key]model.AuthorizationPolicy
+	peerAuth   map[key]model.PeerAuthentication
 	zone       string // of this node
 }
 
@@ -62,6 +63,7 @@ func newView() view {
 		routes:     map[routeKey]model.Route{},
 		policies:   map[key]model.TrafficPolicy{},
 		authz:      map[key]model.AuthorizationPolicy{},
+		peerAuth:   map[key]model.PeerAuthentication{},
 	}
 }
 
@@ -71,6 +73,10 @@ type lookupFunc func(ctx context.Context, namespace, name string) (model.Pod, mo
 // Store is the view of the cluster in memory. Its methods are safe for use by
 // many goroutines; it has one source. Use NewStore.
 type Store struct {
+	// Root is Weir's own namespace, whose PeerAuthentications without selector are the
+	// whole mesh's. Set it before there is a source.
+	Root string
+
 	changed   chan struct{} // see Changed
 	podsOther chan struct{} // see PodsChanged
 	published chan struct{} // receives after changes of pods, those of Captured too; for the Publisher
@@ -253,12 +259,27 @@ func (s *Store) Inbound(addrs []netip.Addr) (map[uint16]*route.Policy, []model.G
 func (s *Store) Authorization(namespace, name, uid string, labels map[string]string) ([]authz.Policy, []model.Governing) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	return decide.Authorization(namespace, s.labels(namespace, name, uid, labels), slices.Collect(maps.Values(s.view.authz)))
+}
+
+// Peers is what is demanded of the callers of a pod of this node, on any port and by port
+// where that is something else, and which policies say so (decide.Peers). Labels are as for
+// Authorization.
+func (s *Store) Peers(namespace, name, uid string, labels map[string]string) (route.PeerMode, map[uint16]route.PeerMode, []model.Governing) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return decide.Peers(s.Root, namespace, s.labels(namespace, name, uid, labels), slices.Collect(maps.Values(s.view.peerAuth)))
+}
+
+// labels are those of a pod of this node, or else those that are given; the caller holds
+// mu.
+func (s *Store) labels(namespace, name, uid string, otherwise map[string]string) map[string]string {
 	if c, ok := s.view.pods[key{namespace, name}]; ok {
 		if pod := c.expand(); pod.HasUID(uid) {
-			labels = pod.KnownLabels()
+			return pod.KnownLabels()
 		}
 	}
-	return decide.Authorization(namespace, labels, slices.Collect(maps.Values(s.view.authz)))
+	return otherwise
 }
 
 // destination is Destination; the caller holds mu.
@@ -288,7 +309,7 @@ func (s *Store) destination(addr netip.AddrPort, clientNamespace string) (route.
 func (s *Store) Known() map[string]int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	out := make(map[string]int64, len(s.view.routes)+len(s.view.policies)+len(s.view.authz))
+	out := make(map[string]int64, len(s.view.routes)+len(s.view.policies)+len(s.view.authz)+len(s.view.peerAuth))
 	for _, r := range s.view.routes {
 		out[r.FullName()] = r.Generation
 	}
@@ -296,6 +317,9 @@ func (s *Store) Known() map[string]int64 {
 		out[p.FullName()] = p.Generation
 	}
 	for _, p := range s.view.authz {
+		out[p.FullName()] = p.Generation
+	}
+	for _, p := range s.view.peerAuth {
 		out[p.FullName()] = p.Generation
 	}
 	return out

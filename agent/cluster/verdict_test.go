@@ -104,8 +104,8 @@ type breach struct {
 }
 
 // companions are limits that are not broken without another: an expression does not
-// like it either, or does not find the field that it is about.
-var companions = regexp.MustCompile(`Required value|\.(type|protocol|operator): Unsupported value|allowMethods: Too many|must not contain '#'|type must be one of`)
+// like it either, or does not find the field that it is about, or there are two of one key.
+var companions = regexp.MustCompile(`Required value|\.(type|protocol|operator): Unsupported value|allowMethods: Too many|^spec\.ports: Too many|must not contain '#'|type must be one of`)
 
 // has is about a path and what is said of it: "spec.rules: Too many". What is said
 // with something else may have been refused for that.

@@ -99,6 +99,12 @@ func authzVersion(api *API, s *Store, synced func()) Version {
 	return VersionOf(api.policies, api.log, kindAuthz, &v1alpha1.AuthorizationPolicy{}, api.policies.AuthorizationPolicies(metav1.NamespaceAll), feed)
 }
 
+// peerAuthVersion is the version of PeerAuthentication for the Store.
+func peerAuthVersion(api *API, s *Store, synced func()) Version {
+	feed := newFeed(api, kindPeerAuth, func(p *v1alpha1.PeerAuthentication) { dropManagedFields(p) }, peerAuthSink(s), synced)
+	return VersionOf(api.policies, api.log, kindPeerAuth, &v1alpha1.PeerAuthentication{}, api.policies.PeerAuthentications(metav1.NamespaceAll), feed)
+}
+
 // feed is the store a reflector writes to. It passes on to a sink.
 type feed[O Object] struct {
 	sink   sink[O]

@@ -13,10 +13,11 @@ import (
 	"github.com/weirmesh/weir/agent/decide"
 )
 
-// authzObject is what is known of an AuthorizationPolicy.
+// authzObject is what is known of an AuthorizationPolicy or a PeerAuthentication.
 type authzObject struct {
-	namespace, name string
+	kind, namespace, name string
 
+	closes     string // what comes of it if it could not be read
 	unread     error  // why it is not in force as it stands, if it is not
 	version    string // resourceVersion
 	generation int64
@@ -25,19 +26,31 @@ type authzObject struct {
 
 func toAuthz(p *v1alpha1.AuthorizationPolicy) authzObject {
 	out := authzObject{
-		namespace: p.Namespace, name: p.Name, version: p.ResourceVersion, generation: p.Generation, conditions: p.Status.Conditions,
+		kind: "AuthorizationPolicy", namespace: p.Namespace, name: p.Name,
+		version: p.ResourceVersion, generation: p.Generation, conditions: p.Status.Conditions,
+		closes: "the pods that it selects refuse what it may be about",
 	}
 	_, out.unread = cluster.AuthorizationPolicy(p)
 	return out
 }
 
-// fullName is "AuthorizationPolicy/namespace/name".
-func (p authzObject) fullName() string { return "AuthorizationPolicy/" + p.namespace + "/" + p.name }
+func toPeerAuth(p *v1alpha1.PeerAuthentication) authzObject {
+	out := authzObject{
+		kind: "PeerAuthentication", namespace: p.Namespace, name: p.Name,
+		version: p.ResourceVersion, generation: p.Generation, conditions: p.Status.Conditions,
+		closes: "the pods that it may be about refuse plaintext",
+	}
+	_, out.unread = cluster.PeerAuthentication(p)
+	return out
+}
+
+// fullName is as in "AuthorizationPolicy/namespace/name".
+func (p authzObject) fullName() string { return p.kind + "/" + p.namespace + "/" + p.name }
 
 // accepted judges a policy. It needs nothing else that is there.
 func (p authzObject) accepted() decide.Condition {
 	if p.unread != nil { // a value that its CRD should not let pass
-		return decide.Condition{Reason: decide.Invalid, Message: p.unread.Error() + "; until that is right, the pods that it selects refuse what it may be about"}
+		return decide.Condition{Reason: decide.Invalid, Message: p.unread.Error() + "; until that is right, " + p.closes}
 	}
 	return decide.Condition{True: true, Reason: decide.Accepted}
 }

@@ -101,3 +101,33 @@ func TestTheLeaderWritesTheStatusOfAuthorization(t *testing.T) {
 		}
 	})
 }
+
+func TestTheLeaderWritesTheStatusOfPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		strict, unknown := v1alpha1.Strict, v1alpha1.PeerMode("Off")
+		peers := func(name string, mode *v1alpha1.PeerMode) *v1alpha1.PeerAuthentication {
+			p := &v1alpha1.PeerAuthentication{}
+			p.Namespace, p.Name, p.Generation, p.Spec.Mode = "shop", name, 3, mode
+			return p
+		}
+		policies := policyfake.New(peers("good", &strict), peers("bad", &unknown))
+		startReplicaOf(t, clients{fake.NewClientset(), gatewayfake.NewClientset(), policies}, "a")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		list, err := policies.PeerAuthentications("").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, p := range list.Items {
+			got[p.Name] = inWords(p.Status.Conditions)
+			const want = "spec.mode: Off is none of [Permissive Strict Disable]; until that is right, the pods that it may be about refuse plaintext"
+			if c := p.Status.Conditions; p.Name == "bad" && c[0].Message != want {
+				t.Errorf("it says %q", c[0].Message)
+			}
+		}
+		if diff := cmp.Diff(map[string]string{"good": "Accepted=True/Accepted@3", "bad": "Accepted=False/Invalid@3"}, got); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+	})
+}

@@ -23,6 +23,7 @@ type routeWatches struct {
 	routes   map[route.Kind]*kept[cluster.Object, routeObject]
 	policies *kept[*v1alpha1.TrafficPolicy, policyObject]
 	authz    *kept[*v1alpha1.AuthorizationPolicy, authzObject]
+	peerAuth *kept[*v1alpha1.PeerAuthentication, authzObject]
 	changed  chan struct{} // one waiting change, or round of the census, stands for all
 }
 
@@ -42,7 +43,8 @@ type routeObject struct {
 
 func newRouteWatches() *routeWatches {
 	w := &routeWatches{changed: make(chan struct{}, 1)}
-	w.services, w.policies, w.authz = newKept(toService, w.change), newKept(toPolicy, w.change), newKept(toAuthz, w.change)
+	w.services, w.policies = newKept(toService, w.change), newKept(toPolicy, w.change)
+	w.authz, w.peerAuth = newKept(toAuthz, w.change), newKept(toPeerAuth, w.change)
 	w.routes = map[route.Kind]*kept[cluster.Object, routeObject]{}
 	for _, k := range []route.Kind{route.HTTPRoute, route.GRPCRoute, route.TCPRoute} {
 		w.routes[k] = newKept(toRoute, w.change)
@@ -115,6 +117,12 @@ func (w *routeWatches) follow(ctx context.Context, group *sync.WaitGroup, c clie
 		cluster.FollowServed(ctx, log, name, absent,
 			cluster.VersionOf(c.policies, log, name, &v1alpha1.AuthorizationPolicy{}, c.policies.AuthorizationPolicies(""), w.authz))
 	})
+	group.Go(func() {
+		const name = v1alpha1.PeerAuthenticationResource
+		absent := func() { _ = w.peerAuth.Replace(nil, "") } // as below
+		cluster.FollowServed(ctx, log, name, absent,
+			cluster.VersionOf(c.policies, log, name, &v1alpha1.PeerAuthentication{}, c.policies.PeerAuthentications(""), w.peerAuth))
+	})
 	served := func(name string, k route.Kind, versions ...cluster.Version) {
 		absent := func() { _ = w.routes[k].Replace(nil, "") } // of nothing, nothing is of the wrong type
 		group.Go(func() { cluster.FollowServed(ctx, log, name, absent, versions...) })
@@ -135,12 +143,12 @@ func (w *routeWatches) synced() bool {
 			return false
 		}
 	}
-	return w.services.done() && w.policies.done() && w.authz.done()
+	return w.services.done() && w.policies.done() && w.authz.done() && w.peerAuth.done()
 }
 
 // waitSynced returns when synced is true, or an error with ctx.
 func (w *routeWatches) waitSynced(ctx context.Context) error {
-	first := []chan struct{}{w.services.synced, w.policies.synced, w.authz.synced}
+	first := []chan struct{}{w.services.synced, w.policies.synced, w.authz.synced, w.peerAuth.synced}
 	for _, k := range w.routes {
 		first = append(first, k.synced)
 	}
@@ -178,7 +186,7 @@ func (w *routeWatches) view() routeView {
 			v.byTarget[id] = append(v.byTarget[id], p.policy)
 		}
 	}
-	v.authz = slices.Collect(w.authz.each)
+	v.authz = slices.AppendSeq(slices.Collect(w.authz.each), w.peerAuth.each)
 	return v
 }
 

@@ -78,7 +78,7 @@ func (s *statusWriter) once(ctx context.Context) bool {
 		if differs {
 			patch, err := statusPatch(p.version, "conditions", conditions)
 			if err == nil {
-				_, err = s.policies.AuthorizationPolicies(p.namespace).Patch(ctx, p.name, patchKind, patch, patchOptions, statusPart)
+				err = s.patchAuthz(ctx, p, patch)
 			}
 			done = s.written(ctx, p.fullName(), err) && done
 		}
@@ -87,6 +87,16 @@ func (s *statusWriter) once(ctx context.Context) bool {
 		s.census.want()
 	}
 	return done
+}
+
+func (s *statusWriter) patchAuthz(ctx context.Context, p authzObject, patch []byte) error {
+	var err error
+	if p.kind == "PeerAuthentication" {
+		_, err = s.policies.PeerAuthentications(p.namespace).Patch(ctx, p.name, patchKind, patch, patchOptions, statusPart)
+	} else {
+		_, err = s.policies.AuthorizationPolicies(p.namespace).Patch(ctx, p.name, patchKind, patch, patchOptions, statusPart)
+	}
+	return err
 }
 
 // tally is what the census found last; nil if there is none yet.

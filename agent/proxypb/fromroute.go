@@ -161,3 +161,15 @@ func each[A, B any](in []A, f func(A) B) []B {
 	}
 	return out
 }
+
+// FromPeers is the inverse of ToPeers.
+func FromPeers(mode route.PeerMode, byPort map[uint16]route.PeerMode) (PeerMode, map[uint32]PeerMode) {
+	var out map[uint32]PeerMode
+	for port, m := range byPort {
+		if out == nil {
+			out = map[uint32]PeerMode{}
+		}
+		out[uint32(port)] = PeerMode(m)
+	}
+	return PeerMode(mode), out
+}

@@ -225,6 +225,35 @@ func TestWhoMayCallIsToldAndProgrammed(t *testing.T) {
 	is("acknowledged", model.Use{Generation: 2, Proxies: 1, Acknowledged: 1})
 }
 
+// TestWhatIsDemandedOfCallersIsToldAndProgrammed is the same of a PeerAuthentication.
+func TestWhatIsDemandedOfCallersIsToldAndProgrammed(t *testing.T) {
+	s := start(t)
+	close(s.synced)
+	p := s.stream()
+	s.view.mu.Lock()
+	s.view.demanded = map[uint16]route.PeerMode{80: route.Strict, 81: route.Disable}
+	s.view.demanding = []model.Governing{{Object: "PeerAuthentication/shop/p", Generation: 1}}
+	s.view.routes = s.view.demanding
+	s.view.mu.Unlock()
+	p.subscribe(map[string]string{proxypb.ProxyResource: ""})
+	u := p.update()
+	mode, byPort, err := u.GetResources()[0].GetProxy().ToPeers()
+	if err != nil || mode != route.Permissive || !cmp.Equal(byPort, s.view.demanded) {
+		t.Errorf("it is told %d %v, %v", mode, byPort, err)
+	}
+	p.ack(u)
+	want := []model.Use{{Object: "PeerAuthentication/shop/p", Generation: 1, Proxies: 1, Acknowledged: 1}}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		got := s.pusher.Programmed().Uses
+		if cmp.Equal(got, want) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v", got)
+		}
+	}
+}
+
 // TestAProxyThatDoesNotAnswerIsCounted: it serves what it has, and the route is not
 // everywhere.
 func TestAProxyThatDoesNotAnswerIsCounted(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -44,6 +45,9 @@ type View interface {
 	// Authorization are the policies that govern a pod, and which these are. Labels are
 	// those that it had when it was captured, nil if they are not known.
 	Authorization(namespace, name, uid string, labels map[string]string) ([]authz.Policy, []model.Governing)
+	// Peers is what is demanded of the callers of a pod, on any port and by port where that
+	// is something else, and which policies say so. Labels are as for Authorization.
+	Peers(namespace, name, uid string, labels map[string]string) (route.PeerMode, map[uint16]route.PeerMode, []model.Governing)
 	// Revision is another whenever Destination may be another, and never 0.
 	Revision(addr netip.AddrPort) uint64
 	// Known are all routes and policies, by their full name, with their generation.
@@ -260,7 +264,9 @@ func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, [
 		a := i.Attachment
 		policies, authorizing := p.View.Authorization(a.PodNamespace, a.PodName, a.PodUID, a.PodLabels)
 		config.Authorization = proxypb.FromAuthorization(p.TrustDomain, policies)
-		governing = append(governing, authorizing...)
+		mode, byPort, demanding := p.View.Peers(a.PodNamespace, a.PodName, a.PodUID, a.PodLabels)
+		config.Peers, config.PeersByPort = proxypb.FromPeers(mode, byPort)
+		governing = slices.Concat(governing, authorizing, demanding)
 		r.Body = &proxypb.Resource_Proxy{Proxy: config}
 	default:
 		addr, err := proxypb.ParseDestinationName(name)

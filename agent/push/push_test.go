@@ -43,6 +43,8 @@ type fakeView struct {
 
 	policies    []authz.Policy // that govern every pod
 	authorizing []model.Governing
+	demanded    map[uint16]route.PeerMode // of the callers of every pod
+	demanding   []model.Governing
 
 	computed int // how often Destination was called
 }
@@ -69,6 +71,13 @@ func (v *fakeView) Authorization(string, string, string, map[string]string) ([]a
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.policies, v.authorizing
+}
+
+// Peers implements View: the same.
+func (v *fakeView) Peers(string, string, string, map[string]string) (route.PeerMode, map[uint16]route.PeerMode, []model.Governing) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return route.Permissive, v.demanded, v.demanding
 }
 
 func (v *fakeView) Known() map[string]int64 {

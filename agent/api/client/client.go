@@ -24,6 +24,8 @@ type Interface interface {
 	TrafficPolicies(namespace string) TrafficPolicies
 	// AuthorizationPolicies are the same.
 	AuthorizationPolicies(namespace string) AuthorizationPolicies
+	// PeerAuthentications are the same.
+	PeerAuthentications(namespace string) PeerAuthentications
 }
 
 // TrafficPolicies is what agents and the controller do with them. Errors are those
@@ -39,6 +41,13 @@ type AuthorizationPolicies interface {
 	List(ctx context.Context, opts metav1.ListOptions) (*v1alpha1.AuthorizationPolicyList, error)
 	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
 	Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (*v1alpha1.AuthorizationPolicy, error)
+}
+
+// PeerAuthentications is TrafficPolicies, of that kind.
+type PeerAuthentications interface {
+	List(ctx context.Context, opts metav1.ListOptions) (*v1alpha1.PeerAuthenticationList, error)
+	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
+	Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (*v1alpha1.PeerAuthentication, error)
 }
 
 // Scheme knows Weir's kinds. Its error is v1alpha1.Install's.
@@ -78,4 +87,10 @@ func (c client) AuthorizationPolicies(namespace string) AuthorizationPolicies {
 	return gentype.NewClientWithList(v1alpha1.AuthorizationPolicyResource, c.server, c.parameters, namespace,
 		func() *v1alpha1.AuthorizationPolicy { return &v1alpha1.AuthorizationPolicy{} },
 		func() *v1alpha1.AuthorizationPolicyList { return &v1alpha1.AuthorizationPolicyList{} })
+}
+
+func (c client) PeerAuthentications(namespace string) PeerAuthentications {
+	return gentype.NewClientWithList(v1alpha1.PeerAuthenticationResource, c.server, c.parameters, namespace,
+		func() *v1alpha1.PeerAuthentication { return &v1alpha1.PeerAuthentication{} },
+		func() *v1alpha1.PeerAuthenticationList { return &v1alpha1.PeerAuthenticationList{} })
 }

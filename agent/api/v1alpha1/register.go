@@ -13,12 +13,14 @@ var GroupVersion = schema.GroupVersion{Group: "policy.weirmesh.io", Version: "v1
 const (
 	TrafficPolicyResource       = "trafficpolicies"
 	AuthorizationPolicyResource = "authorizationpolicies"
+	PeerAuthenticationResource  = "peerauthentications"
 )
 
 // Install adds the kinds to a scheme. Its error is one that only a kind of the same
 // name could cause.
 func Install(scheme *runtime.Scheme) error {
-	scheme.AddKnownTypes(GroupVersion, &TrafficPolicy{}, &TrafficPolicyList{}, &AuthorizationPolicy{}, &AuthorizationPolicyList{})
+	scheme.AddKnownTypes(GroupVersion, &TrafficPolicy{}, &TrafficPolicyList{}, &AuthorizationPolicy{}, &AuthorizationPolicyList{},
+		&PeerAuthentication{}, &PeerAuthenticationList{})
 	metav1.AddToGroupVersion(scheme, GroupVersion)
 	return nil
 }

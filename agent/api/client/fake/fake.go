@@ -93,3 +93,23 @@ func (c *Client) Authorizations(namespace string) *gentype.FakeClientWithList[*v
 			l.Items = gentype.FromPointerSlice(items)
 		})
 }
+
+// PeerAuthentications are those of a namespace, or with "" of all.
+func (c *Client) PeerAuthentications(namespace string) client.PeerAuthentications {
+	return c.Peers(namespace)
+}
+
+// Peers is PeerAuthentications as Policies is TrafficPolicies.
+func (c *Client) Peers(namespace string) *gentype.FakeClientWithList[*v1alpha1.PeerAuthentication, *v1alpha1.PeerAuthenticationList] {
+	return gentype.NewFakeClientWithList(&c.Fake, namespace,
+		v1alpha1.GroupVersion.WithResource(v1alpha1.PeerAuthenticationResource), v1alpha1.GroupVersion.WithKind("PeerAuthentication"),
+		func() *v1alpha1.PeerAuthentication { return &v1alpha1.PeerAuthentication{} },
+		func() *v1alpha1.PeerAuthenticationList { return &v1alpha1.PeerAuthenticationList{} },
+		func(to, from *v1alpha1.PeerAuthenticationList) { to.ListMeta = from.ListMeta },
+		func(l *v1alpha1.PeerAuthenticationList) []*v1alpha1.PeerAuthentication {
+			return gentype.ToPointerSlice(l.Items)
+		},
+		func(l *v1alpha1.PeerAuthenticationList, items []*v1alpha1.PeerAuthentication) {
+			l.Items = gentype.FromPointerSlice(items)
+		})
+}
