@@ -300,7 +300,6 @@ func (h *http1Conn) open(ctx context.Context, endpoint route.Endpoint, picked pi
 		picked.done(balance.Unknown)
 		return nil, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 	}
-	_ = up.SetKeepAliveConfig(upstream.KeepAlive)
 	up.picked, up.shared, up.took = picked, picked.backend != nil, time.Since(began)
 	up.owner = place.owner
 	return up, nil

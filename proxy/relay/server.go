@@ -272,9 +272,6 @@ func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route
 		return err
 	}
 	r.begun(s)
-	if err := up.SetKeepAliveConfig(upstream.KeepAlive); err != nil {
-		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
-	}
 	end, err := newUpstreamConn(up)
 	if err != nil {
 		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}

@@ -179,7 +179,12 @@ func newSocket(addr, client netip.Addr) (*net.TCPConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return conn.(*net.TCPConn), nil
+	tcp := conn.(*net.TCPConn)
+	if err := tcp.SetKeepAliveConfig(KeepAlive); err != nil {
+		tcp.Close()
+		return nil, err
+	}
+	return tcp, nil
 }
 
 func (d *Dialer) connect(ctx context.Context, c *Conn) error {

@@ -62,8 +62,12 @@ func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
 		t.Errorf("the proxy was process %d, and is %d", proxy, now)
 	}
 	requests := func(service, code, reason string) string {
-		return fmt.Sprintf(`weir_http_requests_total{%s,code=%q,grpc_status="",protocol="http1",reason=%q,route="",tls="none"}`,
-			fromStarved("called", "shop", service), code, reason)
+		tls := "none" // of what went nowhere
+		if reason == "" {
+			tls = "mutual"
+		}
+		return fmt.Sprintf(`weir_http_requests_total{%s,code=%q,grpc_status="",protocol="http1",reason=%q,route="",tls=%q}`,
+			fromStarved("called", "shop", service), code, reason, tls)
 	}
 	grown(t, before, map[string]float64{
 		requests("scarce", "503", "overload"):           2,

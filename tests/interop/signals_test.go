@@ -97,9 +97,9 @@ func signalsOfGRPC(t *testing.T) {
 	}
 	for _, way := range []string{labels("outbound", "told-grpc"), labels("inbound", "unknown")} {
 		grown(t, before, map[string]float64{
-			"weir_http_requests_total{" + way + `,code="200",grpc_status="5",protocol="grpc",reason="",route="",tls="none"}`: 1,
-			"weir_http_request_duration_seconds_count{" + way + `,protocol="grpc",result="ok",route="",tls="none"}`:          1,
-			"weir_http_request_body_bytes_total{" + way + "}":                                                                float64(out.RequestBody),
+			"weir_http_requests_total{" + way + `,code="200",grpc_status="5",protocol="grpc",reason="",route="",tls="mutual"}`: 1,
+			"weir_http_request_duration_seconds_count{" + way + `,protocol="grpc",result="ok",route="",tls="mutual"}`:          1,
+			"weir_http_request_body_bytes_total{" + way + "}":                                                                  float64(out.RequestBody),
 		})
 	}
 
