@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -44,6 +45,12 @@ var version = "dev"
 // gcPercent is Go's GOGC where nobody sets that: a cluster's lists are large when they
 // come and small once they are kept, and memory is what an agent takes of its node.
 const gcPercent = 50
+
+// The first thread is main's alone. Elsewhere goroutines have threads enter other
+// namespaces, which end with them; this one the runtime would keep, and it is by its
+// namespaces that the process is known: a probe that is run in the agent's container
+// would look for its program on the host.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	if os.Getenv("GOGC") == "" {
