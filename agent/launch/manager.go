@@ -415,6 +415,13 @@ func (m *Manager) Change(id string, traffic Traffic) (Attachment, error) {
 	})
 }
 
+// Farewell says that an attachment will be released in a moment. Nothing happens to it
+// yet: others get to know that its pod is captured no longer.
+func (m *Manager) Farewell(id string) error {
+	_, err := m.update(id, func(st *Attachment) { st.Leaving = true })
+	return err
+}
+
 // Release lets a proxy end: it takes no new connections and exits with its last
 // one, and is not replaced; then Drained is called and the attachment ends. The
 // rules must turn nothing new aside any more.

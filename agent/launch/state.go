@@ -35,6 +35,7 @@ type Attachment struct {
 	ProxyUID     uint32
 	Generation   uint32 // of the newest proxy; its socket carries it
 	Committed    bool   // the rules are in place and the plugin knows
+	Leaving      bool   `json:"-"` // it will be released in a moment: others are to know
 	Released     bool   // nothing new is turned aside; the proxy ends with its last connection
 	BootID       string // namespaces do not outlive a boot
 }

@@ -55,6 +55,7 @@ func (l *Loop) releaseAll(ctx context.Context) int {
 	if len(tasks) == 0 {
 		return held
 	}
+	l.farewell(ctx, releases)
 	done, err := l.Proxies.Rules(ctx, tasks)
 	for i, r := range releases {
 		failed := err

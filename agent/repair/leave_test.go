@@ -40,6 +40,11 @@ func (n *node) change(id string, f func(*launch.Attachment)) {
 	}
 }
 
+func (n *node) Farewell(id string) error {
+	n.log = append(n.log, "farewell "+id)
+	return nil
+}
+
 func (n *node) Release(id string) error {
 	n.log = append(n.log, "proxy "+id)
 	n.change(id, func(a *launch.Attachment) { a.Released = true })
@@ -87,7 +92,7 @@ func TestLeaveLetsGoWhoIsCapturedAndWhoIsAboutToBe(t *testing.T) {
 			t.Errorf("%d draining, %v", draining, err)
 		}
 		// The rules first: a proxy that ends must not be dialled.
-		want := "release A, proxy a, release B, proxy b"
+		want := "farewell a, release A, proxy a, farewell b, release B, proxy b"
 		if got := strings.Join(n.log, ", "); got != want {
 			t.Errorf("%s, want %s", got, want)
 		}

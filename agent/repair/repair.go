@@ -45,6 +45,7 @@ type Proxies interface {
 	Commit(id string) error
 	Identify(id string, pod launch.Request) error
 	Change(id string, traffic launch.Traffic) (launch.Attachment, error)
+	Farewell(id string) error
 	Release(id string) error
 	End(id, ifname string)
 	Rules(context.Context, []launch.Task) ([]launch.Done, error)
@@ -63,7 +64,10 @@ type Loop struct {
 	Event func(pod model.Pod, eventType, reason, message string)
 	// Count counts what was done: op is "capture", "release" or "repair".
 	Count func(op string, err error)
-	Log   *slog.Logger
+	// Farewell is how long it takes until all who reach a pod have heard that it is
+	// captured no longer: until then they speak mTLS with it.
+	Farewell time.Duration
+	Log      *slog.Logger
 
 	mu   sync.Mutex        // held by a round, and by Leave
 	left bool              // Leave was called: there are no rounds any more
@@ -111,6 +115,7 @@ func (l *Loop) converge(ctx context.Context, pods []model.Pod) {
 	for _, c := range p.complaints {
 		l.complain(c)
 	}
+	l.farewell(ctx, p.release)
 	for _, r := range p.release {
 		l.release(ctx, r)
 	}
@@ -250,6 +255,20 @@ func (l *Loop) start(ctx context.Context, req launch.Request) (launch.Attachment
 		failed = err
 	}
 	return launch.Attachment{}, failed
+}
+
+// farewell has it said that these pods will be let go, and waits until it is heard.
+func (l *Loop) farewell(ctx context.Context, all []release) {
+	if len(all) == 0 {
+		return
+	}
+	for _, r := range all {
+		_ = l.Proxies.Farewell(r.attachment.ContainerID) // one that has ended is not released either
+	}
+	select {
+	case <-time.After(l.Farewell):
+	case <-ctx.Done():
+	}
 }
 
 // release lets one pod go. Its proxy ends with the last connection.
