@@ -42,7 +42,7 @@ func TrafficPolicy(p *v1alpha1.TrafficPolicy) (model.TrafficPolicy, error) {
 	if l := spec.RateLimit; l != nil {
 		policy.RateLimit = &route.RateLimit{
 			Requests: uint32(l.Count), Per: validDuration(&l.Interval), Burst: uint32(value(l.Burst, 0)),
-			PerClient: value(l.PerClient, false),
+			PerClient: value(l.PerClient, false), ByIdentity: value(l.ClientBy, v1alpha1.ByAddress) == v1alpha1.ByIdentity,
 		}
 	}
 	return out, nil
@@ -168,6 +168,10 @@ func validateTrafficPolicy(p *v1alpha1.TrafficPolicy) error {
 		v.number("spec.rateLimit.count", &l.Count, 1, maxCount)
 		v.period("spec.rateLimit.interval", &l.Interval, time.Millisecond, time.Hour)
 		v.number("spec.rateLimit.burst", l.Burst, 1, maxCount)
+		oneOf(v, "spec.rateLimit.clientBy", value(l.ClientBy, v1alpha1.ByAddress), []v1alpha1.ClientBy{v1alpha1.ByAddress, v1alpha1.ByIdentity})
+		if l.ClientBy != nil && !value(l.PerClient, false) {
+			v.fail("spec.rateLimit", "clientBy is about what perClient counts")
+		}
 	}
 	return v.err
 }

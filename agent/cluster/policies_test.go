@@ -183,6 +183,9 @@ func TestTheModelOfATrafficPolicy(t *testing.T) {
 		{"each caller counted by itself", "  rateLimit: {count: 5, interval: 1s, perClient: true}\n", route.Policy{
 			RateLimit: &route.RateLimit{Requests: 5, Per: time.Second, PerClient: true},
 		}},
+		{"each caller counted by its identity", "  rateLimit: {count: 5, interval: 1s, perClient: true, clientBy: Identity}\n", route.Policy{
+			RateLimit: &route.RateLimit{Requests: 5, Per: time.Second, PerClient: true, ByIdentity: true},
+		}},
 		{"retries as an HTTPRoute has them by default", "  retry: {}\n", route.Policy{
 			Retry: &route.Retry{Attempts: 1, Codes: []uint16{500, 502, 503, 504}, Backoff: 25 * time.Millisecond},
 		}},

@@ -88,6 +88,9 @@ func TestPoliciesThatAnAPIServerWouldRefuse(t *testing.T) {
 		{limit("count: 1, interval: 1ms"), limit("count: 1, interval: 0ms"), "spec.rateLimit.interval: 0ms is not between 1ms and 1h0m0s"},
 		{limit("count: 1, interval: 1s, burst: 1"), limit("count: 1, interval: 1s, burst: 0"), "spec.rateLimit.burst: 0 is not between 1 and 1000000"},
 		{limit("count: 1, interval: 1s, perClient: true"), limit("count: 1, interval: 1s, perAddress: true"), `unknown field "spec.rateLimit.perAddress"`},
+		{limit("count: 1, interval: 1s, perClient: true, clientBy: Identity"), limit("count: 1, interval: 1s, perClient: true, clientBy: Name"), "spec.rateLimit.clientBy: Name is none of [Address Identity]"},
+		{limit("count: 1, interval: 1s, perClient: true, clientBy: Address"), limit("count: 1, interval: 1s, clientBy: Identity"), "spec.rateLimit: clientBy is about what perClient counts"},
+		{limit("count: 1, interval: 1s, perClient: false"), limit("count: 1, interval: 1s, perClient: false, clientBy: Address"), "spec.rateLimit: clientBy is about what perClient counts"},
 		{limit("count: 1, interval: 1s, burst: 1000000"), limit("count: 1, interval: 1s, burst: 1000001"), "spec.rateLimit.burst: 1000001 is not between 1 and 1000000"},
 	}
 	targeted := func(spec string) string {

@@ -203,7 +203,7 @@ func TestPoliciesAreJudgedAsAnAPIServerDoes(t *testing.T) {
 	const rest = "outlierDetection: {consecutiveErrors: 5, baseEjectionTime: 1m, maxEjectionPercent: 10}, " +
 		"circuitBreaker: {maxConnections: 1, maxPendingRequests: 1, maxParallelRequests: 1, maxParallelRetries: 1}, " +
 		"retry: {attempts: 1, codes: [500], backoff: 1s}, retryConstraint: {budget: {percent: 20}}, timeouts: {request: 1s}, " +
-		"rateLimit: {count: 1, interval: 1s, burst: 1, perClient: true}"
+		"rateLimit: {count: 1, interval: 1s, burst: 1, perClient: true, clientBy: Identity}"
 	var documents []string
 	for _, balancer := range []string{
 		"type: LeastRequest, slowStart: {window: 1s}", "type: ConsistentHash, consistentHash: {type: SourceIP}",

@@ -136,7 +136,7 @@ func fromPolicy(p *route.Policy) *Policy {
 		Retry: fromRetry(p.Retry), RetryBudget: p.Budget, Timeout: int64(p.Timeout),
 	}
 	if l := p.RateLimit; l != nil {
-		out.RateLimit = &RateLimit{Requests: l.Requests, Per: int64(l.Per), Burst: l.Burst, PerClient: l.PerClient}
+		out.RateLimit = &RateLimit{Requests: l.Requests, Per: int64(l.Per), Burst: l.Burst, PerClient: l.PerClient, ByIdentity: l.ByIdentity}
 	}
 	return out
 }

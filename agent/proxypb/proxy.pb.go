@@ -3407,6 +3407,7 @@ type RateLimit struct {
 	Per           int64                  `protobuf:"varint,2,opt,name=per,proto3" json:"per,omitempty"`
 	Burst         uint32                 `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`
 	PerClient     bool                   `protobuf:"varint,4,opt,name=per_client,json=perClient,proto3" json:"per_client,omitempty"`
+	ByIdentity    bool                   `protobuf:"varint,5,opt,name=by_identity,json=byIdentity,proto3" json:"by_identity,omitempty"` // per_client: by the caller's identity, if it has shown one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3465,6 +3466,13 @@ func (x *RateLimit) GetBurst() uint32 {
 func (x *RateLimit) GetPerClient() bool {
 	if x != nil {
 		return x.PerClient
+	}
+	return false
+}
+
+func (x *RateLimit) GetByIdentity() bool {
+	if x != nil {
+		return x.ByIdentity
 	}
 	return false
 }
@@ -5110,13 +5118,15 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\n" +
 	"\x06HEADER\x10\x01\x12\n" +
 	"\n" +
-	"\x06COOKIE\x10\x02\"n\n" +
+	"\x06COOKIE\x10\x02\"\x8f\x01\n" +
 	"\tRateLimit\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\rR\brequests\x12\x10\n" +
 	"\x03per\x18\x02 \x01(\x03R\x03per\x12\x14\n" +
 	"\x05burst\x18\x03 \x01(\rR\x05burst\x12\x1d\n" +
 	"\n" +
-	"per_client\x18\x04 \x01(\bR\tperClient\"\xfe\x03\n" +
+	"per_client\x18\x04 \x01(\bR\tperClient\x12\x1f\n" +
+	"\vby_identity\x18\x05 \x01(\bR\n" +
+	"byIdentity\"\xfe\x03\n" +
 	"\tFromProxy\x128\n" +
 	"\tsubscribe\x18\x01 \x01(\v2\x18.weir.proxy.v1.SubscribeH\x00R\tsubscribe\x12>\n" +
 	"\vunsubscribe\x18\x02 \x01(\v2\x1a.weir.proxy.v1.UnsubscribeH\x00R\vunsubscribe\x12&\n" +

@@ -29,7 +29,7 @@ func TestADestinationIsReadAsItWasWritten(t *testing.T) {
 		Limits: route.Limits{Connections: 1, Pending: 2, Requests: 3, Retries: 4},
 		Retry:  &route.Retry{Attempts: 2, Codes: []uint16{503}, Backoff: time.Millisecond},
 		Budget: 30, Timeout: time.Minute,
-		RateLimit: &route.RateLimit{Requests: 5, Per: time.Second, Burst: 6, PerClient: true},
+		RateLimit: &route.RateLimit{Requests: 5, Per: time.Second, Burst: 6, PerClient: true, ByIdentity: true},
 	}
 	filters := route.Filters{
 		RequestHeaders:  &route.HeaderChange{Set: []route.Header{{Name: "a", Value: "b"}}, Add: []route.Header{{Name: "c", Value: "d"}}, Remove: []string{"e"}},

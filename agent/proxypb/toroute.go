@@ -277,7 +277,7 @@ func (r *reader) policy(x *Policy) *route.Policy {
 		r.fail("policy %q balances by %d on %d", out.Name, out.Balance, out.HashOn)
 	}
 	if l := x.GetRateLimit(); l != nil {
-		out.RateLimit = &route.RateLimit{Requests: l.GetRequests(), Per: r.duration(l.GetPer()), Burst: l.GetBurst(), PerClient: l.GetPerClient()}
+		out.RateLimit = &route.RateLimit{Requests: l.GetRequests(), Per: r.duration(l.GetPer()), Burst: l.GetBurst(), PerClient: l.GetPerClient(), ByIdentity: l.GetByIdentity()}
 		if l.GetRequests() == 0 || l.GetPer() == 0 {
 			r.fail("policy %q: a rate limit of %d in %s", out.Name, l.GetRequests(), out.RateLimit.Per)
 		}

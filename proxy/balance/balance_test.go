@@ -455,7 +455,7 @@ func TestClientsAreBounded(t *testing.T) {
 	home := pick(t, b, to, client(0))
 	for i := range 3 * maxClients {
 		pick(t, b, to, client(i+1))
-		b.Allow(to, client(i+1).Client)
+		b.Allow(to, Client{Addr: client(i + 1).Client})
 		if i%1000 == 0 && pick(t, b, to, client(0)) != home {
 			t.Fatal("a client that comes all the time is forgotten")
 		}
@@ -464,7 +464,7 @@ func TestClientsAreBounded(t *testing.T) {
 	if n, m := len(g.sticky.entries), len(g.buckets.entries); n != maxClients || m != maxClients || g.buckets.order.Len() != maxClients {
 		t.Errorf("%d endpoints and %d rates of clients are kept", n, m)
 	}
-	if _, ok := b.Allow(to, client(3*maxClients).Client); ok {
+	if _, ok := b.Allow(to, Client{Addr: client(3 * maxClients).Client}); ok {
 		t.Error("the last client is forgotten")
 	}
 }
@@ -522,7 +522,7 @@ func TestConcurrentUse(t *testing.T) {
 					to = with(to, endpoints(i/100, 10))
 				}
 				b.Admit(to, Requests)
-				b.Allow(to, client(i).Client)
+				b.Allow(to, Client{Addr: client(i).Client})
 				e, ok := b.Pick(to, client(i), nil)
 				if !ok {
 					t.Error("nothing is picked")

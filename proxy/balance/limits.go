@@ -81,9 +81,23 @@ func (b *Balancer) RetryEnd(backend *route.Backend) {
 // there is to know (the generic cell rate algorithm, ITU-T I.371).
 type bucket struct{ full time.Duration }
 
+// Client is whose requests a limit may count by themselves.
+type Client struct {
+	Addr     netip.Addr
+	Identity string // SPIFFE ID; empty: it has shown none
+}
+
+// by is the client as a limit tells it from others.
+func (c Client) by(limit *route.RateLimit) Client {
+	if limit.ByIdentity && c.Identity != "" {
+		return Client{Identity: c.Identity}
+	}
+	return Client{Addr: c.Addr.Unmap()}
+}
+
 // Allow takes a token for a client's request from the policy's rate limit. False:
 // there is none, and nothing was taken; the next one comes after that time.
-func (b *Balancer) Allow(backend *route.Backend, client netip.Addr) (time.Duration, bool) {
+func (b *Balancer) Allow(backend *route.Backend, client Client) (time.Duration, bool) {
 	limit := policyOf(backend).RateLimit
 	if limit == nil {
 		return 0, true
@@ -93,7 +107,7 @@ func (b *Balancer) Allow(backend *route.Backend, client netip.Addr) (time.Durati
 	g := b.group(backend)
 	tokens := &g.bucket
 	if limit.PerClient {
-		tokens = g.buckets.at(client.Unmap())
+		tokens = g.buckets.at(client.by(limit))
 	}
 	wait, ok := tokens.take(limit, now)
 	g.keepUntil = max(g.keepUntil, tokens.full)

@@ -127,7 +127,7 @@ func TestRateLimit(t *testing.T) {
 	} {
 		b, c := newBalancer()
 		to := backend(2, route.Policy{RateLimit: &test.limit})
-		allow := func() (time.Duration, bool) { return b.Allow(to, netip.Addr{}) }
+		allow := func() (time.Duration, bool) { return b.Allow(to, Client{}) }
 		burst := func(want int) {
 			t.Helper()
 			for i := range want {
@@ -159,11 +159,36 @@ func TestRateLimitOfEachClient(t *testing.T) {
 	b, _ := newBalancer()
 	to := backend(2, route.Policy{RateLimit: &route.RateLimit{Requests: 1, Per: time.Minute, PerClient: true}})
 	for i := range 3 {
-		if _, ok := b.Allow(to, client(i).Client); !ok {
+		if _, ok := b.Allow(to, Client{Addr: client(i).Client}); !ok {
 			t.Errorf("client %d: the first is refused", i)
 		}
-		if _, ok := b.Allow(to, netip.AddrFrom16(client(i).Client.As16())); ok {
+		if _, ok := b.Allow(to, Client{Addr: netip.AddrFrom16(client(i).Client.As16())}); ok {
 			t.Errorf("client %d: the second is allowed", i)
+		}
+	}
+}
+
+// TestRateLimitOfEachIdentity: all its addresses are one client, and who shows none is
+// its address.
+func TestRateLimitOfEachIdentity(t *testing.T) {
+	for _, byIdentity := range []bool{false, true} {
+		b, _ := newBalancer()
+		to := backend(2, route.Policy{RateLimit: &route.RateLimit{Requests: 1, Per: time.Minute, PerClient: true, ByIdentity: byIdentity}})
+		for _, c := range []struct {
+			number   int
+			identity string
+			want     bool
+		}{
+			{0, "spiffe://a/ns/shop/sa/front", true},
+			{1, "spiffe://a/ns/shop/sa/front", !byIdentity},
+			{0, "spiffe://a/ns/shop/sa/back", byIdentity},
+			{0, "", byIdentity},
+			{0, "", false},
+			{2, "", true},
+		} {
+			if _, ok := b.Allow(to, Client{client(c.number).Client, c.identity}); ok != c.want {
+				t.Errorf("by identity %t, %+v: allowed %t", byIdentity, c, ok)
+			}
 		}
 	}
 }
@@ -173,15 +198,15 @@ func TestRateLimitChanges(t *testing.T) {
 	b, c := newBalancer()
 	slow := backend(2, route.Policy{RateLimit: &route.RateLimit{Requests: 5, Per: 5 * time.Hour}})
 	for range 5 {
-		b.Allow(slow, netip.Addr{})
+		b.Allow(slow, Client{})
 	}
 	fast := with(slow, slow.Endpoints)
 	fast.Policy = &route.Policy{RateLimit: &route.RateLimit{Requests: 10, Per: time.Second}}
-	if wait, ok := b.Allow(fast, netip.Addr{}); ok || wait > 100*time.Millisecond {
+	if wait, ok := b.Allow(fast, Client{}); ok || wait > 100*time.Millisecond {
 		t.Errorf("%t, wait %s", ok, wait)
 	}
 	c.pass(100 * time.Millisecond)
-	if _, ok := b.Allow(fast, netip.Addr{}); !ok {
+	if _, ok := b.Allow(fast, Client{}); !ok {
 		t.Error("it waits for the limit that was")
 	}
 }
@@ -194,7 +219,7 @@ func TestLargestRateLimit(t *testing.T) {
 		b, _ := newBalancer()
 		to := &route.Backend{Service: "s", Policy: &route.Policy{RateLimit: &limit}}
 		for i := range 10_000 {
-			if wait, ok := b.Allow(to, netip.Addr{}); !ok {
+			if wait, ok := b.Allow(to, Client{}); !ok {
 				t.Fatalf("%+v: request %d waits %s", limit, i, wait)
 			}
 		}
@@ -205,11 +230,11 @@ func TestLargestRateLimit(t *testing.T) {
 func TestRateIsRemembered(t *testing.T) {
 	b, c := newBalancer()
 	to := backend(0, route.Policy{RateLimit: &route.RateLimit{Requests: 1, Per: time.Hour}})
-	b.Allow(to, netip.Addr{})
+	b.Allow(to, Client{})
 	c.pass(31 * time.Second)
 	b.Active(netip.AddrPort{})
 	for range 3 {
-		if wait, ok := b.Allow(to, netip.Addr{}); ok {
+		if wait, ok := b.Allow(to, Client{}); ok {
 			t.Fatal("its bucket is full again")
 		} else if wait > time.Hour {
 			t.Fatalf("wait %s", wait)

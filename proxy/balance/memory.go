@@ -53,7 +53,7 @@ type group struct {
 	held      [resources]int
 	retries   int
 	bucket    bucket
-	buckets   recent[netip.Addr, bucket]
+	buckets   recent[Client, bucket]
 	keepUntil time.Duration // when sticky and the buckets mean nothing any more
 }
 

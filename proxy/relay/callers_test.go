@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -49,4 +50,32 @@ func TestEachCallerOfTheApplicationIsCounted(t *testing.T) {
 	if refused != 7 {
 		t.Errorf("%d records say that they are refused", refused)
 	}
+}
+
+// TestCallersOfOneIdentityAreCountedTogether, whatever their addresses and whatever they
+// say; who has shown none is its address.
+func TestCallersOfOneIdentityAreCountedTogether(t *testing.T) {
+	app := serving2(t, func(http.ResponseWriter, *http.Request) {})
+	b := newBench(t, &fakeConfig{inbound: &route.Policy{Name: "shop/back", RateLimit: &route.RateLimit{Requests: 2, Per: time.Minute, PerClient: true, ByIdentity: true}}})
+	for _, c := range []struct {
+		identity, address string
+		want              int
+	}{
+		{frontID, "10.244.0.9", 200},
+		{frontID, "10.244.0.10", 200},
+		{frontID, "10.244.0.11", 429},
+		{backID, "10.244.0.9", 200},
+		{"", "10.244.0.9", 200},
+		{"", "10.244.0.9", 200},
+		{"", "10.244.0.9", 429},
+	} {
+		b.identity = authz.ParseIdentity(c.identity)
+		client := b.connOf(t, listen.Inbound, netip.MustParseAddr(c.address), app)
+		resp, _ := say(t, client, bufio.NewReader(client), "GET / HTTP/1.1\r\nHost: back\r\nX-Forwarded-Client-Cert: URI="+backID+"\r\n\r\n", "GET")
+		if resp.StatusCode != c.want {
+			t.Errorf("%+v: %v", c, resp.Status)
+		}
+		client.Close()
+	}
+	b.ended(t)
 }

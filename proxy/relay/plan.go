@@ -114,7 +114,7 @@ func (p *plan) make(s *Server, c listen.Conn, d route.Destination, m message, r 
 	if policy := p.backend.Policy; policy != nil {
 		p.obey(policy, m, now)
 		var ok bool
-		if p.wait, ok = s.balancer.Allow(&p.backend, c.Peer.Addr()); !ok {
+		if p.wait, ok = s.balancer.Allow(&p.backend, balance.Client{Addr: c.Peer.Addr()}); !ok {
 			return &reason.Error{Reason: reason.RateLimited, Err: fmt.Errorf("by TrafficPolicy %s", policy.Name)}
 		}
 	}
@@ -132,7 +132,7 @@ func (p *plan) called(s *Server, c listen.Conn, policy *route.Policy) error {
 	}
 	application := route.Backend{Service: "called " + policy.Name, Endpoints: []route.Endpoint{{Addr: c.Original}}, Policy: policy}
 	var ok bool
-	if p.wait, ok = s.balancer.Allow(&application, c.Peer.Addr()); !ok {
+	if p.wait, ok = s.balancer.Allow(&application, balance.Client{Addr: c.Peer.Addr(), Identity: c.ID}); !ok {
 		return &reason.Error{Reason: reason.RateLimited, Err: fmt.Errorf("by TrafficPolicy %s, for each caller", policy.Name)}
 	}
 	return nil

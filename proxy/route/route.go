@@ -308,8 +308,9 @@ type Limits struct {
 
 // RateLimit is a token bucket.
 type RateLimit struct {
-	Requests  uint32        // that many
-	Per       time.Duration // in this time
-	Burst     uint32        // 0: Requests
-	PerClient bool          // a bucket for each caller's address
+	Requests   uint32        // that many
+	Per        time.Duration // in this time
+	Burst      uint32        // 0: Requests
+	PerClient  bool          // a bucket for each caller's address
+	ByIdentity bool          // PerClient: or for its identity, if it has shown one
 }

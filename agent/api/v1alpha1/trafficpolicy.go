@@ -317,6 +317,8 @@ type Timeouts struct {
 }
 
 // RateLimit is a token bucket.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.clientBy) || (has(self.perClient) && self.perClient)",message="clientBy is about what perClient counts"
 type RateLimit struct {
 	// How many requests in an interval, evenly.
 	// +required
@@ -336,11 +338,27 @@ type RateLimit struct {
 	Burst *int32 `json:"burst,omitempty"`
 
 	// Who counts. false: the proxy of each client pod, what that pod sends to a port of
-	// the Service. true: the proxy of each pod of the Service, what each address sends to
-	// a port of that pod, with a proxy of its own or without. It keeps count of 4096
-	// addresses; for one more it forgets that which asked longest ago. Of several Services
+	// the Service. true: the proxy of each pod of the Service, what each client sends to a
+	// port of that pod, with a proxy of its own or without. It keeps count of 4096 clients;
+	// for one more it forgets that which asked longest ago. Of several Services
 	// with such a limit for one port of a pod, the oldest policy's is in force. Default:
 	// false.
 	// +optional
 	PerClient *bool `json:"perClient,omitempty"`
+
+	// What perClient takes for one client. Address: each address. Identity: each identity
+	// that callers show by mTLS, which is a service account's, all its pods together; who
+	// shows none is counted by its address. Default: Address.
+	// +optional
+	// +kubebuilder:validation:Enum=Address;Identity
+	ClientBy *ClientBy `json:"clientBy,omitempty"`
 }
+
+// ClientBy is what a client is known by.
+type ClientBy string
+
+// What a client may be known by.
+const (
+	ByAddress  ClientBy = "Address"
+	ByIdentity ClientBy = "Identity"
+)
