@@ -276,9 +276,7 @@ func (n names) peers(p *proxypb.Peers) []string {
 // caller are the namespace and the workload of a caller: of its identity, if it has shown
 // one, and of its address, if that is a pod's of the same namespace.
 func caller(shown, known string) (string, string) {
-	namespace, workload := split(known)
-	switch {
-	case shown == "", shown == namespace:
+	if namespace, workload := split(known); shown == "" || shown == namespace {
 		return namespace, workload
 	}
 	return shown, Unknown

@@ -68,7 +68,8 @@ type bench struct {
 	Server
 	mu      sync.Mutex
 	records []*proxypb.AccessLog
-	clients []net.Conn // to be closed when all is done
+	clients []net.Conn       // to be closed when all is done
+	meter   *telemetry.Meter // counts what is logged; nil: nothing is counted
 
 	identity authz.Identity // of peers
 }
@@ -80,6 +81,9 @@ func newBench(t testing.TB, config *fakeConfig) *bench {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.records = append(b.records, r.AccessLog())
+		if b.meter != nil {
+			b.meter.End(r)
+		}
 	}
 	t.Cleanup(b.pipes.close)
 	t.Cleanup(func() {

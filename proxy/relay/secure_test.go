@@ -717,13 +717,10 @@ func TestAServerThatSpokeTooEarlyIsAskedAgain(t *testing.T) {
 
 // metered has what a bench logs counted as well.
 func (b *bench) metered() *telemetry.Meter {
-	meter := telemetry.NewMeter(func() []route.Destination { return nil })
-	log := b.Log
-	b.Log = func(r *telemetry.Record) {
-		meter.End(r)
-		log(r)
-	}
-	return meter
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.meter = telemetry.NewMeter(func() []route.Destination { return nil })
+	return b.meter
 }
 
 // failedOf is how many connections have ended so, and how many otherwise.
