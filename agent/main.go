@@ -296,6 +296,10 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 		defer stop()
 		return p.leave.run(ctx, stopping)
 	})
+	group.Go(func() error {
+		followAddresses(ctx, p.view.store.SetNodeAddresses, log)
+		return nil
+	})
 	if p.leave.owner != nil {
 		group.Go(func() error {
 			p.leave.owner.Watch(ctx)

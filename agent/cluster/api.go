@@ -149,7 +149,7 @@ func RunAPI(ctx context.Context, s *Store, api *API, lastGood LastGood) error {
 	thisNode := fields.OneTermEqualSelector(metav1.ObjectNameField, api.node).String()
 	watches := []func(ctx context.Context, synced func()){
 		watchKind(api, "pods", &corev1.Pod{}, onThisNode, core.Pods(everywhere), stripPod, podSink(s)),
-		watchKind(api, kindPeers, &corev1.Pod{}, "", core.Pods(everywhere), stripPod, peerSink(s)),
+		watchKind(api, kindPeers, &corev1.Pod{}, "", core.Pods(everywhere), stripPeer, peerSink(s)),
 		watchKind(api, "namespaces", &corev1.Namespace{}, "", core.Namespaces(), stripNamespace, namespaceSink(s)),
 		watchKind(api, "services", &corev1.Service{}, "", core.Services(everywhere), stripService, serviceSink(s)),
 		watchKind(api, "endpointslices", &discoveryv1.EndpointSlice{}, "", discovery.EndpointSlices(everywhere), stripSlice, sliceSink(s)),

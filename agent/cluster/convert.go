@@ -64,6 +64,7 @@ func toPod(p *corev1.Pod) (model.Pod, error) {
 		Captured:       Captured(p),
 		Labels:         labels(p.Labels),
 		Annotations:    ours(p.Annotations),
+		Probes:         toProbes(&p.Spec),
 	}
 	if p.Spec.RuntimeClassName != nil {
 		out.RuntimeClass = shared(*p.Spec.RuntimeClassName)

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 // streamingServer is a fake of an API server's streamed lists, which the fake
@@ -124,7 +125,13 @@ func TestStreamedListsFromAServerThatComesUpLate(t *testing.T) {
 
 func TestStrippedObjectsConvertToTheSame(t *testing.T) {
 	pod := apiPod("front", "u-1", "enabled")
-	pod.Spec.Containers = []corev1.Container{{Name: "app"}}
+	hook := &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/up", Port: intstr.FromString("web")}}
+	app := corev1.Container{Name: "app", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 80}}, Lifecycle: &corev1.Lifecycle{PostStart: hook}}
+	for i, p := range []**corev1.Probe{&app.LivenessProbe, &app.ReadinessProbe, &app.StartupProbe} {
+		*p = &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(int32(i + 1))}}}
+	}
+	sidecar := corev1.Container{Name: "sidecar", LivenessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 9}}}}
+	pod.Spec.Containers, pod.Spec.InitContainers = []corev1.Container{app}, []corev1.Container{sidecar}
 	pod.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "web-7d4b9c6f5d", Controller: new(true)}}
 	pod.Labels["pod-template-hash"] = "7d4b9c6f5d"
 	pod.Spec.ServiceAccountName, pod.Spec.RuntimeClassName, pod.Spec.HostNetwork = "front", new("runc"), true

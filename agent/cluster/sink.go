@@ -117,6 +117,8 @@ func stripPod(p *corev1.Pod) {
 		NodeName:           p.Spec.NodeName,
 		RuntimeClassName:   p.Spec.RuntimeClassName,
 		HostNetwork:        p.Spec.HostNetwork,
+		InitContainers:     probedContainers(p.Spec.InitContainers),
+		Containers:         probedContainers(p.Spec.Containers),
 	}
 	status := corev1.PodStatus{Phase: p.Status.Phase, PodIPs: p.Status.PodIPs}
 	for _, c := range p.Status.Conditions {
@@ -125,6 +127,13 @@ func stripPod(p *corev1.Pod) {
 		}
 	}
 	p.Status = status
+}
+
+// stripPeer is stripPod for what toPeer reads.
+func stripPeer(p *corev1.Pod) {
+	stripPod(p)
+	p.Annotations = nil
+	p.Spec.InitContainers, p.Spec.Containers = nil, nil
 }
 
 func stripNamespace(n *corev1.Namespace) {

@@ -107,6 +107,7 @@ type Store struct {
 
 	lookup   lookupFunc              // nil if there is no API server to ask
 	node     string                  // this node's name; empty: there is only one
+	addrs    []netip.Addr            // see SetNodeAddresses
 	captured map[string][]netip.Addr // pods that the agent itself says are, see SetCaptured
 	// impliedNamespaces: a namespace without an object exists and has no labels.
 	impliedNamespaces bool
@@ -269,6 +270,27 @@ func (s *Store) Peers(namespace, name, uid string, labels map[string]string) (ro
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return decide.Peers(s.Root, namespace, s.labels(namespace, name, uid, labels), slices.Collect(maps.Values(s.view.peerAuth)))
+}
+
+// Probes are those that kubelet asks a pod of this node, none of one that is not in the
+// view, and the addresses that it asks from.
+func (s *Store) Probes(namespace, name, uid string) ([]route.Probe, []netip.Addr) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if c, ok := s.view.pods[key{namespace, name}]; ok && c.pod.HasUID(uid) {
+		return c.pod.Probes, s.addrs
+	}
+	return nil, s.addrs
+}
+
+// SetNodeAddresses says where the node's own connections to its pods come from.
+func (s *Store) SetNodeAddresses(addrs []netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Equal(s.addrs, addrs) {
+		s.addrs = addrs
+		s.signal()
+	}
 }
 
 // labels are those of a pod of this node, or else those that are given; the caller holds

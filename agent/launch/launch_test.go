@@ -98,6 +98,9 @@ func (nowhere) Authorization(string, string, string, map[string]string) ([]authz
 func (nowhere) Peers(string, string, string, map[string]string) (route.PeerMode, map[uint16]route.PeerMode, []model.Governing) {
 	return route.Permissive, nil, nil
 }
+
+func (nowhere) Probes(string, string, string) ([]route.Probe, []netip.Addr) { return nil, nil }
+
 func (nowhere) Inbound([]netip.Addr) (map[uint16]*route.Policy, []model.Governing) {
 	return nil, nil
 }

@@ -8,7 +8,11 @@
 // nothing here is a wire format.
 package model
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/weirmesh/weir/proxy/route"
+)
 
 // Prefix starts every label and annotation that is Weir's. No others are kept, but for
 // pods' labels, which policies select them by.
@@ -56,6 +60,7 @@ type Pod struct {
 	Labels      map[string]string // all; nil if there are none
 	Annotations map[string]string // those with Prefix; nil if there are none
 	Addresses   []netip.Addr      // status.podIPs, none before the sandbox is up
+	Probes      []route.Probe     // what kubelet asks it by the network
 }
 
 // Peer is a pod of any node, as those see it who call it or whom it calls.

@@ -150,6 +150,11 @@ func FromInbound(policies map[uint16]*route.Policy) map[uint32]*Policy {
 	return out
 }
 
+// FromProbes renders what kubelet asks a pod.
+func FromProbes(probes []route.Probe) []*Probe {
+	return each(probes, func(p route.Probe) *Probe { return &Probe{Port: uint32(p.Port), Target: p.Target, Grpc: p.GRPC} })
+}
+
 // each maps a list; an empty one gives nil.
 func each[A, B any](in []A, f func(A) B) []B {
 	if len(in) == 0 {

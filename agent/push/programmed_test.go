@@ -234,12 +234,17 @@ func TestWhatIsDemandedOfCallersIsToldAndProgrammed(t *testing.T) {
 	s.view.demanded = map[uint16]route.PeerMode{80: route.Strict, 81: route.Disable}
 	s.view.demanding = []model.Governing{{Object: "PeerAuthentication/shop/p", Generation: 1}}
 	s.view.routes = s.view.demanding
+	s.view.probes = []route.Probe{{Port: 80, Target: "/ready"}, {Port: 81, GRPC: true}}
 	s.view.mu.Unlock()
 	p.subscribe(map[string]string{proxypb.ProxyResource: ""})
 	u := p.update()
 	mode, byPort, err := u.GetResources()[0].GetProxy().ToPeers()
 	if err != nil || mode != route.Permissive || !cmp.Equal(byPort, s.view.demanded) {
 		t.Errorf("it is told %d %v, %v", mode, byPort, err)
+	}
+	probes, node, err := u.GetResources()[0].GetProxy().ToProbes()
+	if err != nil || !cmp.Equal(probes, s.view.probes) || len(node) != 1 || node[0].String() != "10.0.0.1" {
+		t.Errorf("it is told of probes %v from %v, %v", probes, node, err)
 	}
 	p.ack(u)
 	want := []model.Use{{Object: "PeerAuthentication/shop/p", Generation: 1, Proxies: 1, Acknowledged: 1}}

@@ -48,6 +48,8 @@ type View interface {
 	// Peers is what is demanded of the callers of a pod, on any port and by port where that
 	// is something else, and which policies say so. Labels are as for Authorization.
 	Peers(namespace, name, uid string, labels map[string]string) (route.PeerMode, map[uint16]route.PeerMode, []model.Governing)
+	// Probes are those that kubelet asks a pod, and the addresses that it asks from.
+	Probes(namespace, name, uid string) ([]route.Probe, []netip.Addr)
 	// Revision is another whenever Destination may be another, and never 0.
 	Revision(addr netip.AddrPort) uint64
 	// Known are all routes and policies, by their full name, with their generation.
@@ -266,6 +268,13 @@ func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, [
 		config.Authorization = proxypb.FromAuthorization(p.TrustDomain, policies)
 		mode, byPort, demanding := p.View.Peers(a.PodNamespace, a.PodName, a.PodUID, a.PodLabels)
 		config.Peers, config.PeersByPort = proxypb.FromPeers(mode, byPort)
+		probes, node := p.View.Probes(a.PodNamespace, a.PodName, a.PodUID)
+		config.Probes = proxypb.FromProbes(probes)
+		if len(probes) > 0 { // else nobody cares where they come from
+			for _, addr := range node {
+				config.NodeAddresses = append(config.NodeAddresses, addr.String())
+			}
+		}
 		governing = slices.Concat(governing, authorizing, demanding)
 		r.Body = &proxypb.Resource_Proxy{Proxy: config}
 	default:

@@ -45,6 +45,7 @@ type fakeView struct {
 	authorizing []model.Governing
 	demanded    map[uint16]route.PeerMode // of the callers of every pod
 	demanding   []model.Governing
+	probes      []route.Probe // of every pod
 
 	computed int // how often Destination was called
 }
@@ -78,6 +79,13 @@ func (v *fakeView) Peers(string, string, string, map[string]string) (route.PeerM
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return route.Permissive, v.demanded, v.demanding
+}
+
+// Probes implements View: they come from 10.0.0.1.
+func (v *fakeView) Probes(string, string, string) ([]route.Probe, []netip.Addr) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.probes, []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, 1})}
 }
 
 func (v *fakeView) Known() map[string]int64 {

@@ -57,8 +57,8 @@ type PeerAuthenticationSpec struct {
 	PodSelector *PodSelector `json:"podSelector,omitempty"`
 
 	// Strict: callers in plaintext are refused, but for kubelet's probes. Permissive: who
-	// comes with mTLS has an identity, and who comes in plaintext none. Disable: proxies
-	// call without mTLS, and who comes with it all the same is taken as under Permissive.
+	// comes with mTLS has an identity, and who comes in plaintext none. Disable: plaintext
+	// is what is expected; who comes with mTLS all the same is taken as under Permissive.
 	// Default: what a policy of wider reach says.
 	// +optional
 	Mode *PeerMode `json:"mode,omitempty"`
@@ -98,7 +98,7 @@ const (
 	Disable    PeerMode = "Disable"
 )
 
-// PeerAuthenticationStatus is what has come of an PeerAuthentication.
+// PeerAuthenticationStatus is what has come of a PeerAuthentication.
 type PeerAuthenticationStatus struct {
 	// Accepted has one of the reasons Accepted and Invalid. Programmed says how many proxies
 	// have acknowledged the policy as it is now, of those of the pods that it selects.
