@@ -20,12 +20,13 @@ import (
 	"github.com/weirmesh/weir/agent/cluster"
 )
 
-var update = flag.Bool("update", false, "write the tables of POLICIES.md and AUTHORIZATION.md anew")
+var update = flag.Bool("update", false, "write the tables of POLICIES.md, AUTHORIZATION.md and PEERS.md anew")
 
 // policyDocuments are the documents of our kinds, each with its CRD.
 var policyDocuments = map[string]string{
 	"POLICIES.md":      "base/crds/policy.weirmesh.io_trafficpolicies.yaml",
 	"AUTHORIZATION.md": "base/crds/policy.weirmesh.io_authorizationpolicies.yaml",
+	"PEERS.md":         "base/crds/policy.weirmesh.io_peerauthentications.yaml",
 }
 
 // crdSchema is what is read of a CRD's.

@@ -242,9 +242,9 @@ func TestWhatIsDemandedOfCallersIsToldAndProgrammed(t *testing.T) {
 	if err != nil || mode != route.Permissive || !cmp.Equal(byPort, s.view.demanded) {
 		t.Errorf("it is told %d %v, %v", mode, byPort, err)
 	}
-	probes, node, err := u.GetResources()[0].GetProxy().ToProbes()
-	if err != nil || !cmp.Equal(probes, s.view.probes) || len(node) != 1 || node[0].String() != "10.0.0.1" {
-		t.Errorf("it is told of probes %v from %v, %v", probes, node, err)
+	probes, err := u.GetResources()[0].GetProxy().ToProbes()
+	if err != nil || !cmp.Equal(probes.Declared, s.view.probes) || len(probes.From) != 1 || probes.From[0].String() != "10.0.0.1" {
+		t.Errorf("it is told of probes %v, %v", probes, err)
 	}
 	p.ack(u)
 	want := []model.Use{{Object: "PeerAuthentication/shop/p", Generation: 1, Proxies: 1, Acknowledged: 1}}

@@ -38,6 +38,7 @@ type Store struct {
 	inbound atomic.Pointer[map[uint16]*route.Policy] // config's, for every request
 	authz   atomic.Pointer[authz.Set]                // the same
 	probes  atomic.Pointer[route.Probes]             // the same
+	demands atomic.Pointer[proxyConfig]              // the same, for what it demands of callers
 
 	identity *identity.Holder // told what the agent says of it
 
@@ -148,15 +149,14 @@ func (s *Store) Probes() route.Probes {
 
 // Peers is what the application's port demands of its callers.
 func (s *Store) Peers(port uint16) route.PeerMode {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.config == nil {
+	config := s.demands.Load()
+	if config == nil {
 		return route.Strict
 	}
-	if mode, ok := s.config.byPort[port]; ok {
+	if mode, ok := config.byPort[port]; ok {
 		return mode
 	}
-	return s.config.peers
+	return config.peers
 }
 
 // Destination says what addr stands for. The first to ask subscribes to it; all

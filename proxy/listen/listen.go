@@ -61,7 +61,6 @@ type Conn struct {
 	Mark      int            // of the packet that began it, where the pod's kernel is told to keep that
 	Shed      bool           // it is to be reset before another one is accepted: see Accept
 	Accepted  time.Time
-	Probing   bool // mTLS is demanded; it came in plain, and may carry what is declared as probes
 
 	// Identity is who the peer of an inbound connection has shown to be by its
 	// certificate, and ID the same as it stands there. The zero value is nobody's: a peer in

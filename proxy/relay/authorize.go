@@ -30,15 +30,15 @@ type refusal struct{ authz.Decision }
 // Error is the policy's name, or that none allowed it.
 func (r *refusal) Error() string { return r.Policy }
 
-// evaluate holds a request, or with nil a connection that carries none, against the
-// policies there are now; set is false if none govern the pod. The error is a
+// evaluate holds a request, or with nil a connection that carries none, against what is
+// demanded of callers and the policies there are now; it is false if none govern the pod. The error is a
 // *reason.Error.
 func (s *Server) evaluate(c listen.Conn, port uint16, m message) (authz.Decision, bool, error) {
 	switch {
 	case s.probes(c, port, m):
 		return authz.Decision{Allowed: true}, false, nil
-	case c.Probing:
-		return authz.Decision{}, false, &reason.Error{Reason: reason.PlaintextRefused, Err: fmt.Errorf("no declared probe of port %d", port)}
+	case c.Direction == listen.Inbound && !c.Identity.Known() && s.Config.Peers(port) == route.Strict:
+		return authz.Decision{}, false, &reason.Error{Reason: reason.PlaintextRefused, Err: fmt.Errorf("port %d", port)}
 	}
 	set := s.Config.Authorization()
 	if set == nil {

@@ -35,6 +35,7 @@ type fakeConfig struct {
 	service     netip.AddrPort
 	destination route.Destination
 	peers       route.PeerMode
+	peersNow    func() route.PeerMode // instead of peers, if not nil
 	probes      route.Probes
 }
 
@@ -50,8 +51,13 @@ func (f *fakeConfig) Authorization() *authz.Set {
 	}
 	return f.policies.Load()
 }
-func (f *fakeConfig) Probes() route.Probes        { return f.probes }
-func (f *fakeConfig) Peers(uint16) route.PeerMode { return f.peers }
+func (f *fakeConfig) Probes() route.Probes { return f.probes }
+func (f *fakeConfig) Peers(uint16) route.PeerMode {
+	if f.peersNow != nil {
+		return f.peersNow()
+	}
+	return f.peers
+}
 func (f *fakeConfig) Known(a netip.AddrPort) (route.Destination, bool) {
 	d, _ := f.Destination(context.Background(), a)
 	return d, true

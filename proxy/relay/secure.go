@@ -74,7 +74,6 @@ func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn) error {
 	case client.eof && len(client.bytes()) == 0:
 		return errConnected
 	case hello == sniff.HelloNone && len(client.bytes()) > 0 && s.Config.Probes().Of(c.Peer.Addr(), c.Original.Port()):
-		c.Probing = true
 		return nil
 	}
 	return &reason.Error{Reason: reason.PlaintextRefused, Err: fmt.Errorf("port %d", c.Original.Port())}

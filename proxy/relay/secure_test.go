@@ -902,3 +902,40 @@ func TestACallToThePodItselfIsItsOwn(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatIsPlainEndsWhenMTLSIsDemanded: the requests of a connection that came before, and
+// a connection that carries none.
+func TestWhatIsPlainEndsWhenMTLSIsDemanded(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	app := serving2(t, func(http.ResponseWriter, *http.Request) {})
+	for name, original := range map[string]netip.AddrPort{"HTTP/1": app, "TCP": echoing(t)} {
+		t.Run(name, func(t *testing.T) {
+			var mode atomic.Uint32 // Permissive
+			f := newFarOf(t, ca.Identity(backID, nil), &fakeConfig{peersNow: func() route.PeerMode { return route.PeerMode(mode.Load()) }}, original)
+			client, err := net.Dial("tcp", f.addr.String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			_ = client.SetDeadline(time.Now().Add(20 * time.Second))
+			r := bufio.NewReader(client)
+			if name == "TCP" {
+				ping(t, client, r)
+			} else if resp, _ := say(t, client, r, hello, "GET"); resp.StatusCode != 200 {
+				t.Errorf("%v", resp)
+			}
+			mode.Store(uint32(route.Strict))
+			f.Recheck()
+			if name != "TCP" {
+				_, _ = io.WriteString(client, hello)
+			}
+			if _, err := r.ReadByte(); !errors.Is(err, unix.ECONNRESET) {
+				t.Errorf("%v, want a reset", err)
+			}
+			client.Close()
+			if records := f.ended(t); records[len(records)-1].Reason != "plaintext_refused" {
+				t.Errorf("records %v", records)
+			}
+		})
+	}
+}
