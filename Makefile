@@ -59,7 +59,7 @@ generate-check: ## fail if `make generate` would change something
 # ---- showing
 
 .PHONY: demo
-demo: ## the life of one request, without a cluster; needs root
+demo: ## the life of one request, a route, a retry, and who may call whom; without a cluster; needs root
 	@$(GO) run ./tests/demo $(DEMO_FLAGS)
 
 .PHONY: cluster-build cluster-up cluster-down

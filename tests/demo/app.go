@@ -35,6 +35,13 @@ type app struct {
 // of traces.
 const versionField = "Version"
 
+// callerField has a proxy tell the application who its caller is.
+const callerField = "X-Forwarded-Client-Cert"
+
+// sawField of an answer has a value for each application on the way: its name, and what
+// came to it in callerField.
+const sawField = "Saw"
+
 // failPath, asked for, has an application answer 503 from then on.
 const failPath = "/fail"
 
@@ -79,38 +86,43 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "failing", http.StatusServiceUnavailable)
 		return
 	}
+	w.Header().Add(sawField, a.name+" "+r.Header.Get(callerField))
 	if a.next == "" {
 		fmt.Fprint(w, a.name)
 		return
 	}
-	answer, err := a.call(r.Context(), r.Header.Get(versionField))
+	answer, saw, err := a.call(r.Context(), r.Header.Get(versionField))
 	if err != nil {
 		http.Error(w, fmt.Sprintf("%s: %v", a.name, err), http.StatusBadGateway)
 		return
 	}
+	for _, one := range saw {
+		w.Header().Add(sawField, one)
+	}
 	fmt.Fprintf(w, "%s → %s", a.name, answer)
 }
 
-// call asks the next Service.
-func (a *app) call(ctx context.Context, version string) (string, error) {
+// call asks the next Service; beside its answer it returns what the applications on the
+// way saw.
+func (a *app) call(ctx context.Context, version string) (string, []string, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, a.next, nil)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if version != "" {
 		req.Header.Set(versionField, version)
 	}
 	resp, err := a.http.Do(req)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %s", resp.Status, body)
+		return "", nil, fmt.Errorf("%s: %s", resp.Status, body)
 	}
-	return string(body), nil
+	return string(body), resp.Header.Values(sawField), nil
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/weirmesh/weir/agent/telemetry"
@@ -81,7 +82,7 @@ func life(t trace) []step {
 			return err
 		}},
 		{"front's proxy forwards it to the front application", func(s *step) error {
-			return handedOver(s, inFront)
+			return t.delivered(s, inFront)
 		}},
 		{"front calls back, and its own proxy decides", func(s *step) error {
 			var err error
@@ -94,10 +95,7 @@ func life(t trace) []step {
 			return err
 		}},
 		{"back's proxy forwards it to the back application", func(s *step) error {
-			if err := handedOver(s, inBack); err != nil {
-				return err
-			}
-			return t.request.err
+			return errors.Join(t.delivered(s, inBack), t.request.err)
 		}},
 	}
 	var steps []step
@@ -149,10 +147,47 @@ func (t trace) crossed(s *step, sent telemetry.Record) (telemetry.Record, error)
 		return telemetry.Record{}, fmt.Errorf("the record of %s's proxy lacks its own end of the connection: %w", sent.Pod, err)
 	}
 	r, err := t.accepted(s, sent.UpstreamPod, from, sent.Upstream)
-	if err == nil {
-		s.say("took", "%s to connect; open for %s", seconds(sent.TimeConnect), seconds(sent.TimeTotal))
+	if err != nil {
+		return r, err
 	}
-	return r, err
+	s.say("took", "%s to connect; open for %s", seconds(sent.TimeConnect), seconds(sent.TimeTotal))
+	return r, validated(s, sent, r)
+}
+
+// validated tells who the two proxies have shown to be to each other, and what the
+// receiver's decided. TLS 1.3 is all that they speak.
+func validated(s *step, sent, r telemetry.Record) error {
+	s.say("mTLS", "TLS 1.3, a handshake of %s", seconds(r.TimeTLS))
+	for _, one := range []struct{ who, shown, want string }{
+		{"caller", r.PeerIdentity, identity(sent.Pod)},
+		{"callee", sent.PeerIdentity, identity(sent.UpstreamPod)},
+	} {
+		if one.shown != one.want {
+			return fmt.Errorf("the %s has shown the identity %q; it is %s", one.who, one.shown, one.want)
+		}
+		s.say(one.who, "%s", one.shown)
+	}
+	switch {
+	case r.Reason == policyDenied:
+		return fmt.Errorf("the proxy of %s: %s: %s", r.Pod, r.Reason, r.Detail)
+	case r.Policy == "":
+		return fmt.Errorf("the proxy of %s names no AuthorizationPolicy that allowed it", r.Pod)
+	}
+	s.say("allowed", "by the AuthorizationPolicy %s", r.Policy)
+	return nil
+}
+
+// delivered is handedOver, and tells what the application learned of its caller.
+func (t trace) delivered(s *step, r telemetry.Record) error {
+	if err := handedOver(s, r); err != nil || t.request.err != nil {
+		return err
+	}
+	saw, want := t.request.saw[strings.TrimPrefix(r.Pod, namespace+"/")], "URI="+r.PeerIdentity
+	if saw != want {
+		return fmt.Errorf("the application saw %s: %q; its caller is %s", callerField, saw, want)
+	}
+	s.say("saw", "%s: %s", callerField, saw)
+	return nil
 }
 
 // accepted finds the connection that came to a pod from an address, and was

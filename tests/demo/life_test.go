@@ -17,31 +17,35 @@ import (
 func whole() trace {
 	start := time.Unix(1000, 0)
 	at := func(millis int) time.Time { return start.Add(time.Duration(millis) * time.Millisecond) }
-	in := func(podID, client, server string, from, total int) telemetry.Record {
+	in := func(podID, client, server, caller, policy string, from, total int) telemetry.Record {
 		return telemetry.Record{
+			PeerIdentity: caller, Policy: policy,
 			Timestamp: at(from), Direction: inbound, Pod: podID, Client: client, Server: server,
 			Upstream: server, UpstreamLocal: "10.0.0.9:9", Sent: 1, Received: 1, TimeTotal: float64(total) / 1000,
 		}
 	}
 	out := func(podID, service, chosen, local, upstream string, from, total int) telemetry.Record {
 		return telemetry.Record{
-			Timestamp: at(from), Direction: outbound, Pod: podID, Client: "10.0.0.9:8", Server: "10.96.0.1:80", Service: service,
+			PeerIdentity: identity(chosen),
+			Timestamp:    at(from), Direction: outbound, Pod: podID, Client: "10.0.0.9:8", Server: "10.96.0.1:80", Service: service,
 			Upstream: upstream, UpstreamLocal: local, UpstreamPod: chosen, Sent: 1, Received: 1, TimeTotal: float64(total) / 1000,
 		}
 	}
 	t := trace{
-		request:   answered{local: netip.MustParseAddrPort("10.0.0.1:1000"), status: 200},
+		request: answered{local: netip.MustParseAddrPort("10.0.0.1:1000"), status: 200, saw: map[string]string{
+			"ingress": "", "front": "URI=" + identity("demo/ingress"), "back-2": "URI=" + identity("demo/front"),
+		}},
 		ingress:   netip.MustParseAddrPort("10.0.0.2:80"),
 		before:    map[string]pod.Rules{},
 		after:     map[string]pod.Rules{},
 		endpoints: map[string]int{"demo/front": 1, "demo/back": 2},
 		// In the order in which connections end.
 		records: []telemetry.Record{
-			in("demo/back-2", "10.0.0.3:3000", "10.0.0.5:8080", 6, 2),
+			in("demo/back-2", "10.0.0.3:3000", "10.0.0.5:8080", identity("demo/front"), "demo/back", 6, 2),
 			out("demo/front", "demo/back", "demo/back-2", "10.0.0.3:3000", "10.0.0.5:8080", 5, 4),
-			in("demo/front", "10.0.0.2:2000", "10.0.0.3:8080", 3, 8),
+			in("demo/front", "10.0.0.2:2000", "10.0.0.3:8080", identity("demo/ingress"), "demo/front", 3, 8),
 			out("demo/ingress", "demo/front", "demo/front", "10.0.0.2:2000", "10.0.0.3:8080", 2, 10),
-			in("demo/ingress", "10.0.0.1:1000", "10.0.0.2:80", 1, 12),
+			in("demo/ingress", "10.0.0.1:1000", "10.0.0.2:80", "", "", 1, 12),
 		},
 	}
 	rules := capture.Rules(capture.Spec{OutboundPort: 15001, InboundPort: 15006, Bypass: capture.Bypass{Path: "weir", ID: 1, Level: 1}}).String()
@@ -101,6 +105,13 @@ func TestALifeEndsAtTheStepThatFailed(t *testing.T) {
 		{"no endpoint was chosen", func(t *trace) {
 			t.records[1].UpstreamPod, t.records[1].Reason, t.records[1].Detail = "", "no_endpoints", "no ready pod"
 		}, 5, "the proxy chose no endpoint: no_endpoints: no ready pod", false},
+		{"front came in plaintext", func(t *trace) { t.records[0].PeerIdentity = "" }, 6, `the caller has shown the identity ""; it is spiffe://cluster.local/ns/demo/sa/front`, false},
+		{"somebody answered for back", func(t *trace) { t.records[1].PeerIdentity = identity("demo/front") }, 6, "the callee has shown the identity \"spiffe://cluster.local/ns/demo/sa/front\"", false},
+		{"the ingress may not call front", func(t *trace) {
+			t.records[2].Reason, t.records[2].Detail = policyDenied, "no policy allowed it"
+		}, 3, "policy_denied: no policy allowed it", false},
+		{"no policy decided", func(t *trace) { t.records[0].Policy = "" }, 6, "names no AuthorizationPolicy", false},
+		{"front was not told who calls", func(t *trace) { delete(t.request.saw, "front") }, 4, `saw X-Forwarded-Client-Cert: ""`, false},
 		{"the application refused", func(t *trace) { t.records[0].Reason, t.records[0].Detail = "connect_refused", "closed" }, 7, "connect_refused: closed", false},
 		{"front's application got nothing", func(t *trace) { t.records[2].Sent = 0 }, 4, "passed 0 bytes on", false},
 		{"the user got an error", func(t *trace) { t.request.err = errors.New("502") }, 7, "502", false},

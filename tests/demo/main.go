@@ -2,13 +2,14 @@
 // five pods (an ingress, front, back in two replicas and a version 2) go through a real CNI
 // chain with weir-cni, weir-agent runs in standalone mode, and a user's request
 // for app.example.com passes through all of it. What it prints of the request is
-// what the plugin and the proxies recorded, nothing else; a record that is
-// missing or a rule that counted nothing fails the demo at that step.
+// what the plugin, the proxies and the applications saw, nothing else; a record that is
+// missing, a rule that counted nothing, or a caller without an identity fails the demo
+// at that step. Then it shows what a route, retries and policies do.
 //
 // This file builds and isolates (package pod); stage.go puts the pods on the
 // node; request.go is the user; life.go, which is pure, finds the seven steps in
-// the records; print.go shows them. The pods' applications are this program
-// again (app.go).
+// the records; routes.go and policies.go are what comes after; print.go shows it. The
+// pods' applications are this program again (app.go).
 package main
 
 import (
@@ -106,8 +107,9 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs := flag.NewFlagSet("demo", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
-		fmt.Fprint(stderr, "demo shows the life of one request from an ingress through front to back,\n"+
-			"from the records of Weir's plugin and proxies. It needs root and leaves nothing behind.\n\n  demo [flags]\n\n")
+		fmt.Fprint(stderr, "demo shows the life of one request from an ingress through front to back, who showed\n"+
+			"which identity and what was decided, from the records of Weir's plugin and proxies; then\n"+
+			"a route, retries, and who may call whom. It needs root and leaves nothing behind.\n\n  demo [flags]\n\n")
 		fs.PrintDefaults()
 	}
 	fs.StringVar(&f.bin, "bin", "", "`folder` of built programs; empty: build them into out/bin")

@@ -97,8 +97,9 @@ func (s *stage) asked(ctx context.Context, ingress netip.AddrPort, out *printer)
 // failing has a replica answer 503 to everything.
 func (s *stage) failing(ctx context.Context, ingress netip.AddrPort, out *printer) error {
 	broken := s.pods["back-2"]
-	if _, status, body, err := get(ctx, netip.AddrPortFrom(broken.Address(s.v6), appPort), failPath, ""); status != http.StatusServiceUnavailable {
-		return fmt.Errorf("%s is to fail: %d %s %w", broken.ID(), status, body, err)
+	local := map[bool]string{false: "127.0.0.1", true: "::1"}[s.v6] // past any proxy
+	if a := s.getFrom(ctx, broken, netip.AddrPortFrom(netip.MustParseAddr(local), appPort), failPath); a.status != http.StatusServiceUnavailable {
+		return fmt.Errorf("%s is to fail: %d %s %w", broken.ID(), a.status, a.body, a.err)
 	}
 	out.title("A replica of back fails: " + broken.ID() + " answers 503 from now on")
 	calls, err := s.callsToBack(ctx, ingress, ejecting, "")

@@ -105,12 +105,19 @@ func newStage(ctx context.Context, f flags, node *pod.Node) (*stage, error) {
 func (s *stage) write() error {
 	objects := []any{pod.CapturedNamespace(namespace), front.Manifest(), back.Manifest(), backV2.Manifest()}
 	for _, name := range podNames {
-		s.pods[name] = &pod.Pod{Namespace: namespace, Name: name, ContainerID: "demo-" + name}
+		app := appOf(name)
+		s.pods[name] = &pod.Pod{Namespace: namespace, Name: name, ContainerID: "demo-" + name, App: app, Account: app}
 		if name != "ingress" {
 			objects = append(objects, s.pods[name].Manifest())
 		}
 	}
-	return s.node.Write("demo.yaml", objects...)
+	return errors.Join(s.node.Write("policies.yaml", policyFile...), s.node.Write("demo.yaml", objects...))
+}
+
+// appOf is whose replica, or version, a pod is.
+func appOf(name string) string {
+	app, _, _ := strings.Cut(name, "-")
+	return app
 }
 
 // writeEndpoints writes the EndpointSlices, now that front and back have
@@ -183,13 +190,28 @@ func ignoreEOF(err error) error {
 }
 
 // url is where a Service is called.
-func (s *stage) url(svc pod.Service) string {
+func (s *stage) url(svc pod.Service) string { return "http://" + s.address(svc).String() + "/" }
+
+// address is a Service's, of the demo's family.
+func (s *stage) address(svc pod.Service) netip.AddrPort {
 	for _, ip := range svc.ClusterIPs {
 		if ip.Is6() == s.v6 {
-			return "http://" + netip.AddrPortFrom(ip, svc.Port).String() + "/"
+			return netip.AddrPortFrom(ip, svc.Port)
 		}
 	}
-	return ""
+	return netip.AddrPort{}
+}
+
+// getFrom asks for a path as a pod's application does.
+func (s *stage) getFrom(ctx context.Context, p *pod.Pod, to netip.AddrPort, path string) answered {
+	var a answered
+	if err := pod.In(p.Netns, func() error {
+		a = get(ctx, to, path, "")
+		return nil
+	}); err != nil {
+		a.err = err
+	}
+	return a
 }
 
 // deleteRules breaks what the command line says.
@@ -264,6 +286,9 @@ func play(ctx context.Context, s *stage, f flags, out *printer) error {
 	}
 	out.balanced(picks)
 	if err := s.routes(ctx, ingress, out); err != nil {
+		return err
+	}
+	if err := s.policies(ctx, ingress, out); err != nil {
 		return err
 	}
 	out.summary(r, steps)

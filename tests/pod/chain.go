@@ -33,6 +33,9 @@ type Pod struct {
 	ContainerID     string
 	Netns           string       // path
 	Addresses       []netip.Addr // filled in by Add
+
+	App     string // its label app; empty: none
+	Account string // its service account; empty: the namespace's default
 }
 
 // ID is "namespace/name".

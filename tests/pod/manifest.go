@@ -57,8 +57,8 @@ func CapturedNamespace(name string) any {
 func (p *Pod) Manifest() any {
 	return object{
 		"apiVersion": "v1", "kind": "Pod",
-		"metadata": object{"namespace": p.Namespace, "name": p.Name},
-		"spec":     object{"containers": []object{{"name": "app", "image": "app"}}},
+		"metadata": p.metadata(nil),
+		"spec":     p.spec(),
 	}
 }
 
@@ -70,10 +70,26 @@ func (p *Pod) Running(annotations map[string]string) any {
 	}
 	return object{
 		"apiVersion": "v1", "kind": "Pod",
-		"metadata": object{"namespace": p.Namespace, "name": p.Name, "annotations": annotations},
-		"spec":     object{"containers": []object{{"name": "app", "image": "app"}}},
+		"metadata": p.metadata(annotations),
+		"spec":     p.spec(),
 		"status":   object{"phase": "Running", "podIP": p.Addresses[0], "podIPs": ips},
 	}
+}
+
+func (p *Pod) metadata(annotations map[string]string) object {
+	meta := object{"namespace": p.Namespace, "name": p.Name, "annotations": annotations}
+	if p.App != "" {
+		meta["labels"] = object{"app": p.App}
+	}
+	return meta
+}
+
+func (p *Pod) spec() object {
+	spec := object{"containers": []object{{"name": "app", "image": "app"}}}
+	if p.Account != "" {
+		spec["serviceAccountName"] = p.Account
+	}
+	return spec
 }
 
 // Manifest is the Service.
