@@ -88,7 +88,7 @@ func (s *stage) denied(ctx context.Context, _ netip.AddrPort, out *printer) erro
 	began := time.Now()
 	a := s.getFrom(ctx, s.pods["ingress"], s.address(back), "/")
 	if a.err != nil || a.status != http.StatusForbidden || !strings.Contains(a.proxyStatus, policyDenied) {
-		return fmt.Errorf("the ingress calls back, which it may not: %d %s %w", a.status, a.body, a.err)
+		return fmt.Errorf("the ingress calls back, which it may not: %s", a)
 	}
 	r, err := s.decision(ctx, began, identity("ingress"))
 	if err != nil {
@@ -107,7 +107,7 @@ func (s *stage) plain(ctx context.Context, _ netip.AddrPort, out *printer) error
 	began := time.Now()
 	a := get(ctx, netip.AddrPortFrom(s.pods["back-1"].Address(s.v6), appPort), "/", "")
 	if !errors.Is(a.err, syscall.ECONNRESET) {
-		return fmt.Errorf("a caller in plaintext is to be reset: %d %s %w", a.status, a.body, a.err)
+		return fmt.Errorf("a caller in plaintext is to be reset: %s", a)
 	}
 	r, err := s.decision(ctx, began, "")
 	if err != nil {

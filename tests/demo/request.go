@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -28,12 +29,20 @@ type answered struct {
 	err         error // no answer, or of request: not 200
 }
 
+// String is what went wrong, or what was answered.
+func (a answered) String() string {
+	if a.err != nil {
+		return a.err.Error()
+	}
+	return fmt.Sprintf("%d: %s", a.status, a.body)
+}
+
 // request asks the ingress for the user's page, on a connection of its own. version,
 // if not empty, goes into the header.
 func request(ctx context.Context, ingress netip.AddrPort, version string) answered {
 	a := get(ctx, ingress, "/", version)
 	if a.err == nil && a.status != http.StatusOK {
-		a.err = fmt.Errorf("%d: %s", a.status, a.body)
+		a.err = errors.New(a.String())
 	}
 	return a
 }

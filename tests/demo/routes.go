@@ -99,7 +99,7 @@ func (s *stage) failing(ctx context.Context, ingress netip.AddrPort, out *printe
 	broken := s.pods["back-2"]
 	local := map[bool]string{false: "127.0.0.1", true: "::1"}[s.v6] // past any proxy
 	if a := s.getFrom(ctx, broken, netip.AddrPortFrom(netip.MustParseAddr(local), appPort), failPath); a.status != http.StatusServiceUnavailable {
-		return fmt.Errorf("%s is to fail: %d %s %w", broken.ID(), a.status, a.body, a.err)
+		return fmt.Errorf("%s is to fail: %s", broken.ID(), a)
 	}
 	out.title("A replica of back fails: " + broken.ID() + " answers 503 from now on")
 	calls, err := s.callsToBack(ctx, ingress, ejecting, "")
