@@ -149,19 +149,39 @@ func TestPolicyExamplesAreValid(t *testing.T) {
 }
 
 func examplesAreValid(t *testing.T, document, crd string) {
+	examples := examplesOf(t, document)
+	serverTakes(t, examples, crd)
+	fromDirectory(t, examples)
+}
+
+// examplesOf are the objects of a document's YAML.
+func examplesOf(t *testing.T, document string) []string {
 	var examples []string
 	for _, m := range regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(read(t, document)), -1) {
-		examples = append(examples, m[1])
+		examples = append(examples, strings.Split(m[1], "---\n")...)
 	}
 	if len(examples) == 0 {
 		t.Fatal("there is no example")
 	}
-	cmd := exec.Command("go", "run", ".", "../../manifests/"+crd)
+	return examples
+}
+
+// serverTakes holds objects to their CRDs, as an API server does.
+func serverTakes(t *testing.T, examples []string, crds ...string) {
+	args := []string{"run", "."}
+	for _, crd := range crds {
+		args = append(args, "../../manifests/"+crd)
+	}
+	cmd := exec.Command("go", args...)
 	cmd.Dir, cmd.Stdin = "../tests/crds", strings.NewReader(strings.Join(examples, "---\n"))
 	out, err := cmd.CombinedOutput()
 	if want := strings.Repeat("\n", len(examples)); err != nil || string(out) != want {
 		t.Errorf("an API server says %v\n%s", err, out)
 	}
+}
+
+// fromDirectory is what the agent makes of objects in a directory.
+func fromDirectory(t *testing.T, examples []string) *cluster.Store {
 	dir := t.TempDir()
 	for i, example := range examples {
 		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("%d.yaml", i)), []byte(example), 0o600); err != nil {
@@ -170,7 +190,9 @@ func examplesAreValid(t *testing.T, document, crd string) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := cluster.RunDir(ctx, cluster.NewStore(), dir, slog.New(slog.DiscardHandler)); err != nil {
+	store := cluster.NewStore()
+	if err := cluster.RunDir(ctx, store, dir, slog.New(slog.DiscardHandler)); err != nil {
 		t.Errorf("a directory says %v", err)
 	}
+	return store
 }
