@@ -17,7 +17,7 @@ import (
 )
 
 // limit is how long a demo may take once everything is built.
-const limit = 10 * time.Second
+const limit = 15 * time.Second
 
 // TestDemo runs the demo as a user does. It is one test, so that what it runs is
 // built once.
