@@ -417,6 +417,7 @@ func (s *Store) setPeerAuth(p model.PeerAuthentication) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if set(s.view.peerAuth, peerAuthKey(p), p) {
+		s.touchAll() // it may be about the pods behind any
 		s.signal()
 	}
 }
@@ -425,6 +426,7 @@ func (s *Store) dropPeerAuth(k key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if drop(s.view.peerAuth, k) {
+		s.touchAll()
 		s.signal()
 	}
 }
@@ -435,6 +437,7 @@ func (s *Store) replacePeerAuth(policies map[key]model.PeerAuthentication) {
 	s.listed[kindPeerAuth] = true
 	if !same(s.view.peerAuth, policies) {
 		s.view.peerAuth = policies
+		s.touchAll()
 		s.signal()
 	}
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -185,15 +186,41 @@ func (s *Store) nameEndpoints(endpoints []route.Endpoint) {
 		namespace, name, _ := strings.Cut(e.Pod, "/")
 		if p := s.view.peers[key{namespace, name}]; p != nil {
 			e.Workload = shared(p.Namespace + "/" + p.Workload)
-			e.Identity = shared(decide.Identity(*p, e.Addr.Port(), s.Options))
+			e.Identity = s.identity(p, e.Addr.Port())
 		}
 	}
+}
+
+// identity is whom a pod has to show to be on a port, nobody where plaintext is expected.
+// Of a pod of another node the labels are not known: there those policies count that select
+// none. The caller holds mu.
+func (s *Store) identity(p *model.Peer, port uint16) string {
+	if s.anyPlain() {
+		mode, byPort, _ := decide.Peers(s.Root, p.Namespace, s.labels(p.Namespace, p.Name, "", nil), slices.Collect(maps.Values(s.view.peerAuth)))
+		if other, ok := byPort[port]; ok {
+			mode = other
+		}
+		if mode == route.Disable {
+			return ""
+		}
+	}
+	return shared(decide.Identity(*p, port, s.Options))
+}
+
+// anyPlain reports whether plaintext is expected anywhere; the caller holds mu.
+func (s *Store) anyPlain() bool {
+	for _, p := range s.view.peerAuth {
+		if p.Mode != nil && *p.Mode == route.Disable || slices.Contains(slices.Collect(maps.Values(p.Ports)), route.Disable) {
+			return true
+		}
+	}
+	return false
 }
 
 // pod is what an address stands for that is no Service's; the caller holds mu.
 func (s *Store) pod(addr netip.AddrPort) route.Destination {
 	if p := s.byAddress[addr.Addr().Unmap()]; p != nil {
-		return route.Destination{Identity: shared(decide.Identity(*p, addr.Port(), s.Options))}
+		return route.Destination{Identity: s.identity(p, addr.Port())}
 	}
 	return route.Destination{}
 }

@@ -8,7 +8,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/model"
+	"github.com/weirmesh/weir/proxy/route"
 )
 
 func TestWhatAPodIsOneOf(t *testing.T) {
@@ -155,5 +157,47 @@ func signalled(c <-chan struct{}) bool {
 		return true
 	default:
 		return false
+	}
+}
+
+func TestAnEndpointHasToShowWhoItIsWhereItIsCaptured(t *testing.T) {
+	s := NewStore()
+	s.Options, s.Root = decide.Defaults(), "weir-system"
+	at := fewAddress(1)
+	s.setService(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{at.Addr()}, Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}})
+	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back", Ports: []model.EndpointPort{{Port: 8080, Protocol: model.TCP}},
+		Endpoints: []model.Endpoint{{Address: fewAddress(2).Addr(), Ready: true, Pod: "shop/back-1"}}})
+	mode := func(namespace string, mode route.PeerMode) model.PeerAuthentication {
+		return model.PeerAuthentication{Namespace: namespace, Name: "p", Mode: &mode}
+	}
+	peer := model.Peer{Namespace: "shop", Name: "back-1", ServiceAccount: "back", Captured: true, Addresses: []netip.Addr{fewAddress(2).Addr()}}
+	const id = "spiffe://cluster.local/ns/shop/sa/back"
+	for _, c := range []struct {
+		promise string
+		change  func(*model.Peer)
+		policy  model.PeerAuthentication
+		want    string
+	}{
+		{"a captured pod", func(*model.Peer) {}, model.PeerAuthentication{}, id},
+		{"one that is not", func(p *model.Peer) { p.Captured = false }, model.PeerAuthentication{}, ""},
+		{"one without a service account", func(p *model.Peer) { p.ServiceAccount = "" }, model.PeerAuthentication{}, ""},
+		{"the port goes past the proxy", func(p *model.Peer) { p.ExcludeInbound = "1-8080" }, model.PeerAuthentication{}, ""},
+		{"another does", func(p *model.Peer) { p.ExcludeInbound = "1-8079" }, model.PeerAuthentication{}, id},
+		{"only others go through it", func(p *model.Peer) { p.IncludeInbound = "80" }, model.PeerAuthentication{}, ""},
+		{"what is excluded cannot be read", func(p *model.Peer) { p.ExcludeInbound = "http" }, model.PeerAuthentication{}, id},
+		{"its namespace expects plaintext", func(*model.Peer) {}, mode("shop", route.Disable), ""},
+		{"the mesh does", func(*model.Peer) {}, mode("weir-system", route.Disable), ""},
+		{"another namespace does", func(*model.Peer) {}, mode("other", route.Disable), id},
+	} {
+		p := peer
+		c.change(&p)
+		s.setPeer(&p)
+		s.replacePeerAuth(map[key]model.PeerAuthentication{{c.policy.Namespace, "p"}: c.policy})
+		if got := told(s, at).Endpoints[0].Identity; got != c.want {
+			t.Errorf("%s: %q, want %q", c.promise, got, c.want)
+		}
+		if got := told(s, netip.AddrPortFrom(fewAddress(2).Addr(), 8080)).Identity; got != c.want {
+			t.Errorf("%s, dialled itself: %q, want %q", c.promise, got, c.want)
+		}
 	}
 }
