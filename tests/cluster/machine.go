@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -201,6 +202,35 @@ func (m *Machine) DialContext(ctx context.Context, network, address string) (net
 		return err
 	})
 	return conn, err
+}
+
+// receiveBuffer is how many bytes of frames wait to be read.
+const receiveBuffer = 16 << 20
+
+// Packets opens a packet socket (packet(7)): each Read is a frame that went through one
+// of the machine's interfaces, in or out.
+func (m *Machine) Packets(device string) (*os.File, error) {
+	var socket *os.File
+	err := m.inside(func() error {
+		link, err := net.InterfaceByName(device)
+		if err != nil {
+			return err
+		}
+		every := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.ETH_P_ALL))
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("packet socket on %s: %w", m.Name, err)
+		}
+		socket = os.NewFile(uintptr(fd), "packets of "+device+" on "+m.Name)
+		return errors.Join(
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer),
+			unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: every, Ifindex: link.Index}))
+	})
+	if err != nil && socket != nil {
+		socket.Close()
+		socket = nil
+	}
+	return socket, err
 }
 
 // PID is the process that holds the machine's namespaces, in the host's PID

@@ -34,6 +34,7 @@ var undisturbed = []promise{
 	{"an annotation that changes takes effect without a restart", annotationChanged},
 	{"a TrafficPolicy that means nothing is refused, and another says what comes of it", policyStatus},
 	{"an AuthorizationPolicy that means nothing is refused, and another says what comes of it", authorizationStatus},
+	{"pods of the mesh call each other by mTLS, on both nodes", encrypted},
 	{"a route and a policy say how many proxies have acknowledged them", programmed},
 	{"an agent writes about its own node only, the controller takes off one taint only", ownNodeOnly},
 }

@@ -18,8 +18,9 @@ import (
 
 const usage = `usage: app <command> [flags] [arguments]
 
-  serve            answer HTTP, and TCP echo
+  serve            answer HTTP, gRPC, and TCP echo
   get URL...       ask, and print one JSON line for each answer
+  call ADDRESS     call by gRPC, and print one JSON line
   talk ADDRESS     keep one connection to an echo server and talk on it
   flood ADDRESS... start many connections at once, from ports that tell them from a proxy's
   sleep DURATION   do nothing
@@ -48,6 +49,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return serve(ctx, args, stderr)
 	case "get":
 		return get(ctx, args, stdin, stdout, stderr)
+	case "call":
+		return call(ctx, args, stdout, stderr)
 	case "talk":
 		return talk(ctx, args, stdin, stdout, stderr)
 	case "flood":

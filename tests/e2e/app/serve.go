@@ -16,13 +16,13 @@ import (
 	"github.com/weirmesh/weir/tests/e2e/app/report"
 )
 
-// serve answers HTTP on every address of -listen, echoes on those of -echo and
-// counts on those of -sink,
-// until ctx is done.
+// serve answers HTTP on every address of -listen, gRPC on those of -grpc, echoes on
+// those of -echo and counts on those of -sink, until ctx is done.
 func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("app serve", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	listen := flags.String("listen", ":8080", "HTTP `addresses`, separated by commas")
+	calls := flags.String("grpc", "", "gRPC `addresses`, separated by commas")
 	echo := flags.String("echo", "", "TCP echo `addresses`, separated by commas")
 	sinks := flags.String("sink", "", "TCP `addresses` where connections are counted by whether package probe made them, separated by commas")
 	next := flags.String("next", "", "`URL` that is asked before a request is answered; its answer becomes part of ours")
@@ -42,6 +42,15 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 			return err
 		}
 		go func() { failed <- server.Serve(listener) }()
+	}
+	rpc := newGRPC()
+	defer rpc.Stop()
+	for _, address := range addresses(*calls) {
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			return err
+		}
+		go func() { failed <- rpc.Serve(listener) }()
 	}
 	for _, address := range addresses(*echo) {
 		listener, err := net.Listen("tcp", address)

@@ -18,6 +18,7 @@ func talk(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	flags := flag.NewFlagSet("app talk", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	interval := flags.Duration("interval", 50*time.Millisecond, "pause between lines")
+	word := flags.String("word", "line", "what each line begins with")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -37,7 +38,7 @@ func talk(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 		if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 			return err
 		}
-		said := fmt.Sprintf("line %d\n", i)
+		said := fmt.Sprintf("%s %d\n", *word, i)
 		if _, err := io.WriteString(conn, said); err != nil {
 			return fmt.Errorf("line %d: %w", i, err)
 		}

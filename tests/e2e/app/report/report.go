@@ -39,3 +39,9 @@ type Result struct {
 	Answer *Answer       `json:"answer,omitempty"` // nil: the server was not the test application
 	Error  string        `json:"error,omitempty"`
 }
+
+// Call is one call of gRPC as its client saw it.
+type Call struct {
+	Code    int    `json:"code"` // of gRPC; 0: it was answered
+	Message string `json:"message,omitempty"`
+}
