@@ -35,6 +35,7 @@ var undisturbed = []promise{
 	{"a TrafficPolicy that means nothing is refused, and another says what comes of it", policyStatus},
 	{"an AuthorizationPolicy that means nothing is refused, and another says what comes of it", authorizationStatus},
 	{"pods of the mesh call each other by mTLS, on both nodes", encrypted},
+	{"who may call is the AuthorizationPolicy's to say", whoMayCall},
 	{"a route and a policy say how many proxies have acknowledged them", programmed},
 	{"an agent writes about its own node only, the controller takes off one taint only", ownNodeOnly},
 }
