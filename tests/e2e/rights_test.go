@@ -17,15 +17,18 @@ import (
 
 // Of the policies in manifests/base.
 const (
-	ownNodePolicy   = "weir-agent-own-node"
-	taintOnlyPolicy = "weir-controller-taint-only"
-	ownStatusPolicy = "weir-controller-own-status"
+	ownNodePolicy      = "weir-agent-own-node"
+	capturedOnlyPolicy = "weir-agent-captured-only"
+	ownSignerPolicy    = "weir-agent-own-signer"
+	taintOnlyPolicy    = "weir-controller-taint-only"
+	ownStatusPolicy    = "weir-controller-own-status"
+	ownObjectsPolicy   = "weir-controller-own-objects"
 )
 
 // ownNodeOnly does with the tokens that Weir's pods have what they may do, and what
 // only RBAC would let them.
 func ownNodeOnly(t *testing.T) {
-	for _, name := range []string{ownNodePolicy, taintOnlyPolicy, ownStatusPolicy} {
+	for _, name := range []string{ownNodePolicy, capturedOnlyPolicy, ownSignerPolicy, taintOnlyPolicy, ownStatusPolicy, ownObjectsPolicy} {
 		policy, err := bed.kube.AdmissionregistrationV1().ValidatingAdmissionPolicies().Get(t.Context(), name, metav1.GetOptions{})
 		must(t, err)
 		if checked := policy.Status.TypeChecking; checked == nil || len(checked.ExpressionWarnings) > 0 {
@@ -33,7 +36,9 @@ func ownNodeOnly(t *testing.T) {
 		}
 	}
 	t.Run("agent", agentsEvents)
+	t.Run("pods", agentsPods)
 	t.Run("controller", controllersPatches)
+	t.Run("objects", controllersObjects)
 }
 
 func agentsEvents(t *testing.T) {
@@ -94,6 +99,66 @@ func agentsEvents(t *testing.T) {
 	expectAnswer(t, "counting another node's event", count(onA, `{"count":3}`), ownNodePolicy, `may not write an event whose source.host is "`+b+`"`)
 	expectAnswer(t, "taking over another node's event", count(onA, `{"source":{"host":"`+a+`"}}`), ownNodePolicy, `may not change an event whose source.host is "`+b+`"`)
 }
+
+// agentsPods patches the status of pods as agents may and may not; nothing is changed.
+func agentsPods(t *testing.T) {
+	pod := start(t, newNamespace(t, nil), onNode(appPod("about", "sleep", "1h"), 0))
+	a, b := bed.Nodes[0].Name, bed.Nodes[1].Name
+	onA, onB, nowhere := as(t, agentName, agentOn(t, a)), as(t, agentName, agentOn(t, b)), as(t, agentName, nil)
+	condition := func(kind string) string {
+		return `{"status":{"conditions":[{"type":"` + kind + `","status":"True","reason":"E2E"}]}}`
+	}
+	own := condition(capturedCondition)
+	for _, tt := range []struct {
+		what    string
+		client  kubernetes.Interface
+		patch   string
+		refused string // words of the refusal; empty: it is allowed
+	}{
+		{"that a pod of its own node is captured", onA, own, ""},
+		{"that a pod of another node is", onB, own, "weir-agent on " + b + ` may not say anything of a pod of node "` + a + `"`},
+		{"with a token that is bound to no node", nowhere, own, "bound to no node"},
+		{"that a pod is ready", onA, condition("Ready"), "no condition of a pod but weirmesh.io/Captured"},
+		{"another condition", onA, condition("example.com/Other"), "no condition of a pod but weirmesh.io/Captured"},
+		{"another address", onA, `{"status":{"podIP":"10.0.0.1","podIPs":[{"$patch":"replace"},{"ip":"10.0.0.1"}]}}`, "nothing of a pod's status but the condition"},
+		{"another phase", onA, `{"status":{"phase":"Failed"}}`, "nothing of a pod's status but the condition"},
+		{"a label", onA, `{"metadata":{"labels":{"app":"back"}}}`, "nothing of a pod but its status"},
+		{"an annotation", onA, `{"metadata":{"annotations":{"x":"y"}}}`, "nothing of a pod but its status"},
+	} {
+		_, err := tt.client.CoreV1().Pods(pod.Namespace).Patch(t.Context(), pod.Name, types.StrategicMergePatchType, []byte(tt.patch),
+			metav1.PatchOptions{DryRun: []string{metav1.DryRunAll}}, "status")
+		expectAnswer(t, tt.what, err, capturedOnlyPolicy, tt.refused)
+	}
+}
+
+// controllersObjects makes objects as the controller may and may not; nothing is made.
+func controllersObjects(t *testing.T) {
+	client := as(t, controllerName, nil).CoreV1()
+	secret := func(name string) error {
+		_, err := client.Secrets(weirNamespace).Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}}, dryCreate)
+		return err
+	}
+	config := func(name string) error {
+		_, err := client.ConfigMaps(weirNamespace).Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, dryCreate)
+		return err
+	}
+	if err := secret("weir-ca"); !apierrors.IsAlreadyExists(err) {
+		t.Errorf("the Secret of the CA: got %v, want that it is there", err)
+	}
+	expectAnswer(t, "another Secret", secret("e2e"), ownObjectsPolicy, "may make the Secret weir-ca")
+	expectAnswer(t, "the ConfigMap of the roots", config("weir-roots"), ownObjectsPolicy, "")
+	expectAnswer(t, "another ConfigMap", config("weir-options-e2e"), ownObjectsPolicy, "may make the Secret weir-ca")
+
+	// The key of the CA is the controller's alone.
+	for _, node := range bed.Nodes {
+		_, err := as(t, agentName, agentOn(t, node.Name)).CoreV1().Secrets(weirNamespace).Get(t.Context(), "weir-ca", metav1.GetOptions{})
+		if !apierrors.IsForbidden(err) {
+			t.Errorf("the agent on %s asks for the CA's key: got %v, want a refusal", node.Name, err)
+		}
+	}
+}
+
+var dryCreate = metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
 
 func controllersPatches(t *testing.T) {
 	client := as(t, controllerName, nil)
