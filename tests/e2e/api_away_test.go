@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,18 +21,39 @@ import (
 )
 
 // apiAway takes the API server away. Meanwhile the agents are killed and start
-// again, and so does a proxy: all of them on what was known last. What is run in
-// pods is run by the machine, as kubectl exec would need the server.
+// again, and so do proxies on both sides: all of them on what was known last, and with
+// the certificates that they had, as whoever shows none is refused all the time. What
+// is run in pods is run by the machine, as kubectl exec would need the server.
 func apiAway(t *testing.T) {
 	ns := newNamespace(t, captured())
 	back, echo, unseen := service(t, ns, "back", 8080), service(t, ns, "echo", 9000), service(t, ns, "unseen", 8080)
 	pods := startAll(t, ns, onNode(appPod("back", "serve"), 1), onNode(appPod("echo", "serve", "-echo", ":9000"), 1),
 		onNode(appPod("unseen", "serve"), 1), onNode(appPod("front", "serve"), 0), onNode(appPod("crashes", "serve"), 0))
+	plain := start(t, ns, onNode(labelled(appPod("plain", "serve"), captureLabel, "disabled"), 0))
 	front, crashes := pods[3], pods[4]
 	expectCaptured(t, pods...)
+	for _, pod := range pods {
+		identified(t, pod)
+	}
 	urlOf := func(svc *corev1.Service) string { return "http://" + svc.Spec.ClusterIP + ":8080/" }
+	must(t, createPolicy(t, ns, authorizationPolicy, "mesh", `{"action":"ALLOW","rules":[`+healthAllowed+`,{"sources":[{"type":"ServiceAccount","serviceAccount":{"name":"default"}}]}]}`))
+	strangerRefused := func() {
+		t.Helper()
+		eventually(t, soon, "a stranger to be refused", func() error {
+			for _, svc := range []*corev1.Service{back, unseen} {
+				if r := getLocally(t, plain, urlOf(svc))[0]; r.Status != http.StatusForbidden {
+					return fmt.Errorf("%s: status %d, %s", svc.Name, r.Status, r.Error)
+				}
+			}
+			return nil
+		})
+	}
+	strangerRefused()
 	allServed(t, "before", getLocally(t, front, "-n", "3", "-retry", "10s", urlOf(back)))
 	waitKept(t, bed.Nodes[0], ns, "back", "echo", "unseen")
+	for _, node := range bed.Nodes {
+		waitPolicyKept(t, node, ns, "mesh")
+	}
 
 	agents, err := bed.agentPods(t.Context())
 	must(t, err)
@@ -61,17 +83,21 @@ func apiAway(t *testing.T) {
 			return nil
 		})
 	}
-	old := proxyOf(t, crashes)
-	must(t, old.kill())
+	old, others := proxyOf(t, crashes), proxyOf(t, pods[2])
+	for node, proxy := range map[*cluster.Node]process{bed.Nodes[0]: old, bed.Nodes[1]: others} {
+		waitIdentityKept(t, node, proxy)
+		must(t, proxy.kill())
+	}
 	// A destination that none of the proxies has heard of, and one whose proxy is new.
 	for _, from := range []*corev1.Pod{front, crashes} {
 		began := time.Now()
 		allServed(t, from.Name+", to what its proxy has not seen", getLocally(t, from, "-n", "3", urlOf(unseen)))
 		t.Logf("%s reached what its proxy had not seen after %s", from.Name, time.Since(began).Round(time.Millisecond))
 	}
-	if now := proxyOf(t, crashes); now.pid == old.pid {
-		t.Errorf("the proxy %d was not killed", old.pid)
+	if proxyOf(t, crashes).pid == old.pid || proxyOf(t, pods[2]).pid == others.pid {
+		t.Errorf("the proxies %d and %d were not both killed", old.pid, others.pid)
 	}
+	strangerRefused()
 	expectCaptured(t, pods...)
 	load.waitFor(t, 20)
 	t.Logf("the API server was away for %s", time.Since(away).Round(100*time.Millisecond))
@@ -117,22 +143,13 @@ func startAPI(ctx context.Context) error {
 func waitKept(t *testing.T, node *cluster.Node, ns string, services ...string) {
 	t.Helper()
 	eventually(t, startLimit, fmt.Sprintf("the agent's last good view to have %v", services), func() error {
-		file, err := os.Open(node.Path("/run/weir/last-good.gz"))
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		zip, err := gzip.NewReader(file)
-		if err != nil {
-			return err
-		}
-		content, err := io.ReadAll(zip)
+		content, err := lastGood(node)
 		if err != nil {
 			return err
 		}
 		for _, service := range services {
 			ready := 0
-			for line := range strings.Lines(string(content)) {
+			for line := range strings.Lines(content) {
 				if !strings.Contains(line, `"Slice"`) || !strings.Contains(line, `"Pod":"`+ns+"/"+service+`"`) {
 					continue
 				}
@@ -147,6 +164,81 @@ func waitKept(t *testing.T, node *cluster.Node, ns string, services ...string) {
 		}
 		return nil
 	})
+}
+
+// lastGood is what a node's agent has written down, one object a line.
+func lastGood(node *cluster.Node) (string, error) {
+	file, err := os.Open(node.Path("/run/weir/last-good.gz"))
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	zip, err := gzip.NewReader(file)
+	if err != nil {
+		return "", err
+	}
+	content, err := io.ReadAll(zip)
+	return string(content), err
+}
+
+// waitPolicyKept waits until a node's agent has written down an AuthorizationPolicy.
+func waitPolicyKept(t *testing.T, node *cluster.Node, ns, name string) {
+	t.Helper()
+	eventually(t, startLimit, "the last good view of the agent on "+node.Name+" to have policy "+name, func() error {
+		content, err := lastGood(node)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(content) {
+			if strings.Contains(line, `"Authz"`) && strings.Contains(line, `"Namespace":"`+ns+`","Name":"`+name+`"`) {
+				return nil
+			}
+		}
+		return errors.New("it is not there")
+	})
+}
+
+// waitIdentityKept waits until a node's agent has a descriptor of the memory file in
+// which a proxy has its certificate.
+func waitIdentityKept(t *testing.T, node *cluster.Node, proxy process) {
+	t.Helper()
+	eventually(t, soon, fmt.Sprintf("the agent on %s to have the certificate of proxy %d", node.Name, proxy.pid), func() error {
+		kept, err := memoryFiles(findAgent(node))
+		if err != nil {
+			return err
+		}
+		own, err := memoryFiles(proxy)
+		if err != nil {
+			return err
+		}
+		for file := range own {
+			if kept[file] {
+				return nil
+			}
+		}
+		return fmt.Errorf("it has %d files, none of the proxy's %d", len(kept), len(own))
+	})
+}
+
+// memoryFiles are the numbers of the files with certificates that a process has open.
+func memoryFiles(p process) (map[uint64]bool, error) {
+	entries, err := os.ReadDir(p.path("fd"))
+	if err != nil {
+		return nil, err
+	}
+	files := map[uint64]bool{}
+	for _, entry := range entries {
+		path := p.path("fd", entry.Name())
+		if target, err := os.Readlink(path); err != nil || !strings.Contains(target, "weir-identity") {
+			continue // closed meanwhile, or another
+		}
+		number, err := inode(path)
+		if err != nil {
+			return nil, err
+		}
+		files[number] = true
+	}
+	return files, nil
 }
 
 func agentOf(t *testing.T, node *cluster.Node) process {
