@@ -25,8 +25,9 @@ const (
 	// view, before the last good one takes its place: proxies that are restarted
 	// wait for it meanwhile.
 	fallBackAfter = 3 * time.Second
-	// saveEvery is how often changes are written at most. What an agent that is
-	// killed knew since, the next one lacks until the API server answers.
+	// saveEvery is how often changes are written at most, but for those of who may
+	// call: they are written at once. What an agent that is killed knew since, the next
+	// one lacks until the API server answers.
 	saveEvery = 10 * time.Second
 	// saveShare bounds the time spent on writing, of a view of any size: one part in
 	// this many.
@@ -77,19 +78,26 @@ func (l LastGood) keep(ctx context.Context, s *Store, log *slog.Logger) {
 	if s.WaitSynced(ctx) != nil && !s.Synced() {
 		return
 	}
-	written, pause := uint64(0), time.Duration(0)
+	written, pause, share := uint64(0), time.Duration(0), time.Now()
 	for last := false; !last; {
 		select {
 		case <-ctx.Done():
 			last = true
 		case <-time.After(pause):
+		case <-s.guards:
+			select {
+			case <-ctx.Done():
+				last = true
+			case <-time.After(time.Until(share)):
+			}
 		}
 		if now := s.changes.Load(); now != written {
 			began := time.Now()
 			if err := l.save(s.copy()); err != nil {
 				log.Warn("the view of the cluster is not kept for another agent", "error", err)
 			}
-			written, pause = now, max(saveEvery, saveShare*time.Since(began))
+			took := saveShare * time.Since(began)
+			written, pause, share = now, max(saveEvery, took), time.Now().Add(took)
 		}
 	}
 }

@@ -124,6 +124,44 @@ func TestAnAgentThatStartsWithoutTheServerGoesOnWithTheLastGoodView(t *testing.T
 	})
 }
 
+// TestWhoMayCallIsKeptAtOnce: an agent that is killed has no time to write.
+func TestWhoMayCallIsKeptAtOnce(t *testing.T) {
+	lastGood := LastGood{Path: filepath.Join(t.TempDir(), "last-good.gz"), Version: "v1"}
+	synctest.Test(t, func(t *testing.T) {
+		s, log := NewStore(), &logBuffer{}
+		s.markSynced()
+		ctx, cancel := context.WithCancel(t.Context())
+		go lastGood.keep(ctx, s, log.logger())
+		synctest.Wait() // it has written what there was
+		kept := func() (services, policies int) {
+			synctest.Wait()
+			v, _, err := lastGood.load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(v.services), len(v.authz) + len(v.peerAuth)
+		}
+		s.setService(model.Service{Namespace: "shop", Name: "back"})
+		if services, _ := kept(); services != 0 {
+			t.Error("every change is written at once: the next is not proved to be")
+		}
+		s.setAuthz(model.AuthorizationPolicy{Namespace: "shop", Name: "p"})
+		if _, policies := kept(); policies != 1 {
+			t.Errorf("%d policies are kept, want one", policies)
+		}
+		s.setPeerAuth(model.PeerAuthentication{Namespace: "shop", Name: "p"})
+		if _, policies := kept(); policies != 2 {
+			t.Errorf("%d policies are kept, want two", policies)
+		}
+		s.dropAuthz(key{"shop", "p"})
+		if _, policies := kept(); policies != 1 {
+			t.Errorf("%d policies are kept after one was deleted, want one", policies)
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
 // A pod that is newer than the view is not decided on by the labels that its
 // namespace had then.
 func TestANewPodWaitsForItsNamespace(t *testing.T) {

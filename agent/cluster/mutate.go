@@ -391,7 +391,7 @@ func (s *Store) setAuthz(p model.AuthorizationPolicy) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if set(s.view.authz, authzKey(p), p) {
-		s.signal()
+		s.signalGuards()
 	}
 }
 
@@ -399,7 +399,7 @@ func (s *Store) dropAuthz(k key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if drop(s.view.authz, k) {
-		s.signal()
+		s.signalGuards()
 	}
 }
 
@@ -409,7 +409,7 @@ func (s *Store) replaceAuthz(policies map[key]model.AuthorizationPolicy) {
 	s.listed[kindAuthz] = true
 	if !same(s.view.authz, policies) {
 		s.view.authz = policies
-		s.signal()
+		s.signalGuards()
 	}
 }
 
@@ -418,7 +418,7 @@ func (s *Store) setPeerAuth(p model.PeerAuthentication) {
 	defer s.mu.Unlock()
 	if set(s.view.peerAuth, peerAuthKey(p), p) {
 		s.touchAll() // it may be about the pods behind any
-		s.signal()
+		s.signalGuards()
 	}
 }
 
@@ -427,7 +427,7 @@ func (s *Store) dropPeerAuth(k key) {
 	defer s.mu.Unlock()
 	if drop(s.view.peerAuth, k) {
 		s.touchAll()
-		s.signal()
+		s.signalGuards()
 	}
 }
 
@@ -438,7 +438,7 @@ func (s *Store) replacePeerAuth(policies map[key]model.PeerAuthentication) {
 	if !same(s.view.peerAuth, policies) {
 		s.view.peerAuth = policies
 		s.touchAll()
-		s.signal()
+		s.signalGuards()
 	}
 }
 

@@ -80,6 +80,7 @@ type Store struct {
 	changed   chan struct{} // see Changed
 	podsOther chan struct{} // see PodsChanged
 	published chan struct{} // receives after changes of pods, those of Captured too; for the Publisher
+	guards    chan struct{} // receives after changes of who may call; for LastGood
 	synced    chan struct{} // closed by markSynced
 	once      sync.Once
 	usable    chan struct{} // closed by markSynced or fallBack
@@ -119,6 +120,7 @@ func NewStore() *Store {
 		changed:     make(chan struct{}, 1),
 		podsOther:   make(chan struct{}, 1),
 		published:   make(chan struct{}, 1),
+		guards:      make(chan struct{}, 1),
 		synced:      make(chan struct{}),
 		usable:      make(chan struct{}),
 		listed:      map[string]bool{},
@@ -194,6 +196,12 @@ func (s *Store) signalPods() {
 	s.signal()
 	notify(s.podsOther)
 	notify(s.published)
+}
+
+// signalGuards is signal for a change of who may call, and how.
+func (s *Store) signalGuards() {
+	s.signal()
+	notify(s.guards)
 }
 
 func notify(c chan<- struct{}) {
