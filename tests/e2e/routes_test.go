@@ -27,8 +27,13 @@ func (b *testBed) installGateway(ctx context.Context) error {
 	if _, err := b.Kubectl(ctx, "apply", "--server-side", "-f", crd); err != nil {
 		return err
 	}
-	_, err = b.Kubectl(ctx, "wait", "--for=condition=Established", "--timeout=30s", "-f", crd)
-	return err
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	// Of a CRD that has no conditions yet, kubectl says that it cannot read them.
+	return poll(ctx, "the CRD of HTTPRoutes", func() error {
+		_, err := b.Kubectl(ctx, "wait", "--for=condition=Established", "--timeout=30s", "-f", crd)
+		return err
+	})
 }
 
 // programmed changes a route and a policy of two callers, of whose proxies one stands
