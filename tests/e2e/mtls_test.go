@@ -48,6 +48,18 @@ func encrypted(t *testing.T) {
 				wordsHidden(t, wire, w, pods[n[1]], pods[n[2]], names[1-i][0])
 			})
 		}
+		callerShown(t, pods[n[1]], "URI=spiffe://cluster.local/ns/"+ns+"/sa/default", names[1-i][0])
+		callerShown(t, pods[n[2]], "", names[1-i][0])
+	}
+}
+
+// callerShown asks over HTTP and looks at what the application is told of its caller.
+func callerShown(t *testing.T, from *corev1.Pod, want, to string) {
+	t.Helper()
+	results := get(t, from, "http://"+to+":8080/")
+	allServed(t, from.Name+" to "+to, results)
+	if a := results[0].Answer; a != nil && a.Headers.Get("X-Forwarded-Client-Cert") != want {
+		t.Errorf("%s was told that its caller is %q, want %q", to, a.Headers.Values("X-Forwarded-Client-Cert"), want)
 	}
 }
 
