@@ -50,7 +50,7 @@ const gcPercent = 50
 // namespaces, which end with them; this one the runtime would keep, and it is by its
 // namespaces that the process is known: a probe that is run in the agent's container
 // would look for its program on the host.
-func init() { runtime.LockOSThread() }
+func init() { runtime.LockOSThread() } //nolint:gochecknoinits // only before main is it certain to be the first
 
 func main() {
 	if os.Getenv("GOGC") == "" {
