@@ -133,7 +133,7 @@ func TestWhoMayCallIsKeptAtOnce(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go lastGood.keep(ctx, s, log.logger())
 		synctest.Wait() // it has written what there was
-		kept := func() (services, policies int) {
+		kept := func() (int, int) {
 			synctest.Wait()
 			v, _, err := lastGood.load()
 			if err != nil {
