@@ -127,8 +127,12 @@ const (
 	// of a captured pod, as it is to Weir.
 	laneNginxTurned   = "nginx, captured"
 	laneHAProxyTurned = "HAProxy, captured"
-	laneReverse       = "net/http ReverseProxy"
-	laneDirect        = "no proxy"
+	// TLS 1.3 between the two, which know each other by their certificates.
+	laneWeirTLS    = "Weir, mTLS"
+	laneNginxTLS   = "nginx, mTLS"
+	laneHAProxyTLS = "HAProxy, mTLS"
+	laneReverse    = "net/http ReverseProxy"
+	laneDirect     = "no proxy"
 )
 
 // oneService is what the caller calls whose proxies use one processor.
@@ -144,6 +148,12 @@ var backServices = []struct {
 	{backService("streams", 2, "kubernetes.io/h2c"), streamsPort},
 	{backService("source", 3, "tcp"), sourcePort},
 	{backService("sink", 4, "tcp"), sinkPort},
+}
+
+// secureServices are the same for the caller that has an identity, and whose callee has.
+var secureServices = []pod.Service{
+	backService("secure", 11, "http"), backService("secure-streams", 12, "kubernetes.io/h2c"),
+	backService("secure-source", 13, "tcp"), backService("secure-sink", 14, "tcp"),
 }
 
 func backService(name string, host byte, protocol string) pod.Service {
@@ -259,9 +269,12 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	caller, callee := &pod.Pod{Namespace: namespace, Name: "caller", ContainerID: "caller"}, &pod.Pod{Namespace: namespace, Name: "callee", ContainerID: "callee"}
 	peerCaller, peerCallee := &pod.Pod{Namespace: "peers", Name: "caller", ContainerID: "peer-caller"}, &pod.Pod{Namespace: "peers", Name: "callee", ContainerID: "peer-callee"}
 	oneCaller, oneCallee := &pod.Pod{Namespace: namespace, Name: "one-caller", ContainerID: "one-caller"}, &pod.Pod{Namespace: namespace, Name: "one-callee", ContainerID: "one-callee"}
-	objects := []any{pod.CapturedNamespace(namespace), caller.Manifest(), callee.Manifest(), oneCaller.Manifest(), oneCallee.Manifest(), oneService.Manifest()}
-	for _, s := range backServices {
-		objects = append(objects, s.Manifest())
+	// Pods without a service account have no identity, and are spoken to in plaintext.
+	secureCaller := &pod.Pod{Namespace: namespace, Name: "secure-caller", ContainerID: "secure-caller", Account: "caller"}
+	secureCallee := &pod.Pod{Namespace: namespace, Name: "secure-callee", ContainerID: "secure-callee", Account: "callee"}
+	objects := []any{pod.CapturedNamespace(namespace), secureCaller.Manifest(), secureCallee.Manifest(), caller.Manifest(), callee.Manifest(), oneCaller.Manifest(), oneCallee.Manifest(), oneService.Manifest()}
+	for i, s := range backServices {
+		objects = append(objects, s.Manifest(), secureServices[i].Manifest())
 	}
 	if err := d.node.Write("dataplane.yaml", objects...); err != nil {
 		return err
@@ -289,17 +302,17 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	if _, err := d.node.StartAgent(ctx, binaries, io.Discard); err != nil {
 		return err
 	}
-	if err := errors.Join(d.add(ctx, chain, caller, callee), d.add(ctx, bare, peerCaller, peerCallee)); err != nil {
+	if err := errors.Join(d.add(ctx, chain, caller, callee, secureCaller, secureCallee), d.add(ctx, bare, peerCaller, peerCallee)); err != nil {
 		return err
 	}
 	objects = oneService.Slices(appPort, oneCallee)
-	for _, s := range backServices {
-		objects = append(objects, s.Slices(s.port, callee)...)
+	for i, s := range backServices {
+		objects = append(append(objects, s.Slices(s.port, callee)...), secureServices[i].Slices(s.port, secureCallee)...)
 	}
 	if err := d.node.Write("slices.yaml", objects...); err != nil {
 		return err
 	}
-	for _, p := range []*pod.Pod{callee, oneCallee, peerCallee} {
+	for _, p := range []*pod.Pod{callee, oneCallee, secureCallee, peerCallee} {
 		if _, err := d.startNginx(ctx, p, "app", appConfig(), inNetns); err != nil {
 			return err
 		}
@@ -309,6 +322,9 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	}
 	called := func(i int) netip.AddrPort {
 		return netip.AddrPortFrom(backServices[i].ClusterIPs[0], backServices[i].Port)
+	}
+	secured := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(secureServices[i].ClusterIPs[0], secureServices[i].Port)
 	}
 	pair := func(pods ...*pod.Pod) func() ([]int, error) {
 		return func() ([]int, error) {
@@ -325,27 +341,38 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	}
 	d.lanes = []lane{
 		{name: laneWeir, client: caller.Netns, target: called(0), streams: called(1), source: called(2), sink: called(3), pids: pair(caller, callee)},
+		{name: laneWeirTLS, client: secureCaller.Netns, target: secured(0), streams: secured(1), source: secured(2), sink: secured(3), pids: pair(secureCaller, secureCallee)},
 		{name: laneOne, client: oneCaller.Netns, target: netip.AddrPortFrom(oneService.ClusterIPs[0], oneService.Port), pids: pair(oneCaller, oneCallee)},
 	}
 	local := func(port uint16) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
 	}
+	c, err := d.newCredentials()
+	if err != nil {
+		return err
+	}
+	plain := func(start func(context.Context, *pod.Pod, uint16, nexts) (int, error)) startPeer {
+		return func(ctx context.Context, p *pod.Pod, port uint16, to nexts, _ credentials, _ bool) (int, error) {
+			return start(ctx, p, port, to)
+		}
+	}
 	for _, peer := range []struct {
 		name  string
 		port  uint16
-		start func(context.Context, *pod.Pod, uint16, nexts) (int, error)
+		start startPeer
 		all   bool // also HTTP/2 and TCP
 	}{
-		{laneNginx, 7000, d.nginxProxy, false}, {laneHAProxy, 7010, d.haproxy, true}, {laneReverse, 7020, d.reverse, false},
+		{laneNginx, 7000, plain(d.nginxProxy), false}, {laneHAProxy, 7010, plain(d.haproxy), true}, {laneReverse, 7020, plain(d.reverse), false},
+		{laneNginxTLS, 7030, d.secureNginx, false}, {laneHAProxyTLS, 7040, d.secureHAProxy, true},
 	} {
 		far := peerCallee.Address(false)
 		near, err := peer.start(ctx, peerCaller, peer.port, nexts{
 			netip.AddrPortFrom(far, peer.port), netip.AddrPortFrom(far, peer.port+1), netip.AddrPortFrom(far, peer.port+2), netip.AddrPortFrom(far, peer.port+3),
-		})
+		}, c, true)
 		if err != nil {
 			return fmt.Errorf("%s: %w", peer.name, err)
 		}
-		behind, err := peer.start(ctx, peerCallee, peer.port, nexts{local(appPort), local(streamsPort), local(sourcePort), local(sinkPort)})
+		behind, err := peer.start(ctx, peerCallee, peer.port, nexts{local(appPort), local(streamsPort), local(sourcePort), local(sinkPort)}, c, false)
 		if err != nil {
 			return fmt.Errorf("%s: %w", peer.name, err)
 		}
@@ -381,6 +408,9 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	}
 	return nil
 }
+
+// startPeer starts one end of a pair: the caller's, if it is near.
+type startPeer func(ctx context.Context, p *pod.Pod, port uint16, to nexts, c credentials, near bool) (int, error)
 
 // turned makes a lane of two pods of its own, to one of the application's ports, with
 // rules that turn what goes there aside to a peer's.

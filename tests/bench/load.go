@@ -239,7 +239,7 @@ func (r results) series() []report.Series {
 			out = append(out, report.Series{Name: name, Unit: unit, Samples: samples})
 		}
 	}
-	lanes := []string{laneWeir, laneOne, laneNginx, laneHAProxy, laneNginxTurned, laneHAProxyTurned, laneReverse, laneDirect}
+	lanes := []string{laneWeir, laneOne, laneNginx, laneHAProxy, laneNginxTurned, laneHAProxyTurned, laneWeirTLS, laneNginxTLS, laneHAProxyTLS, laneReverse, laneDirect}
 	for _, c := range connections {
 		for _, l := range lanes {
 			add(nameThroughput(l, c), "/s")
@@ -291,6 +291,15 @@ func (r results) judge(out *report.Report) {
 		out.AtMost(fmt.Sprintf("CPU a request, %d connections, relative to GOMAXPROCS=1", c), cpu(laneWeir)/cpu(laneOne), 1.1, "×")
 		best := max(r.median(nameThroughput(laneNginx, c)), r.median(nameThroughput(laneHAProxy, c)))
 		out.AtLeast(fmt.Sprintf("throughput, %d connections, relative to the better of both", c), r.median(nameThroughput(laneWeir, c))/best, 1, "×")
+	}
+	for _, c := range connections {
+		cpu := func(l string) float64 { return r.median(nameCPU(l, atConnections(c))) }
+		out.AtMost(fmt.Sprintf("CPU a request with mTLS, %d connections, relative to the better of both", c),
+			cpu(laneWeirTLS)/min(cpu(laneNginxTLS), cpu(laneHAProxyTLS)), 0.85, "×")
+	}
+	for _, w := range ways {
+		out.AtLeast("TCP "+w+" with mTLS, Gbit per CPU second, relative to HAProxy",
+			r.median(nameBulk(laneWeirTLS, w))/r.median(nameBulk(laneHAProxyTLS, w)), 1.15, "×")
 	}
 	for _, c := range streams {
 		for _, l := range []string{laneHAProxy, laneHAProxyTurned} {
