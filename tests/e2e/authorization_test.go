@@ -73,13 +73,13 @@ func whoMayCall(t *testing.T) {
 	if said, err := talk.wait(ctx); outcomeOfTalk(err) != "reset" {
 		t.Errorf("the connection that stays got %v, want a reset; it said %q", err, said)
 	}
-	outcomesBecome(t, "with DENY of a port", callers, map[string]string{
-		"web": expectedOutcomes(func(way string) bool { return way != "TCP" }), "batch": none, "guest": none, "plain": none})
+	outcomesBecome(t, "with DENY of a port", []*corev1.Pod{web, batch}, map[string]string{
+		"web": expectedOutcomes(func(way string) bool { return way != "TCP" }), "batch": none})
 
 	for _, name := range []string{"no-talk", "callers"} {
 		must(t, deletePolicy(t, ns, authorizationPolicy, name))
 	}
-	outcomesBecome(t, "without a policy again", callers, map[string]string{"web": all, "batch": all, "guest": all, "plain": all})
+	outcomesBecome(t, "without a policy again", []*corev1.Pod{web, guest}, map[string]string{"web": all, "guest": all})
 	stillReady(t, back) // kubelet, which has no identity, went on asking
 }
 

@@ -90,11 +90,7 @@ func wordsHidden(t *testing.T, wire *wire, w way, member, stranger *corev1.Pod, 
 	}
 	// The caller's proxy has to hear of the endpoint, and that it is captured.
 	eventually(t, soon, w.name+" to "+to, both)
-	for range 3 {
-		if err := both(); err != nil {
-			t.Error(err)
-		}
-	}
+	must(t, both())
 }
 
 // identified waits until a pod is published as captured, and its proxy has a certificate
