@@ -36,7 +36,7 @@ func apiAway(t *testing.T) {
 		identified(t, pod)
 	}
 	urlOf := func(svc *corev1.Service) string { return "http://" + svc.Spec.ClusterIP + ":8080/" }
-	must(t, createPolicy(t, ns, authorizationPolicy, "mesh", `{"action":"ALLOW","rules":[`+healthAllowed+`,{"sources":[{"type":"ServiceAccount","serviceAccount":{"name":"default"}}]}]}`))
+	must(t, createPolicy(t, ns, authorizationPolicy, "mesh", `{"action":"ALLOW","rules":[{"sources":[{"type":"ServiceAccount","serviceAccount":{"name":"default"}}]}]}`))
 	strangerRefused := func() {
 		t.Helper()
 		eventually(t, soon, "a stranger to be refused", func() error {

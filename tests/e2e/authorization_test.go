@@ -2,9 +2,10 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"net/http"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -13,10 +14,6 @@ import (
 	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/telemetry"
 )
-
-// healthAllowed is the rule of a policy that lets anybody ask how an application is, as
-// kubelet does.
-const healthAllowed = `{"http":{"methods":["GET"],"paths":[{"type":"Exact","value":"/healthz"}]}}`
 
 // asServiceAccount has a pod run as a service account, and makes that.
 func asServiceAccount(t *testing.T, namespace, name string, pod *corev1.Pod) *corev1.Pod {
@@ -39,7 +36,7 @@ func whoMayCall(t *testing.T) {
 		asServiceAccount(t, ns, "batch", onNode(idle("batch"), 1)),
 		asServiceAccount(t, ns, "guest", onNode(idle("guest"), 0)),
 		labelled(onNode(idle("plain"), 0), captureLabel, "disabled"))
-	back, web, batch, guest, callers := pods[0], pods[1], pods[2], pods[3], pods[1:]
+	web, batch, guest, callers := pods[1], pods[2], pods[3], pods[1:]
 	for _, pod := range pods[:4] {
 		identified(t, pod)
 	}
@@ -48,10 +45,10 @@ func whoMayCall(t *testing.T) {
 	outcomesBecome(t, "without a policy", callers, map[string]string{"web": all, "batch": all, "guest": all, "plain": all})
 
 	must(t, createPolicy(t, ns, authorizationPolicy, "callers", `{"action":"ALLOW","podSelector":{"matchLabels":{"app":"back"}},"rules":[
-		`+healthAllowed+`,
 		{"sources":[{"type":"ServiceAccount","serviceAccount":{"name":"web"}}]},
 		{"sources":[{"type":"ServiceAccount","serviceAccount":{"name":"batch"}}],"http":{"methods":["GET"],"paths":[{"type":"PathPrefix","value":"/public"}]}}]}`))
 	outcomesBecome(t, "with ALLOW", callers, map[string]string{"web": all, "batch": none, "guest": none, "plain": none})
+	asked(t, ns, time.Now())
 	for _, c := range []struct {
 		from *corev1.Pod
 		path string
@@ -80,7 +77,6 @@ func whoMayCall(t *testing.T) {
 		must(t, deletePolicy(t, ns, authorizationPolicy, name))
 	}
 	outcomesBecome(t, "without a policy again", []*corev1.Pod{web, guest}, map[string]string{"web": all, "guest": all})
-	stillReady(t, back) // kubelet, which has no identity, went on asking
 }
 
 // outcomesBecome waits until each caller gets from back what it is to get.
@@ -109,27 +105,14 @@ func denied(t *testing.T, ns, path, account, by string) {
 	})
 }
 
-// stillReady fails the test unless a pod is ready, and has been since it was for the
-// first time.
-func stillReady(t *testing.T, pod *corev1.Pod) {
+// asked waits until kubelet, which no policy allows, has asked back how it is, later than
+// that, and was answered.
+func asked(t *testing.T, ns string, since time.Time) {
 	t.Helper()
-	now, err := fresh(t.Context(), pod)
-	must(t, err)
-	since := func(pod *corev1.Pod) (metav1.Time, error) {
-		for _, c := range pod.Status.Conditions {
-			if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
-				return c.LastTransitionTime, nil
-			}
-		}
-		return metav1.Time{}, errors.New("pod " + pod.Name + " is not ready")
-	}
-	was, err := since(pod)
-	must(t, err)
-	is, err := since(now)
-	must(t, err)
-	if !is.Equal(&was) {
-		t.Errorf("pod %s is ready since %s, it was since %s", pod.Name, is, was)
-	}
+	waitRecord(t, "kubelet's request", func(r telemetry.Record) bool {
+		return r.Pod == ns+"/back" && r.Direction == "inbound" && r.HTTP != nil && r.Path == "/healthz" &&
+			r.Status == http.StatusOK && r.Timestamp.After(since)
+	})
 }
 
 func deletePolicy(t *testing.T, namespace string, kind policyKind, name string) error {
