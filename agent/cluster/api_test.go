@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -14,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
@@ -70,6 +73,7 @@ func runGatewayAPI(t *testing.T, client *fake.Clientset, routes *gatewayServer) 
 func runPolicyAPI(t *testing.T, client *fake.Clientset, routes *gatewayServer, policies *policyfake.Client) (*Store, *logBuffer) {
 	t.Helper()
 	s, log := NewStore(), &logBuffer{}
+	core, own := watching(&client.Fake, client.Tracker()), watching(&policies.Fake, policies.Tracker())
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
@@ -84,7 +88,54 @@ func runPolicyAPI(t *testing.T, client *fake.Clientset, routes *gatewayServer, p
 	if err := s.WaitSynced(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	// What changes between a list and its watch the fakes tell nobody. What is not served
+	// is never watched.
+	all := func() bool {
+		routes.mu.Lock()
+		defer routes.mu.Unlock()
+		return core() && own() && len(routes.streams) >= len(routes.served)
+	}
+	for end := time.Now().Add(time.Second); !all() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 	return s, log
+}
+
+// watching reports whether there is a watch of every resource of a fake that was listed.
+func watching(f *k8stesting.Fake, tracker k8stesting.ObjectTracker) func() bool {
+	var mu sync.Mutex
+	watched := map[string]int{}
+	f.PrependWatchReactor("*", func(a k8stesting.Action) (bool, watch.Interface, error) {
+		var opts metav1.ListOptions
+		if w, ok := a.(k8stesting.WatchActionImpl); ok {
+			opts = w.ListOptions
+		}
+		stream, err := tracker.Watch(a.GetResource(), a.GetNamespace(), opts)
+		mu.Lock()
+		defer mu.Unlock()
+		watched[a.GetResource().Resource]++
+		return true, stream, err
+	})
+	return func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		listed := map[string]int{}
+		for _, a := range f.Actions() {
+			if a.GetVerb() == "list" {
+				listed[a.GetResource().Resource]++
+			}
+		}
+		for resource := range listed {
+			want := 1
+			if resource == "pods" {
+				want = 2 // of this node, and of all
+			}
+			if watched[resource] < want {
+				return false
+			}
+		}
+		return true
+	}
 }
 
 func TestAnAPIServerIsFollowed(t *testing.T) {
