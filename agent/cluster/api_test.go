@@ -95,7 +95,8 @@ func runPolicyAPI(t *testing.T, client *fake.Clientset, routes *gatewayServer, p
 		defer routes.mu.Unlock()
 		return core() && own() && len(routes.streams) >= len(routes.served)
 	}
-	for end := time.Now().Add(time.Second); !all() && time.Now().Before(end); {
+	bubble := time.Now().Year() == 2000 // testing/synctest's clock: there nothing is late
+	for end := time.Now().Add(time.Second); !bubble && !all() && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 	return s, log

@@ -93,7 +93,10 @@ func toPeer(p *corev1.Pod) (*model.Peer, error) {
 func peerOf(p model.Pod) *model.Peer {
 	out := &model.Peer{
 		Namespace: p.Namespace, Name: p.Name, ServiceAccount: p.ServiceAccount, Workload: p.Workload,
-		ExcludeInbound: p.Annotations[decide.ExcludeInboundAnnotation], IncludeInbound: p.Annotations[decide.IncludeInboundAnnotation],
+	}
+	ports := model.InboundPorts{Exclude: p.Annotations[decide.ExcludeInboundAnnotation], Include: p.Annotations[decide.IncludeInboundAnnotation]}
+	if ports != (model.InboundPorts{}) {
+		out.Ports = &ports
 	}
 	if !p.HostNetwork && !p.Phase.Finished() {
 		out.Captured, out.Addresses = p.Captured, p.Addresses

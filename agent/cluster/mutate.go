@@ -214,7 +214,7 @@ func (s *Store) replaceSlices(slices map[key]model.EndpointSlice) {
 }
 
 func (s *Store) reindexSlices() {
-	s.byService, s.byEndpoint = map[key]map[key]struct{}{}, map[string][]key{}
+	s.byService, s.byEndpoint = map[key]map[key]struct{}{}, map[string][]string{}
 	for k := range s.view.slices {
 		s.indexSlice(k)
 	}

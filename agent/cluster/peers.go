@@ -111,7 +111,12 @@ func (s *Store) withCaptured(p *model.Peer) *model.Peer {
 // touchPeer notes a change of a pod. It matters to destinations where the pod is an
 // endpoint. The lock must be held.
 func (s *Store) touchPeer(id string) {
-	for _, k := range s.byEndpoint[id] {
+	namespace, _, _ := strings.Cut(id, "/")
+	for _, slice := range s.byEndpoint[id] {
+		k := key{namespace, slice}
+		if other, name, ok := strings.Cut(slice, "/"); ok {
+			k = key{other, name}
+		}
 		s.touch(key{k.namespace, s.view.slices[k].Service})
 	}
 	if len(s.byEndpoint[id]) > 0 {
@@ -132,18 +137,28 @@ func (s *Store) touchAddresses() {
 // shows reports whether a pod has to show who it is, somewhere.
 func shows(p *model.Peer) bool { return p != nil && p.Captured && len(p.Addresses) > 0 }
 
+// inSlice is how a slice is noted of a pod: by its name, or of another namespace by that
+// and its name.
+func inSlice(pod string, slice key) string {
+	if namespace, _, _ := strings.Cut(pod, "/"); namespace != slice.namespace {
+		return slice.namespace + "/" + slice.name
+	}
+	return slice.name
+}
+
 // indexEndpoints notes whose pods are in a slice.
 func (s *Store) indexEndpoints(slice key) {
 	for _, e := range s.view.slices[slice].Endpoints {
-		if e.Pod != "" && !slices.Contains(s.byEndpoint[e.Pod], slice) {
-			s.byEndpoint[e.Pod] = append(s.byEndpoint[e.Pod], slice)
+		if name := inSlice(e.Pod, slice); e.Pod != "" && !slices.Contains(s.byEndpoint[e.Pod], name) {
+			s.byEndpoint[e.Pod] = append(s.byEndpoint[e.Pod], name)
 		}
 	}
 }
 
 func (s *Store) unindexEndpoints(slice key) {
 	for _, e := range s.view.slices[slice].Endpoints {
-		rest := slices.DeleteFunc(s.byEndpoint[e.Pod], func(k key) bool { return k == slice })
+		name := inSlice(e.Pod, slice)
+		rest := slices.DeleteFunc(s.byEndpoint[e.Pod], func(s string) bool { return s == name })
 		if s.byEndpoint[e.Pod] = rest; len(rest) == 0 {
 			delete(s.byEndpoint, e.Pod)
 		}

@@ -99,7 +99,7 @@ type Store struct {
 	// Indexes of view, kept with it.
 	byClusterIP map[netip.Addr]key       // → service
 	byService   map[key]map[key]struct{} // service → its slices
-	byEndpoint  map[string][]key         // pod, "namespace/name" → slices that it is in
+	byEndpoint  map[string][]string      // pod, "namespace/name" → slices that it is in, see inSlice
 	byAddress   map[netip.Addr]*model.Peer
 	byParent    map[key]map[routeKey]struct{} // service → routes that name it
 	byTarget    map[key]map[key]struct{}      // service → policies about it
@@ -127,7 +127,7 @@ func NewStore() *Store {
 		view:        newView(),
 		byClusterIP: map[netip.Addr]key{},
 		byService:   map[key]map[key]struct{}{},
-		byEndpoint:  map[string][]key{},
+		byEndpoint:  map[string][]string{},
 		byAddress:   map[netip.Addr]*model.Peer{},
 		captured:    map[string][]netip.Addr{},
 		byParent:    map[key]map[routeKey]struct{}{},

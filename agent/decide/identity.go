@@ -30,11 +30,15 @@ func Identity(p model.Peer, port uint16, opts Options) string {
 
 // capturedAt reports whether connections to a port go through the pod's proxy.
 func capturedAt(p model.Peer, port uint16, opts Options) bool {
-	exclude, excludes := ports(p.ExcludeInbound, opts.Annotations[ExcludeInboundAnnotation])
+	own := model.InboundPorts{}
+	if p.Ports != nil {
+		own = *p.Ports
+	}
+	exclude, excludes := ports(own.Exclude, opts.Annotations[ExcludeInboundAnnotation])
 	if excludes && has(exclude, port) {
 		return false
 	}
-	include, includes := ports(p.IncludeInbound, opts.Annotations[IncludeInboundAnnotation])
+	include, includes := ports(own.Include, opts.Annotations[IncludeInboundAnnotation])
 	return !includes || has(include, port)
 }
 

@@ -66,14 +66,16 @@ type Pod struct {
 // Peer is a pod of any node, as those see it who call it or whom it calls.
 type Peer struct {
 	Namespace, Name string
-	ServiceAccount  string // empty: it has none, as a static pod
-	Workload        string // as Pod's
-	Captured        bool   // the agent of its node says so
-	// Its annotations exclude-inbound-ports and include-inbound-ports.
-	ExcludeInbound, IncludeInbound string
+	ServiceAccount  string        // empty: it has none, as a static pod
+	Workload        string        // as Pod's
+	Captured        bool          // the agent of its node says so
+	Ports           *InboundPorts // nil: it says nothing of them
 
 	Addresses []netip.Addr // none of a pod that is in its node's network, or has ended
 }
+
+// InboundPorts are annotations of a pod, empty: it has none of that name.
+type InboundPorts struct{ Exclude, Include string }
 
 // ID is "namespace/name".
 func (p Peer) ID() string { return p.Namespace + "/" + p.Name }
