@@ -118,10 +118,11 @@ func watching(f *k8stesting.Fake, tracker k8stesting.ObjectTracker) func() bool 
 		return true, stream, err
 	})
 	return func() bool {
+		actions := f.Actions() // not with mu: reactors are called with f's own lock
 		mu.Lock()
 		defer mu.Unlock()
 		listed := map[string]int{}
-		for _, a := range f.Actions() {
+		for _, a := range actions {
 			if a.GetVerb() == "list" {
 				listed[a.GetResource().Resource]++
 			}
