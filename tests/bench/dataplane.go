@@ -150,13 +150,21 @@ var backServices = []struct {
 	{backService("sink", 4, "tcp"), sinkPort},
 }
 
-// secureServices are the same for the caller that has an identity, and whose callee has.
+// secureNamespace is of pods that call each other by mTLS, as all do that nobody says
+// anything about. Those of namespace do not.
+const secureNamespace = "secure"
+
+// secureServices are the same in secureNamespace.
 var secureServices = []pod.Service{
-	backService("secure", 11, "http"), backService("secure-streams", 12, "kubernetes.io/h2c"),
-	backService("secure-source", 13, "tcp"), backService("secure-sink", 14, "tcp"),
+	serviceOf(secureNamespace, "back", 11, "http"), serviceOf(secureNamespace, "streams", 12, "kubernetes.io/h2c"),
+	serviceOf(secureNamespace, "source", 13, "tcp"), serviceOf(secureNamespace, "sink", 14, "tcp"),
 }
 
 func backService(name string, host byte, protocol string) pod.Service {
+	return serviceOf(namespace, name, host, protocol)
+}
+
+func serviceOf(namespace, name string, host byte, protocol string) pod.Service {
 	return pod.Service{Namespace: namespace, Name: name, Port: 80, AppProtocol: protocol,
 		ClusterIPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 96, 2, host})}}
 }
@@ -269,10 +277,9 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	caller, callee := &pod.Pod{Namespace: namespace, Name: "caller", ContainerID: "caller"}, &pod.Pod{Namespace: namespace, Name: "callee", ContainerID: "callee"}
 	peerCaller, peerCallee := &pod.Pod{Namespace: "peers", Name: "caller", ContainerID: "peer-caller"}, &pod.Pod{Namespace: "peers", Name: "callee", ContainerID: "peer-callee"}
 	oneCaller, oneCallee := &pod.Pod{Namespace: namespace, Name: "one-caller", ContainerID: "one-caller"}, &pod.Pod{Namespace: namespace, Name: "one-callee", ContainerID: "one-callee"}
-	// Pods without a service account have no identity, and are spoken to in plaintext.
-	secureCaller := &pod.Pod{Namespace: namespace, Name: "secure-caller", ContainerID: "secure-caller", Account: "caller"}
-	secureCallee := &pod.Pod{Namespace: namespace, Name: "secure-callee", ContainerID: "secure-callee", Account: "callee"}
-	objects := []any{pod.CapturedNamespace(namespace), secureCaller.Manifest(), secureCallee.Manifest(), caller.Manifest(), callee.Manifest(), oneCaller.Manifest(), oneCallee.Manifest(), oneService.Manifest()}
+	secureCaller := &pod.Pod{Namespace: secureNamespace, Name: "caller", ContainerID: "secure-caller"}
+	secureCallee := &pod.Pod{Namespace: secureNamespace, Name: "callee", ContainerID: "secure-callee"}
+	objects := []any{pod.CapturedNamespace(namespace), pod.Plaintext(namespace), pod.CapturedNamespace(secureNamespace), secureCaller.Manifest(), secureCallee.Manifest(), caller.Manifest(), callee.Manifest(), oneCaller.Manifest(), oneCallee.Manifest(), oneService.Manifest()}
 	for i, s := range backServices {
 		objects = append(objects, s.Manifest(), secureServices[i].Manifest())
 	}

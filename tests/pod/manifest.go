@@ -53,6 +53,15 @@ func CapturedNamespace(name string) any {
 	}
 }
 
+// Plaintext has the pods of a namespace called in plaintext.
+func Plaintext(namespace string) any {
+	return object{
+		"apiVersion": "policy.weirmesh.io/v1alpha1", "kind": "PeerAuthentication",
+		"metadata": object{"namespace": namespace, "name": "plaintext"},
+		"spec":     object{"mode": "Disable"},
+	}
+}
+
 // Manifest is the pod as its owner wrote it, before it has addresses.
 func (p *Pod) Manifest() any {
 	return object{
