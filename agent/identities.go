@@ -86,7 +86,7 @@ func localIdentities(local *issue.Local, store *cluster.Store) *identities {
 func capturedNames(all []launch.Attachment) map[string][]netip.Addr {
 	out := map[string][]netip.Addr{}
 	for _, a := range all {
-		if a.Committed && !a.Released && !a.Leaving {
+		if a.Capturing() {
 			out[a.PodNamespace+"/"+a.PodName] = a.Addresses
 		}
 	}
@@ -118,7 +118,7 @@ func capturedPods(all []launch.Attachment) (map[string]bool, bool) {
 	out, known := map[string]bool{}, true
 	for _, a := range all {
 		known = known && a.Identified()
-		if a.Identified() && a.Committed && !a.Released && !a.Leaving {
+		if a.Identified() && a.Capturing() {
 			out[a.PodUID] = true
 		}
 	}

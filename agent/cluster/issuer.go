@@ -148,7 +148,7 @@ func answerOf(r *certificatesv1.CertificateSigningRequest) ([]byte, error) {
 
 // parseChain reads certificates in PEM, of which there is one at least.
 func parseChain(document []byte) ([][]byte, error) {
-	certificates, err := parseRoots(document)
+	certificates, err := identity.ParseCertificates(document)
 	if err != nil {
 		return nil, err
 	}

@@ -17,32 +17,34 @@ import (
 func (s *Store) setPeer(p *model.Peer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := peerKey(p)
-	old := s.view.peers[k]
-	if old != nil {
-		if same(old, p) {
-			return
-		}
-		s.unindexPeer(old) // it may have other addresses now
+	if k := peerKey(p); !same(s.view.peers[k], p) {
+		s.changePeer(k, p)
 	}
-	if shows(old) || shows(p) {
-		s.touchAddresses()
-	}
-	s.view.peers[k] = p
-	s.indexPeer(p)
-	s.touchPeer(p.ID())
 }
 
 func (s *Store) dropPeer(k key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p := s.view.peers[k]; p != nil {
-		s.unindexPeer(p)
+	if s.view.peers[k] != nil {
+		s.changePeer(k, nil)
+	}
+}
+
+// changePeer puts next in the place of the pod of that name, which may have other
+// addresses now; nil is none. The lock must be held.
+func (s *Store) changePeer(k key, next *model.Peer) {
+	old := s.view.peers[k]
+	if old != nil {
+		s.unindexPeer(old)
 		delete(s.view.peers, k)
-		s.touchPeer(p.ID())
-		if shows(p) {
-			s.touchAddresses()
-		}
+	}
+	if next != nil {
+		s.view.peers[k] = next
+		s.indexPeer(next)
+	}
+	s.touchPeer(k.namespace + "/" + k.name)
+	if shows(old) || shows(next) {
+		s.touchAddresses()
 	}
 }
 
@@ -89,11 +91,7 @@ func (s *Store) SetCaptured(pods map[string][]netip.Addr) {
 	s.captured = pods
 	for k, p := range s.view.peers {
 		if other := s.withCaptured(p); !same(p, other) {
-			s.unindexPeer(p)
-			s.view.peers[k] = other
-			s.indexPeer(other)
-			s.touchPeer(p.ID())
-			s.touchAddresses()
+			s.changePeer(k, other)
 		}
 	}
 }
@@ -196,22 +194,23 @@ func (s *Store) Callers(addrs map[netip.Addr]string) {
 // nameEndpoints fills in what endpoints' pods are one of, and whom they have to show to
 // be; the caller holds mu.
 func (s *Store) nameEndpoints(endpoints []route.Endpoint) {
+	demands := s.plainDemands()
 	for i := range endpoints {
 		e := &endpoints[i]
 		namespace, name, _ := strings.Cut(e.Pod, "/")
 		if p := s.view.peers[key{namespace, name}]; p != nil {
 			e.Workload = shared(p.Namespace + "/" + p.Workload)
-			e.Identity = s.identity(p, e.Addr.Port())
+			e.Identity = s.identity(p, e.Addr.Port(), demands)
 		}
 	}
 }
 
-// identity is whom a pod has to show to be on a port, nobody where plaintext is expected.
-// Of a pod of another node the labels are not known: there those policies count that select
-// none. The caller holds mu.
-func (s *Store) identity(p *model.Peer, port uint16) string {
-	if s.anyPlain() {
-		mode, byPort, _ := decide.Peers(s.Root, p.Namespace, s.labels(p.Namespace, p.Name, "", nil), slices.Collect(maps.Values(s.view.peerAuth)))
+// identity is whom a pod has to show to be on a port, nobody where plaintext is expected
+// by demands, which are plainDemands. Of a pod of another node the labels are not known:
+// there those policies count that select none. The caller holds mu.
+func (s *Store) identity(p *model.Peer, port uint16, demands []model.PeerAuthentication) string {
+	if len(demands) > 0 {
+		mode, byPort, _ := decide.Peers(s.Root, p.Namespace, s.labels(p.Namespace, p.Name, "", nil), demands)
 		if other, ok := byPort[port]; ok {
 			mode = other
 		}
@@ -222,20 +221,20 @@ func (s *Store) identity(p *model.Peer, port uint16) string {
 	return shared(decide.Identity(*p, port, s.Options))
 }
 
-// anyPlain reports whether plaintext is expected anywhere; the caller holds mu.
-func (s *Store) anyPlain() bool {
-	for _, p := range s.view.peerAuth {
-		if p.Mode != nil && *p.Mode == route.Disable || slices.Contains(slices.Collect(maps.Values(p.Ports)), route.Disable) {
-			return true
-		}
+// plainDemands are all PeerAuthentications, if one of them expects plaintext: else it need
+// not be asked which of them is about a pod. The caller holds mu.
+func (s *Store) plainDemands() []model.PeerAuthentication {
+	all := slices.Collect(maps.Values(s.view.peerAuth))
+	if !slices.ContainsFunc(all, model.PeerAuthentication.ExpectsPlaintext) {
+		return nil
 	}
-	return false
+	return all
 }
 
 // pod is what an address stands for that is no Service's; the caller holds mu.
 func (s *Store) pod(addr netip.AddrPort) route.Destination {
 	if p := s.byAddress[addr.Addr().Unmap()]; p != nil {
-		return route.Destination{Identity: s.identity(p, addr.Port())}
+		return route.Destination{Identity: s.identity(p, addr.Port(), s.plainDemands())}
 	}
 	return route.Destination{}
 }

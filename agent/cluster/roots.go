@@ -3,9 +3,6 @@ package cluster
 import (
 	"context"
 	"crypto/x509"
-	"encoding/pem"
-	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -17,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+
+	"github.com/weirmesh/weir/agent/identity"
 )
 
 // Roots are the certificates that proxies are to trust, as the cluster has them: those of
@@ -91,7 +90,7 @@ func rootsFeed[O Object](set func([]*x509.Certificate), name string, log *slog.L
 		if o.GetName() != name {
 			return nil
 		}
-		list, err := parseRoots([]byte(text(o)))
+		list, err := identity.ParseCertificates([]byte(text(o)))
 		if err != nil {
 			return err
 		}
@@ -119,25 +118,6 @@ func rootsFeed[O Object](set func([]*x509.Certificate), name string, log *slog.L
 			},
 		},
 	}
-}
-
-// parseRoots reads certificates in PEM, of which there is one at least.
-func parseRoots(document []byte) ([]*x509.Certificate, error) {
-	var out []*x509.Certificate
-	for block, rest := pem.Decode(document); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("there is a %s among the certificates", block.Type)
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, c)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("there is no certificate, in PEM")
-	}
-	return out, nil
 }
 
 // named is the resource of one name: a right to list and watch can be about that.

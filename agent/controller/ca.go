@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -142,7 +141,7 @@ func (k *caKeeper) look(ctx context.Context, given *identity.Authority, wrong er
 // advance publishes the roots, and then goes on to the next stage of a rotation.
 // Nothing is signed with a CA whose root may not be known.
 func (k *caKeeper) advance(ctx context.Context, secret *corev1.Secret, ring identity.Keyring, given *identity.Authority, wrong error) error {
-	if err := k.publish(ctx, rootsOf(ring)); err != nil {
+	if err := k.publish(ctx, identity.EncodeCertificates(ring.Roots())); err != nil {
 		return fmt.Errorf("roots are not published: %w", err)
 	}
 	k.set(&ring)
@@ -161,7 +160,7 @@ func (k *caKeeper) advance(ctx context.Context, secret *corev1.Secret, ring iden
 	}
 	k.set(&next)
 	k.log.InfoContext(ctx, "CA rotation", "signs", next.Signs().Issuer().Subject.String(), "until", next.Signs().End(), "roots", len(next.Roots()), "announced", next.Next() != nil)
-	return k.publish(ctx, rootsOf(next))
+	return k.publish(ctx, identity.EncodeCertificates(next.Roots()))
 }
 
 // next is the keyring as it should be now: an operator's CA that is another is
@@ -241,13 +240,4 @@ func (k *caKeeper) create(ctx context.Context, given *identity.Authority, wrong 
 		k.log.InfoContext(ctx, "CA made", "secret", caSecret, "signs", ring.Signs().Issuer().Subject.String(), "until", ring.Signs().End())
 	}
 	return made, err
-}
-
-// rootsOf is what is to be trusted, in PEM.
-func rootsOf(ring identity.Keyring) []byte {
-	var out []byte
-	for _, c := range ring.Roots() {
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
-	}
-	return out
 }

@@ -2,7 +2,6 @@ package controller
 
 import (
 	"context"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -134,7 +133,7 @@ func (s *signer) grant(ctx context.Context, r *certificatesv1.CertificateSigning
 		}
 		r = approved
 	}
-	r.Status.Certificate = encodeChain(chain)
+	r.Status.Certificate = identity.EncodeChain(chain)
 	if _, err := requests.UpdateStatus(ctx, r, updateOptions); err != nil {
 		return fmt.Errorf("answer: %w", err)
 	}
@@ -179,14 +178,6 @@ func hasCondition(r *certificatesv1.CertificateSigningRequest, kind certificates
 		}
 	}
 	return false
-}
-
-func encodeChain(chain [][]byte) []byte {
-	var out []byte
-	for _, der := range chain {
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	return out
 }
 
 // inbox has the requests that are to be answered, as a reflector tells of them.

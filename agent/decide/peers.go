@@ -2,6 +2,7 @@ package decide
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/weirmesh/weir/agent/model"
@@ -90,13 +91,7 @@ func (d *demand) suspect(p model.PeerAuthentication) {
 	if p.Mode != nil && *p.Mode == route.Strict {
 		strict.Mode, d.suspected = p.Mode, true
 	}
-	for port, mode := range p.Ports {
-		if mode == route.Strict {
-			strict.Ports = map[uint16]route.PeerMode{port: mode}
-			d.add(strict)
-		}
-	}
-	if strict.Ports == nil {
-		d.add(strict)
-	}
+	strict.Ports = maps.Clone(p.Ports)
+	maps.DeleteFunc(strict.Ports, func(_ uint16, mode route.PeerMode) bool { return mode != route.Strict })
+	d.add(strict)
 }

@@ -139,7 +139,7 @@ func (a *Authority) PEM() ([]byte, []byte, error) {
 	if !a.Issuer().Equal(a.root) {
 		certificates = append(certificates[:len(certificates):len(certificates)], a.root)
 	}
-	return encodeCertificates(certificates), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), nil
+	return EncodeCertificates(certificates), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), nil
 }
 
 // Issuer is the certificate of the key that signs; that of a root of our own making is
@@ -210,34 +210,6 @@ func serialNumber() (*big.Int, error) {
 		return nil, fmt.Errorf("serial number: %w", err)
 	}
 	return serial.Add(serial, big.NewInt(1)), nil
-}
-
-// parseCertificates reads all certificates of a PEM document, of which there is one at
-// least.
-func parseCertificates(document []byte) ([]*x509.Certificate, error) {
-	var out []*x509.Certificate
-	for block, rest := pem.Decode(document); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, c)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("there is none, in PEM")
-	}
-	return out, nil
-}
-
-func encodeCertificates(list []*x509.Certificate) []byte {
-	var out []byte
-	for _, c := range list {
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
-	}
-	return out
 }
 
 // parseKey reads the first private key of a PEM document.

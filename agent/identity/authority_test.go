@@ -258,11 +258,11 @@ func TestACAOfTheOperatorsMayBeAnIntermediate(t *testing.T) {
 	}{
 		{"a root", []*x509.Certificate{root.Root()}, pemKey(t, root.key), nil, 0, 1},
 		{"with the root in its chain", []*x509.Certificate{flat, root.Root()}, pemKey(t, ecKey), nil, 1, 2},
-		{"with the root apart, and an old form of key", []*x509.Certificate{flat}, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: sec1}), encodeCertificates([]*x509.Certificate{root.Root()}), 1, 2},
-		{"two below the root, and RSA", []*x509.Certificate{lower, upper}, pemKey(t, rsaKey), encodeCertificates([]*x509.Certificate{root.Root()}), 2, 3},
+		{"with the root apart, and an old form of key", []*x509.Certificate{flat}, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: sec1}), EncodeCertificates([]*x509.Certificate{root.Root()}), 1, 2},
+		{"two below the root, and RSA", []*x509.Certificate{lower, upper}, pemKey(t, rsaKey), EncodeCertificates([]*x509.Certificate{root.Root()}), 2, 3},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a, err := ParseAuthority(encodeCertificates(c.chain), c.key, c.roots)
+			a, err := ParseAuthority(EncodeCertificates(c.chain), c.key, c.roots)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -294,7 +294,7 @@ func TestACAThatCannotSignIsRefused(t *testing.T) {
 	middle, leaf := below(t, root, key, 0, true), below(t, root, key, -1, false)
 	deepKey := ecdsaKey(t, elliptic.P256())
 	deep := below(t, &Authority{chain: []*x509.Certificate{middle}, key: key}, deepKey, -1, true)
-	list := func(c ...*x509.Certificate) []byte { return encodeCertificates(c) }
+	list := func(c ...*x509.Certificate) []byte { return EncodeCertificates(c) }
 	for _, c := range []struct {
 		name              string
 		chain, key, roots []byte

@@ -152,7 +152,7 @@ func (k Keyring) Encode() ([]byte, error) {
 		out.Next = &next
 	}
 	for _, r := range k.old {
-		out.Old = append(out.Old, keptRoot{string(encodeCertificates([]*x509.Certificate{r.root})), r.until})
+		out.Old = append(out.Old, keptRoot{string(EncodeCertificates([]*x509.Certificate{r.root})), r.until})
 	}
 	return json.MarshalIndent(out, "", "  ")
 }

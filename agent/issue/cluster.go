@@ -1,10 +1,8 @@
 package issue
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -50,7 +48,7 @@ func NewCluster(o ClusterOptions) *Cluster {
 	c := &Cluster{opts: o}
 	document, err := os.ReadFile(o.Path)
 	if err == nil {
-		c.roots, err = readRoots(document)
+		c.roots, err = identity.ParseCertificates(document)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		o.Log.Warn("the roots that were kept cannot be read: proxies that are started anew wait for the API server", "file", o.Path, "error", err)
@@ -101,11 +99,7 @@ func (c *Cluster) SetRoots(roots []*x509.Certificate) bool {
 		return false
 	}
 	c.roots = roots
-	var document bytes.Buffer
-	for _, r := range roots {
-		_ = pem.Encode(&document, &pem.Block{Type: "CERTIFICATE", Bytes: r.Raw}) // into memory
-	}
-	if err := renameio.WriteFile(c.opts.Path, document.Bytes(), 0o600, renameio.WithTempDir(filepath.Dir(c.opts.Path))); err != nil {
+	if err := renameio.WriteFile(c.opts.Path, identity.EncodeCertificates(roots), 0o600, renameio.WithTempDir(filepath.Dir(c.opts.Path))); err != nil {
 		c.opts.Log.Warn("the roots are not kept for another agent", "error", err)
 	}
 	return true
@@ -123,21 +117,6 @@ func (c *Cluster) Ends() (time.Time, time.Time) {
 		}
 	}
 	return end, time.Time{}
-}
-
-func readRoots(document []byte) ([]*x509.Certificate, error) {
-	var out []*x509.Certificate
-	for block, rest := pem.Decode(document); block != nil; block, rest = pem.Decode(rest) {
-		certificate, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, certificate)
-	}
-	if len(out) == 0 {
-		return nil, errors.New("no certificate in it")
-	}
-	return out, nil
 }
 
 // podOf finds the pod of an attachment.

@@ -40,6 +40,10 @@ type Attachment struct {
 	BootID       string // namespaces do not outlive a boot
 }
 
+// Capturing reports whether new connections of the pod are turned aside, and go on to be:
+// it is not about to be released.
+func (a Attachment) Capturing() bool { return a.Committed && !a.Released && !a.Leaving }
+
 // store is the folder of attachments.
 type store struct {
 	dir    string

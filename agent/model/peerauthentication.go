@@ -24,3 +24,16 @@ func (p PeerAuthentication) ID() string { return p.Namespace + "/" + p.Name }
 
 // FullName is "PeerAuthentication/namespace/name".
 func (p PeerAuthentication) FullName() string { return "PeerAuthentication/" + p.ID() }
+
+// ExpectsPlaintext reports whether it says Disable anywhere.
+func (p PeerAuthentication) ExpectsPlaintext() bool {
+	if p.Mode != nil && *p.Mode == route.Disable {
+		return true
+	}
+	for _, mode := range p.Ports {
+		if mode == route.Disable {
+			return true
+		}
+	}
+	return false
+}
