@@ -116,7 +116,7 @@ func TestAPeerIsCapturedIfItsNodesAgentSaysSo(t *testing.T) {
 		{"it has not said", condition(corev1.PodScheduled, corev1.ConditionTrue), false},
 		{"the pod has ended", ended, false},
 	} {
-		stripPod(c.pod)
+		stripPeer(c.pod)
 		peer, err := toPeer(c.pod)
 		if err != nil {
 			t.Fatal(err)
@@ -199,5 +199,29 @@ func TestAnEndpointHasToShowWhoItIsWhereItIsCaptured(t *testing.T) {
 		if got := told(s, netip.AddrPortFrom(fewAddress(2).Addr(), 8080)).Identity; got != c.want {
 			t.Errorf("%s, dialled itself: %q, want %q", c.promise, got, c.want)
 		}
+	}
+}
+
+// TestAPeerIsWhatItsPodSays: what a source drops of a pod of another node is not what
+// others have to know of it.
+func TestAPeerIsWhatItsPodSays(t *testing.T) {
+	pod := apiPod("web-7d4b9c6f5d-x", "u", "enabled")
+	pod.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "web-7d4b9c6f5d", Controller: new(true)}}
+	pod.Labels["pod-template-hash"] = "7d4b9c6f5d"
+	pod.Annotations = map[string]string{"weirmesh.io/exclude-inbound-ports": "9090", "weirmesh.io/include-inbound-ports": "80", "a": "b"}
+	pod.Spec.ServiceAccountName, pod.Spec.Containers = "web", []corev1.Container{{Name: "app", Image: "app"}}
+	pod.Status.PodIPs = []corev1.PodIP{{IP: "10.0.0.5"}}
+	pod.Status.Conditions = []corev1.PodCondition{{Type: ConditionCaptured, Status: corev1.ConditionTrue}}
+	stripPeer(pod)
+	got, err := toPeer(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &model.Peer{
+		Namespace: "shop", Name: "web-7d4b9c6f5d-x", ServiceAccount: "web", Workload: "web", Captured: true,
+		Ports: &model.InboundPorts{Exclude: "9090", Include: "80"}, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.5")},
+	}
+	if diff := cmp.Diff(want, got, netipValues); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }

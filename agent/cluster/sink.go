@@ -1,6 +1,9 @@
 package cluster
 
 import (
+	"maps"
+
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -129,11 +132,12 @@ func stripPod(p *corev1.Pod) {
 	p.Status = status
 }
 
-// stripPeer is stripPod for what toPeer reads.
+// stripPeer is stripPod for what toPeer reads: nothing of containers, and of the labels
+// what workload does.
 func stripPeer(p *corev1.Pod) {
-	stripPod(p)
-	p.Annotations = nil
 	p.Spec.InitContainers, p.Spec.Containers = nil, nil
+	maps.DeleteFunc(p.Labels, func(name, _ string) bool { return name != appsv1.DefaultDeploymentUniqueLabelKey })
+	stripPod(p)
 }
 
 func stripNamespace(n *corev1.Namespace) {
