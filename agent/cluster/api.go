@@ -20,6 +20,7 @@ import (
 	gateway "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	policyclient "github.com/weirmesh/weir/agent/api/client"
+	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -29,10 +30,10 @@ import (
 // It needs, cluster-wide: list and watch on pods, namespaces, services, nodes,
 // endpointslices.discovery.k8s.io, httproutes, grpcroutes and
 // tcproutes.gateway.networking.k8s.io and trafficpolicies,
-// authorizationpolicies and peerauthentications.policy.weirmesh.io; get on pods and namespaces; create and patch
-// on events. For certificates: patch on pods/status, create and get on
-// certificatesigningrequests.certificates.k8s.io, list and watch on the ClusterTrustBundle
-// and the ConfigMap of the roots.
+// authorizationpolicies and peerauthentications.policy.weirmesh.io; get on pods and
+// namespaces; create and patch on events. For certificates: patch on pods/status, create
+// and get on certificatesigningrequests.certificates.k8s.io, list and watch on the
+// ClusterTrustBundle and, in Weir's namespace, on the ConfigMap of the roots.
 type API struct {
 	client   kubernetes.Interface
 	gateway  gateway.Interface
@@ -49,7 +50,8 @@ type Limits struct {
 	Burst int
 }
 
-// AgentLimits are those of a node's agent: of some ten pods that start in a second.
+// AgentLimits are those of a node's agent, of some ten pods that start in a second; and
+// everybody's for the Gateway API's kinds and Weir's own.
 var AgentLimits = Limits{50, 100}
 
 // NewAPI prepares to talk to the API server that the kubeconfig file names, or
@@ -166,9 +168,9 @@ func RunAPI(ctx context.Context, s *Store, api *API, lastGood LastGood) error {
 				routeVersion(api, s, route.TCPRoute, &gatewayv1alpha2.TCPRoute{}, alpha.TCPRoutes(everywhere), TCPRouteV1Alpha2, synced),
 			}
 		}),
-		watchPolicies(api, s),
-		watchAuthz(api, s),
-		watchPeerAuth(api, s),
+		watchOwn(api, kindPolicies, &v1alpha1.TrafficPolicy{}, api.policies.TrafficPolicies(everywhere), policySink(s)),
+		watchOwn(api, kindAuthz, &v1alpha1.AuthorizationPolicy{}, api.policies.AuthorizationPolicies(everywhere), authzSink(s)),
+		watchOwn(api, kindPeerAuth, &v1alpha1.PeerAuthentication{}, api.policies.PeerAuthentications(everywhere), peerAuthSink(s)),
 	}
 	var pending atomic.Int32
 	pending.Store(int32(len(watches)))
@@ -200,36 +202,13 @@ func watchRoutes(api *API, s *Store, kind route.Kind, versions func(synced func(
 	}
 }
 
-// watchPolicies makes the watch of TrafficPolicies for the Store.
-func watchPolicies(api *API, s *Store) func(ctx context.Context, synced func()) {
+// watchOwn makes the watch of a kind of Weir's own for the Store. A kind that is not
+// served has no objects.
+func watchOwn[O Object, L runtime.Object](api *API, kind string, example O, resource Resource[L], to sink[O]) func(ctx context.Context, synced func()) {
 	return func(ctx context.Context, synced func()) {
-		absent := func() {
-			s.replacePolicies(map[key]model.TrafficPolicy{})
-			synced()
-		}
-		FollowServed(ctx, api.log, kindPolicies, absent, policyVersion(api, s, synced))
-	}
-}
-
-// watchAuthz is watchPolicies, of AuthorizationPolicies.
-func watchAuthz(api *API, s *Store) func(ctx context.Context, synced func()) {
-	return func(ctx context.Context, synced func()) {
-		absent := func() {
-			s.replaceAuthz(map[key]model.AuthorizationPolicy{})
-			synced()
-		}
-		FollowServed(ctx, api.log, kindAuthz, absent, authzVersion(api, s, synced))
-	}
-}
-
-// watchPeerAuth is watchPolicies, of PeerAuthentications.
-func watchPeerAuth(api *API, s *Store) func(ctx context.Context, synced func()) {
-	return func(ctx context.Context, synced func()) {
-		absent := func() {
-			s.replacePeerAuth(map[key]model.PeerAuthentication{})
-			synced()
-		}
-		FollowServed(ctx, api.log, kindPeerAuth, absent, peerAuthVersion(api, s, synced))
+		feed := newFeed(api, kind, func(o O) { dropManagedFields(o) }, to, synced)
+		absent := func() { _ = feed.Replace(nil, "") } // of nothing, nothing is of the wrong type
+		FollowServed(ctx, api.log, kind, absent, VersionOf(api.policies, api.log, kind, example, resource, feed))
 	}
 }
 

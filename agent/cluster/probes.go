@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"iter"
 	"net/url"
 	"slices"
 
@@ -22,36 +21,23 @@ func toProbes(spec *corev1.PodSpec) []route.Probe {
 			out = append(out, p)
 		}
 	}
-	for c := range containers(spec) {
+	for _, c := range slices.Concat(spec.InitContainers, spec.Containers) { // sidecars among the first
 		for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
 			if p == nil {
 				continue
 			}
-			add(httpProbe(c, p.HTTPGet))
+			add(httpProbe(&c, p.HTTPGet))
 			add(grpcProbe(p.GRPC))
 		}
 		if l := c.Lifecycle; l != nil {
 			for _, h := range []*corev1.LifecycleHandler{l.PostStart, l.PreStop} {
 				if h != nil {
-					add(httpProbe(c, h.HTTPGet))
+					add(httpProbe(&c, h.HTTPGet))
 				}
 			}
 		}
 	}
 	return out
-}
-
-// containers are those of a pod, its sidecars among the first.
-func containers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
-	return func(yield func(*corev1.Container) bool) {
-		for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
-			for i := range list {
-				if !yield(&list[i]) {
-					return
-				}
-			}
-		}
-	}
 }
 
 func httpProbe(c *corev1.Container, get *corev1.HTTPGetAction) (route.Probe, bool) {

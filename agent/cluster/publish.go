@@ -162,7 +162,7 @@ func (p *Publisher) publish(ctx context.Context, pod model.Pod) error {
 	return err
 }
 
-// capturePatch is the merge patch of a pod's status. It is about the pod of that UID.
+// capturePatch is the strategic merge patch of a pod's status. It is about the pod of that UID.
 func capturePatch(pod model.Pod, now time.Time) ([]byte, error) {
 	c := corev1.PodCondition{
 		Type: ConditionCaptured, Status: corev1.ConditionTrue, LastTransitionTime: metav1.NewTime(now),

@@ -229,8 +229,10 @@ func (s *Store) Pod(namespace, name, uid string) (model.Pod, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	known, ok := s.view.pods[key{namespace, name}]
-	pod := known.expand()
-	return pod, ok && pod.HasUID(uid)
+	if !ok || !known.pod.HasUID(uid) {
+		return model.Pod{}, false
+	}
+	return known.expand(), true
 }
 
 // Namespace returns a namespace; one that is not known has no labels.
@@ -304,10 +306,8 @@ func (s *Store) SetNodeAddresses(addrs []netip.Addr) {
 // labels are those of a pod of this node, or else those that are given; the caller holds
 // mu.
 func (s *Store) labels(namespace, name, uid string, otherwise map[string]string) map[string]string {
-	if c, ok := s.view.pods[key{namespace, name}]; ok {
-		if pod := c.expand(); pod.HasUID(uid) {
-			return pod.KnownLabels()
-		}
+	if c, ok := s.view.pods[key{namespace, name}]; ok && c.pod.HasUID(uid) {
+		return model.Pod{Labels: fromPairs(c.labels)}.KnownLabels()
 	}
 	return otherwise
 }

@@ -14,7 +14,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
-	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -85,24 +84,6 @@ func routeVersion[O Object, L runtime.Object](
 	name := routeKinds[kind]
 	feed := newFeed(api, name, func(o O) { dropManagedFields(o) }, routeSink(s, kind, convert), synced)
 	return VersionOf(api.gateway, api.log, name, example, resource, feed)
-}
-
-// policyVersion is the version of TrafficPolicy for the Store.
-func policyVersion(api *API, s *Store, synced func()) Version {
-	feed := newFeed(api, kindPolicies, func(p *v1alpha1.TrafficPolicy) { dropManagedFields(p) }, policySink(s), synced)
-	return VersionOf(api.policies, api.log, kindPolicies, &v1alpha1.TrafficPolicy{}, api.policies.TrafficPolicies(metav1.NamespaceAll), feed)
-}
-
-// authzVersion is the version of AuthorizationPolicy for the Store.
-func authzVersion(api *API, s *Store, synced func()) Version {
-	feed := newFeed(api, kindAuthz, func(p *v1alpha1.AuthorizationPolicy) { dropManagedFields(p) }, authzSink(s), synced)
-	return VersionOf(api.policies, api.log, kindAuthz, &v1alpha1.AuthorizationPolicy{}, api.policies.AuthorizationPolicies(metav1.NamespaceAll), feed)
-}
-
-// peerAuthVersion is the version of PeerAuthentication for the Store.
-func peerAuthVersion(api *API, s *Store, synced func()) Version {
-	feed := newFeed(api, kindPeerAuth, func(p *v1alpha1.PeerAuthentication) { dropManagedFields(p) }, peerAuthSink(s), synced)
-	return VersionOf(api.policies, api.log, kindPeerAuth, &v1alpha1.PeerAuthentication{}, api.policies.PeerAuthentications(metav1.NamespaceAll), feed)
 }
 
 // feed is the store a reflector writes to. It passes on to a sink.

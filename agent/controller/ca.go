@@ -55,12 +55,10 @@ type caKeeper struct {
 
 // authority is the CA that signs now, nil if none is known.
 func (k *caKeeper) authority() *identity.Authority {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.ring == nil {
-		return nil
+	if ring := k.known(); ring != nil {
+		return ring.Signs()
 	}
-	return k.ring.Signs()
+	return nil
 }
 
 func (k *caKeeper) known() *identity.Keyring {

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1alpha2 "sigs.k8s.io/gateway-api/apis/v1alpha2"
 
@@ -105,33 +106,21 @@ func (w *routeWatches) follow(ctx context.Context, group *sync.WaitGroup, c clie
 	group.Go(func() {
 		cluster.Follow(ctx, c.Interface, log, "services", &corev1.Service{}, cluster.Selector{}, c.CoreV1().Services(""), w.services)
 	})
-	group.Go(func() {
-		const name = v1alpha1.TrafficPolicyResource
-		absent := func() { _ = w.policies.Replace(nil, "") } // as below
-		cluster.FollowServed(ctx, log, name, absent,
-			cluster.VersionOf(c.policies, log, name, &v1alpha1.TrafficPolicy{}, c.policies.TrafficPolicies(""), w.policies))
-	})
-	group.Go(func() {
-		const name = v1alpha1.AuthorizationPolicyResource
-		absent := func() { _ = w.authz.Replace(nil, "") } // as below
-		cluster.FollowServed(ctx, log, name, absent,
-			cluster.VersionOf(c.policies, log, name, &v1alpha1.AuthorizationPolicy{}, c.policies.AuthorizationPolicies(""), w.authz))
-	})
-	group.Go(func() {
-		const name = v1alpha1.PeerAuthenticationResource
-		absent := func() { _ = w.peerAuth.Replace(nil, "") } // as below
-		cluster.FollowServed(ctx, log, name, absent,
-			cluster.VersionOf(c.policies, log, name, &v1alpha1.PeerAuthentication{}, c.policies.PeerAuthentications(""), w.peerAuth))
-	})
-	served := func(name string, k route.Kind, versions ...cluster.Version) {
-		absent := func() { _ = w.routes[k].Replace(nil, "") } // of nothing, nothing is of the wrong type
+	served := func(name string, to cache.ReflectorStore, versions ...cluster.Version) {
+		absent := func() { _ = to.Replace(nil, "") } // of nothing, nothing is of the wrong type
 		group.Go(func() { cluster.FollowServed(ctx, log, name, absent, versions...) })
 	}
-	served("httproutes", route.HTTPRoute,
+	served(v1alpha1.TrafficPolicyResource, w.policies,
+		cluster.VersionOf(c.policies, log, v1alpha1.TrafficPolicyResource, &v1alpha1.TrafficPolicy{}, c.policies.TrafficPolicies(""), w.policies))
+	served(v1alpha1.AuthorizationPolicyResource, w.authz,
+		cluster.VersionOf(c.policies, log, v1alpha1.AuthorizationPolicyResource, &v1alpha1.AuthorizationPolicy{}, c.policies.AuthorizationPolicies(""), w.authz))
+	served(v1alpha1.PeerAuthenticationResource, w.peerAuth,
+		cluster.VersionOf(c.policies, log, v1alpha1.PeerAuthenticationResource, &v1alpha1.PeerAuthentication{}, c.policies.PeerAuthentications(""), w.peerAuth))
+	served("httproutes", w.routes[route.HTTPRoute],
 		cluster.VersionOf(routes, log, "httproutes", &gatewayv1.HTTPRoute{}, v1.HTTPRoutes(""), w.routes[route.HTTPRoute]))
-	served("grpcroutes", route.GRPCRoute,
+	served("grpcroutes", w.routes[route.GRPCRoute],
 		cluster.VersionOf(routes, log, "grpcroutes", &gatewayv1.GRPCRoute{}, v1.GRPCRoutes(""), w.routes[route.GRPCRoute]))
-	served("tcproutes", route.TCPRoute,
+	served("tcproutes", w.routes[route.TCPRoute],
 		cluster.VersionOf(routes, log, "tcproutes", &gatewayv1.TCPRoute{}, v1.TCPRoutes(""), w.routes[route.TCPRoute]),
 		cluster.VersionOf(routes, log, "tcproutes", &gatewayv1alpha2.TCPRoute{}, alpha.TCPRoutes(""), w.routes[route.TCPRoute]))
 }

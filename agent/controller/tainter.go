@@ -6,7 +6,6 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 )
@@ -93,7 +92,7 @@ func (t *tainter) once(ctx context.Context, said map[string]string) bool {
 func (t *tainter) remove(ctx context.Context, n node, why string) bool {
 	patch, err := n.withoutTaint()
 	if err == nil {
-		_, err = t.client.CoreV1().Nodes().Patch(ctx, n.name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "weir-controller"})
+		_, err = t.client.CoreV1().Nodes().Patch(ctx, n.name, types.MergePatchType, patch, patchOptions)
 	}
 	switch {
 	case err == nil:

@@ -27,8 +27,9 @@ import (
 type Cluster struct {
 	opts ClusterOptions
 
-	mu    sync.Mutex
-	roots []*x509.Certificate
+	setting sync.Mutex // over SetRoots; taken before mu
+	mu      sync.Mutex
+	roots   []*x509.Certificate
 }
 
 // ClusterOptions is what a Cluster is told.
@@ -93,12 +94,14 @@ func (c *Cluster) Issue(ctx context.Context, a launch.Attachment, request []byte
 // SetRoots takes what is to be trusted, and reports whether it is something else than
 // before. Nothing changes nothing.
 func (c *Cluster) SetRoots(roots []*x509.Certificate) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(roots) == 0 || slices.EqualFunc(roots, c.roots, (*x509.Certificate).Equal) {
+	c.setting.Lock()
+	defer c.setting.Unlock()
+	if len(roots) == 0 || slices.EqualFunc(roots, c.roots, (*x509.Certificate).Equal) { // nobody else changes them
 		return false
 	}
+	c.mu.Lock()
 	c.roots = roots
+	c.mu.Unlock()
 	if err := renameio.WriteFile(c.opts.Path, identity.EncodeCertificates(roots), 0o600, renameio.WithTempDir(filepath.Dir(c.opts.Path))); err != nil {
 		c.opts.Log.Warn("the roots are not kept for another agent", "error", err)
 	}
