@@ -1,6 +1,10 @@
 package authz
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/weirmesh/weir/proxy/route"
+)
 
 // Evaluate decides on a request of HTTP by a peer, or, where r is nil, on a connection
 // that carries none. port is the application's. It allocates nothing but the list of
@@ -133,8 +137,7 @@ func (h *http) path(path []byte) bool {
 		return true
 	}
 	for _, prefix := range h.prefixes {
-		n := len(prefix) // as for routes: of "/" it is 0, and everything meets it
-		if n == 0 || len(path) >= n && string(path[:n]) == prefix && (len(path) == n || path[n] == '/') {
+		if route.UnderPrefix(path, prefix) {
 			return true
 		}
 	}

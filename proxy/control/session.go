@@ -35,10 +35,9 @@ type stream = grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]
 // session is one life with one agent.
 type session struct {
 	*service
-	stream     stream
-	number     uint64
-	identified uint64 // number of this session for identity
-	newer      <-chan struct{}
+	stream stream
+	number uint64
+	newer  <-chan struct{}
 
 	// What report uses again and again, while there is something to report. gRPC has
 	// encoded a message when Send returns.
@@ -113,7 +112,8 @@ func (s *service) begin(stream stream) (*session, *proxypb.Subscribe) {
 	s.newer = make(chan struct{})
 	number, first := s.store.begin()
 	first.ProxyVersion = s.version
-	return &session{service: s, stream: stream, number: number, identified: s.identity.Resume(), newer: s.newer}, first
+	s.identity.Resume(number)
+	return &session{service: s, stream: stream, number: number, newer: s.newer}, first
 }
 
 // receive hands on what the agent says until the stream breaks. It ends with its
@@ -174,7 +174,7 @@ func (s *session) ask() error {
 
 // identify says what there is to say of the pod's certificate.
 func (s *session) identify() error {
-	for msg := s.identity.Next(s.identified); msg != nil; msg = s.identity.Next(s.identified) {
+	for msg := s.identity.Next(s.number); msg != nil; msg = s.identity.Next(s.number) {
 		if err := s.stream.Send(msg); err != nil {
 			return err
 		}

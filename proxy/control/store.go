@@ -34,16 +34,11 @@ type Store struct {
 	// is acknowledged; nil: nobody is. Set it before the Store is used.
 	Authorized func()
 
-	dirty   chan struct{}                            // buffered: changed has entries
-	inbound atomic.Pointer[map[uint16]*route.Policy] // config's, for every request
-	authz   atomic.Pointer[authz.Set]                // the same
-	probes  atomic.Pointer[route.Probes]             // the same
-	demands atomic.Pointer[proxyConfig]              // the same, for what it demands of callers
-
-	identity *identity.Holder // told what the agent says of it
+	dirty    chan struct{}               // buffered: changed has entries
+	config   atomic.Pointer[proxyConfig] // nil: not told yet; set with mu, read for every request
+	identity *identity.Holder            // told what the agent says of it
 
 	mu           sync.Mutex
-	config       *proxyConfig
 	trusted      string        // the version of what identity was told; "": nothing
 	configured   chan struct{} // closed once config is there
 	destinations map[netip.AddrPort]*held
@@ -109,47 +104,50 @@ func (s *Store) Ready(ctx context.Context) error {
 
 // Own reports whether an address is the pod's.
 func (s *Store) Own(addr netip.Addr) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.config == nil {
+	config := s.config.Load()
+	if config == nil {
 		return false
 	}
-	_, ok := s.config.own[addr]
+	_, ok := config.own[addr]
 	return ok
 }
 
 // Opaque reports whether the pod has it that what goes to a port, of the pod or
 // dialled by it, is not to be looked into.
 func (s *Store) Opaque(port uint16) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.config != nil && slices.ContainsFunc(s.config.opaque, func(r portRange) bool {
+	config := s.config.Load()
+	return config != nil && slices.ContainsFunc(config.opaque, func(r portRange) bool {
 		return r.first <= port && port <= r.last
 	})
 }
 
 // Inbound is the policy that holds for callers of the application's port; nil: none.
 func (s *Store) Inbound(port uint16) *route.Policy {
-	if policies := s.inbound.Load(); policies != nil {
-		return (*policies)[port]
+	if config := s.config.Load(); config != nil {
+		return config.inbound[port]
 	}
 	return nil
 }
 
 // Authorization are the policies that govern the pod; nil: none.
-func (s *Store) Authorization() *authz.Set { return s.authz.Load() }
+func (s *Store) Authorization() *authz.Set {
+	if config := s.config.Load(); config != nil {
+		return config.authz
+	}
+	return nil
+}
 
 // Probes are what the kubelet asks of the pod.
 func (s *Store) Probes() route.Probes {
-	if probes := s.probes.Load(); probes != nil {
-		return *probes
+	if config := s.config.Load(); config != nil {
+		return config.probes
 	}
 	return route.Probes{}
 }
 
 // Peers is what the application's port demands of its callers.
 func (s *Store) Peers(port uint16) route.PeerMode {
-	config := s.demands.Load()
+	config := s.config.Load()
 	if config == nil {
 		return route.Strict
 	}
@@ -309,10 +307,11 @@ func (s *Store) wake() {
 }
 
 func (s *Store) inMesh(addr netip.Addr) bool {
-	if s.config == nil {
+	config := s.config.Load()
+	if config == nil {
 		return true
 	}
-	for _, p := range s.config.mesh {
+	for _, p := range config.mesh {
 		if p.Contains(addr) {
 			return true
 		}
@@ -330,8 +329,8 @@ func (s *Store) begin() (uint64, *proxypb.Subscribe) {
 	s.session++
 	clear(s.changed)
 	out := &proxypb.Subscribe{Versions: map[string]string{proxypb.ProxyResource: "", proxypb.IdentityResource: s.trusted}}
-	if s.config != nil {
-		out.Versions[proxypb.ProxyResource] = s.config.version
+	if config := s.config.Load(); config != nil {
+		out.Versions[proxypb.ProxyResource] = config.version
 	}
 	for addr, h := range s.destinations {
 		out.Versions[proxypb.DestinationName(addr)] = h.version

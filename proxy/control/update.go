@@ -159,13 +159,7 @@ func (s *Store) take(session uint64, u update) error {
 		return errSuperseded
 	}
 	if u.config != nil {
-		first := s.config == nil
-		s.config = u.config
-		s.inbound.Store(&u.config.inbound)
-		s.probes.Store(&u.config.probes)
-		s.demands.Store(u.config)
-		s.authz.Store(u.config.authz)
-		if first { // now that they are there whom those ask who wait for this
+		if s.config.Swap(u.config) == nil {
 			close(s.configured)
 		}
 	}

@@ -2,11 +2,11 @@
 // agent get certificates for them, and has them replaced long before they end.
 //
 // What the agent says comes through package control (Told, Answered), and what is to be
-// said to it goes through there (Next). Whoever shakes hands takes a Snapshot: Current,
-// or Wait where there has to be one. A key never leaves the process but in the memory
+// said to it goes through there (Next). A key never leaves the process but in the memory
 // file (memfd) that the pod's next proxy gets: see memory.go.
 //
-// What is done with an identity, TLS, is package mtls's business: Source is for it.
+// What is done with an identity, TLS, is package mtls's business: Source is for it, and
+// has one that has expired, too, where Current and Wait do not.
 package identity
 
 import (

@@ -111,7 +111,8 @@ func run(t *testing.T, h *Holder) *holder {
 		<-done
 		h.Close()
 	})
-	return &holder{t, h, h.Resume()}
+	h.Resume(1)
+	return &holder{t, h, 1}
 }
 
 // next is the next message for the agent, once there is nothing left to do at this time.
@@ -287,7 +288,8 @@ func TestARequestIsSaidAgainInAnotherSessionAndGivenUpInTime(t *testing.T) {
 		h.Told(trust(t, front, c))
 		first := h.asks()
 		old := h.session
-		h.session = h.Resume()
+		h.session++
+		h.Resume(h.session)
 		if h.Next(old) != nil {
 			t.Error("an old session is told")
 		}

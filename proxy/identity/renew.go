@@ -113,18 +113,17 @@ func jittered(d time.Duration) time.Duration {
 	return d - d/5 + rand.N(2*d/5+1)
 }
 
-// Resume is the beginning of a session: what the one before may not have heard is said
-// again. It returns the session's number, for Next.
-func (h *Holder) Resume() uint64 {
+// Resume is the beginning of a session, which has another number than those before: what
+// they may not have heard is said again.
+func (h *Holder) Resume(session uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.session++
+	h.session = session
 	h.told = false
 	if h.asked != nil {
 		h.asked.sent = false
 	}
 	wake(h.woken)
-	return h.session
 }
 
 // Woken receives when Next has something.

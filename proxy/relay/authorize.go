@@ -31,37 +31,33 @@ type refusal struct{ authz.Decision }
 func (r *refusal) Error() string { return r.Policy }
 
 // evaluate holds a request, or with nil a connection that carries none, against what is
-// demanded of callers and the policies there are now; it is false if none govern the pod. The error is a
-// *reason.Error.
+// demanded of callers and the policies there are now; it is false if it was not up to any
+// policy. The error is a *reason.Error.
 func (s *Server) evaluate(c listen.Conn, port uint16, m message) (authz.Decision, bool, error) {
+	set, plain := s.Config.Authorization(), s.mustShow(c, port)
 	switch {
-	case s.probes(c, port, m):
+	case set == nil && !plain, s.probes(c, port, m):
 		return authz.Decision{Allowed: true}, false, nil
-	case c.Direction == listen.Inbound && !c.Identity.Known() && s.Config.Peers(port) == route.Strict:
+	case plain:
 		return authz.Decision{}, false, &reason.Error{Reason: reason.PlaintextRefused, Err: fmt.Errorf("port %d", port)}
 	}
-	set := s.Config.Authorization()
-	if set == nil {
-		return authz.Decision{Allowed: true}, false, nil
-	}
-	caller := s.callerOf(c)
-	var decision authz.Decision
 	switch {
-	case m == nil:
-		decision = set.Evaluate(caller, port, nil)
-	case string(m.Method()) == "CONNECT": // has no path
-		decision = set.Evaluate(caller, port, m)
+	case m == nil, string(m.Method()) == "CONNECT": // which has no path
 	case !m.Prepare():
-		return decision, true, &reason.Error{Reason: reason.BadRequest, Err: errPath}
+		return authz.Decision{}, true, &reason.Error{Reason: reason.BadRequest, Err: errPath}
 	case bytes.IndexByte(m.RawPath(), '#') >= 0:
-		return decision, true, &reason.Error{Reason: reason.BadRequest, Err: errFragment}
-	default:
-		decision = set.Evaluate(caller, port, m)
+		return authz.Decision{}, true, &reason.Error{Reason: reason.BadRequest, Err: errFragment}
 	}
+	decision := set.Evaluate(s.callerOf(c), port, m)
 	if !decision.Allowed {
 		return decision, true, &reason.Error{Reason: reason.PolicyDenied, Err: &refusal{decision}}
 	}
 	return decision, true, nil
+}
+
+// mustShow reports whether a connection came in plain where mTLS is demanded.
+func (s *Server) mustShow(c listen.Conn, port uint16) bool {
+	return c.Direction == listen.Inbound && !c.Identity.Known() && s.Config.Peers(port) == route.Strict
 }
 
 // authorize is evaluate for what begins; the record says what was decided.
@@ -241,8 +237,8 @@ func (e *http2Exchange) handOver(t *http2.Turn, endpoint route.Endpoint) bool {
 }
 
 // registers has a stream watched that is for the application, and was authorized by these
-// policies: others may come while it goes on. It reports whether it may: others may have
-// come already.
+// policies: others may come while it goes on, and mTLS may be demanded. It reports whether
+// it may go on: that may have come already.
 func (e *http2Exchange) registers(t *http2.Turn, policies *authz.Set, port uint16) bool {
 	h := e.conn
 	e.port = port

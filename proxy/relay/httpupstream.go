@@ -243,7 +243,7 @@ func (h *http1Conn) pooled(owner upstream.Owner, picked pick, endpoint route.End
 	if !ok {
 		return nil
 	}
-	up.picked, up.reused, up.took = picked, true, 0
+	up.picked, up.reused = picked, true
 	return up
 }
 
@@ -328,7 +328,7 @@ func (h *http1Conn) giveBack(now time.Time) {
 	case h.last:
 		up.Close()
 	default:
-		up.reused, up.since, up.took = true, now, 0
+		up.reused, up.since = true, now
 		h.held = up
 	}
 }

@@ -152,10 +152,10 @@ func (r *record) use(now time.Time, up *httpUpstream, own bool) {
 	}
 	if !up.reused {
 		r.entry.TLS += up.dialled.Handshake
+		r.entry.Connect += up.took
 	}
 	r.entry.UpstreamLocal = up.dialled.Local
 	r.entry.Attempts++
-	r.entry.Connect += up.took
 	r.began, r.answer = now, time.Time{}
 	if r.entry.Attempts == 1 {
 		r.entry.Overhead = max(r.began.Sub(r.accepted)-r.entry.Connect, 0)

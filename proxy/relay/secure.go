@@ -41,8 +41,12 @@ func (s *Server) probes(c listen.Conn, port uint16, m message) bool {
 	if c.Direction != listen.Inbound || m == nil || c.Identity.Known() {
 		return false
 	}
+	probes := s.Config.Probes()
+	if !probes.Of(c.Peer.Addr(), port) {
+		return false
+	}
 	_, upgrades := m.Header("upgrade")
-	return s.Config.Probes().Match(c.Peer.Addr(), port, m.Method(), m.RawPath(), m.Query(), upgrades)
+	return probes.Match(c.Peer.Addr(), port, m.Method(), m.RawPath(), m.Query(), upgrades)
 }
 
 // errConnected is a client that wanted to connect and no more, as a probe does. It may

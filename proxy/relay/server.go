@@ -6,8 +6,8 @@
 // first bytes (identify.go). What is for the application has to be allowed
 // (authorize.go). Requests of HTTP are served one by one (http1.go): each
 // by the route it meets (plan.go), at an endpoint of its own. Of anything else the
-// bytes move both ways inside the kernel (pair.go): a Service's connections go to
-// one of its endpoints, and each end sees of the other what it would see without a
+// bytes move both ways (pair.go), inside the kernel unless an end is encrypted
+// (copier.go): a Service's connections go to one of its endpoints, and each end sees of the other what it would see without a
 // proxy: data, its end, a reset, an urgent byte; what cannot be connected is a reset.
 //
 // Every request leaves one access log record, and every connection that carried

@@ -60,13 +60,19 @@ func repeated(before []Value, name string) bool {
 	return false
 }
 
+// UnderPrefix reports whether a path begins with all elements of a prefix, which has no
+// slash at its end: that of "/" is empty, and every path is under it.
+func UnderPrefix(path []byte, prefix string) bool {
+	n := len(prefix)
+	return n == 0 || len(path) >= n && string(path[:n]) == prefix && (len(path) == n || path[n] == '/')
+}
+
 func (p *Path) meets(path []byte) bool {
 	switch p.Kind {
 	case PathExact:
 		return string(path) == p.Value
 	case PathPrefix:
-		n := len(p.Value) // of "/" it is 0, and everything meets it
-		return n == 0 || len(path) >= n && string(path[:n]) == p.Value && (len(path) == n || path[n] == '/')
+		return UnderPrefix(path, p.Value)
 	case PathRegexp:
 		return p.Regexp.Match(path)
 	}

@@ -24,9 +24,6 @@ const (
 	helloFixed      = 2 + 32 // version, random (section 4.1.2)
 )
 
-// MaxHello is how much of a ClientHello is looked at, in bytes: all of its record.
-const MaxHello = recordHeader + maxRecord
-
 // LookHello decides on the first bytes of a connection. A ClientHello counts once it
 // is complete, and if it is in one record, as those of crypto/tls are, whatever its
 // keys' size. One that breaks a rule offers nothing.

@@ -7,6 +7,9 @@ import (
 	"testing"
 )
 
+// maxHello is how much of a ClientHello is looked at, in bytes: all of its record.
+const maxHello = recordHeader + maxRecord
+
 // helloOf is the ClientHello that crypto/tls sends.
 func helloOf(t testing.TB, config *tls.Config) []byte {
 	t.Helper()
@@ -14,7 +17,7 @@ func helloOf(t testing.TB, config *tls.Config) []byte {
 	defer server.Close()
 	config.InsecureSkipVerify = true
 	go func() { _ = tls.Client(client, config).Handshake() }()
-	out := make([]byte, MaxHello)
+	out := make([]byte, maxHello)
 	n, err := server.Read(out)
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +78,7 @@ func FuzzLookHello(f *testing.F) {
 			if decided != HelloUndecided && got != decided {
 				t.Fatalf("%x is %d, and was %d", in[:i], got, decided)
 			}
-			if decided = got; decided == HelloUndecided && i >= MaxHello {
+			if decided = got; decided == HelloUndecided && i >= maxHello {
 				t.Fatalf("%d bytes are not enough", i)
 			}
 		}
