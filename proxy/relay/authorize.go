@@ -248,7 +248,7 @@ func (e *http2Exchange) registers(t *http2.Turn, policies *authz.Set, port uint1
 	}
 	h.registered[e] = struct{}{}
 	h.mu.Unlock()
-	if h.Config.Authorization() == policies {
+	if h.Config.Authorization() == policies && !h.mustShow(h.accepted, port) {
 		return true
 	}
 	_, _, err := h.evaluate(h.accepted, port, &e.request)
