@@ -69,6 +69,15 @@ func (s *Store) setPod(p compactPod) {
 		notify(s.published) // nothing is to be captured or told otherwise: it is said that it was
 		return
 	}
+	s.podsOtherwise()
+}
+
+// podsOtherwise is signalPods for a change of pods, of whose labels it may be said that
+// they expect plaintext. The lock must be held.
+func (s *Store) podsOtherwise() {
+	if s.plainDemands() != nil {
+		s.touchAll()
+	}
 	s.signalPods()
 }
 
@@ -76,7 +85,7 @@ func (s *Store) dropPod(k key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if drop(s.view.pods, k) {
-		s.signalPods()
+		s.podsOtherwise()
 	}
 }
 
@@ -87,7 +96,7 @@ func (s *Store) replacePods(pods map[key]compactPod) {
 	if !same(s.view.pods, pods) {
 		s.view.pods = pods
 		s.wake()
-		s.signalPods()
+		s.podsOtherwise()
 	}
 }
 

@@ -34,16 +34,20 @@ func (s *Store) dropPeer(k key) {
 // addresses now; nil is none. The lock must be held.
 func (s *Store) changePeer(k key, next *model.Peer) {
 	old := s.view.peers[k]
+	shown := shows(old) || shows(next)
 	if old != nil {
 		s.unindexPeer(old)
 		delete(s.view.peers, k)
 	}
 	if next != nil {
+		for _, addr := range next.Addresses { // that one had which has ended, mostly
+			shown = shown || shows(s.byAddress[addr])
+		}
 		s.view.peers[k] = next
 		s.indexPeer(next)
 	}
 	s.touchPeer(k.namespace + "/" + k.name)
-	if shows(old) || shows(next) {
+	if shown {
 		s.touchAddresses()
 	}
 }

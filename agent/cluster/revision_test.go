@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/weirmesh/weir/agent/decide"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -28,7 +29,7 @@ func disturb(s *Store, random *rand.Rand) {
 	service, other := fewName(pick()), fewName(pick())
 	shop := key{"shop", service}
 	target := model.Target{Namespace: "shop", Name: other, Port: 80}
-	switch random.IntN(13) {
+	switch random.IntN(18) {
 	case 0, 1:
 		s.setService(model.Service{Namespace: "shop", Name: service, Local: pick() == 0, ClusterIPs: []netip.Addr{fewAddress(pick()).Addr()},
 			Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}})
@@ -52,10 +53,20 @@ func disturb(s *Store, random *rand.Rand) {
 		s.setPolicy(model.TrafficPolicy{Namespace: "shop", Name: service, Service: other, Policy: route.Policy{Affinity: time.Duration(pick())}})
 	case 10:
 		s.dropPolicy(shop)
-	case 11:
-		s.setPeer(&model.Peer{Namespace: "shop", Name: service, Workload: other})
-	case 12:
+	case 11, 12:
+		s.setPeer(&model.Peer{Namespace: "shop", Name: service, Workload: other, ServiceAccount: "a", Captured: pick() > 0,
+			Addresses: []netip.Addr{fewAddress(pick()).Addr()}})
+	case 13:
 		s.dropPeer(shop)
+	case 14:
+		s.setPod(compact(model.Pod{Namespace: "shop", Name: service, Labels: map[string]string{"app": other}}))
+	case 15:
+		s.dropPod(shop)
+	case 16:
+		s.setPeerAuth(model.PeerAuthentication{Namespace: "shop", Name: service, Mode: new(route.Disable),
+			Selector: model.Selector{{Key: "app", Operator: model.In, Values: []string{other}}}})
+	case 17:
+		s.dropPeerAuth(shop)
 	}
 }
 
@@ -63,6 +74,7 @@ func disturb(s *Store, random *rand.Rand) {
 // another has another revision.
 func TestADestinationOfTheSameRevisionIsTheSame(t *testing.T) {
 	s, random := NewStore(), rand.New(rand.NewPCG(1, 2))
+	s.Options = decide.Defaults()
 	type seen struct {
 		revision    uint64
 		destination route.Destination
