@@ -28,27 +28,20 @@ type Interface interface {
 	PeerAuthentications(namespace string) PeerAuthentications
 }
 
-// TrafficPolicies is what agents and the controller do with them. Errors are those
-// of the API server, as apimachinery's package errors tells them apart.
-type TrafficPolicies interface {
-	List(ctx context.Context, opts metav1.ListOptions) (*v1alpha1.TrafficPolicyList, error)
+// Kind is what agents and the controller do with objects of a kind; L is their list.
+// Errors are those of the API server, as apimachinery's package errors tells them apart.
+type Kind[O, L any] interface {
+	List(ctx context.Context, opts metav1.ListOptions) (L, error)
 	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
-	Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (*v1alpha1.TrafficPolicy, error)
+	Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (O, error)
 }
 
-// AuthorizationPolicies is TrafficPolicies, of that kind.
-type AuthorizationPolicies interface {
-	List(ctx context.Context, opts metav1.ListOptions) (*v1alpha1.AuthorizationPolicyList, error)
-	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
-	Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (*v1alpha1.AuthorizationPolicy, error)
-}
-
-// PeerAuthentications is TrafficPolicies, of that kind.
-type PeerAuthentications interface {
-	List(ctx context.Context, opts metav1.ListOptions) (*v1alpha1.PeerAuthenticationList, error)
-	Watch(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error)
-	Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (*v1alpha1.PeerAuthentication, error)
-}
+// Weir's kinds.
+type (
+	TrafficPolicies       = Kind[*v1alpha1.TrafficPolicy, *v1alpha1.TrafficPolicyList]
+	AuthorizationPolicies = Kind[*v1alpha1.AuthorizationPolicy, *v1alpha1.AuthorizationPolicyList]
+	PeerAuthentications   = Kind[*v1alpha1.PeerAuthentication, *v1alpha1.PeerAuthenticationList]
+)
 
 // Scheme knows Weir's kinds. Its error is v1alpha1.Install's.
 func Scheme() (*runtime.Scheme, error) {
@@ -79,18 +72,17 @@ type client struct {
 
 func (c client) TrafficPolicies(namespace string) TrafficPolicies {
 	return gentype.NewClientWithList(v1alpha1.TrafficPolicyResource, c.server, c.parameters, namespace,
-		func() *v1alpha1.TrafficPolicy { return &v1alpha1.TrafficPolicy{} },
-		func() *v1alpha1.TrafficPolicyList { return &v1alpha1.TrafficPolicyList{} })
+		empty[v1alpha1.TrafficPolicy], empty[v1alpha1.TrafficPolicyList])
 }
 
 func (c client) AuthorizationPolicies(namespace string) AuthorizationPolicies {
 	return gentype.NewClientWithList(v1alpha1.AuthorizationPolicyResource, c.server, c.parameters, namespace,
-		func() *v1alpha1.AuthorizationPolicy { return &v1alpha1.AuthorizationPolicy{} },
-		func() *v1alpha1.AuthorizationPolicyList { return &v1alpha1.AuthorizationPolicyList{} })
+		empty[v1alpha1.AuthorizationPolicy], empty[v1alpha1.AuthorizationPolicyList])
 }
 
 func (c client) PeerAuthentications(namespace string) PeerAuthentications {
 	return gentype.NewClientWithList(v1alpha1.PeerAuthenticationResource, c.server, c.parameters, namespace,
-		func() *v1alpha1.PeerAuthentication { return &v1alpha1.PeerAuthentication{} },
-		func() *v1alpha1.PeerAuthenticationList { return &v1alpha1.PeerAuthenticationList{} })
+		empty[v1alpha1.PeerAuthentication], empty[v1alpha1.PeerAuthenticationList])
 }
+
+func empty[T any]() *T { return new(T) }
