@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -8,16 +9,39 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	policyclient "github.com/weirmesh/weir/agent/api/client"
 	"github.com/weirmesh/weir/agent/api/v1alpha1"
 	"github.com/weirmesh/weir/agent/cluster"
 	"github.com/weirmesh/weir/agent/decide"
 )
 
+// authzKind is a kind whose policies are about pods.
+type authzKind struct {
+	name   string
+	closes string // what comes of a policy that could not be read
+	// patch patches a policy's status.
+	patch func(ctx context.Context, c policyclient.Interface, namespace, name string, patch []byte) error
+}
+
+var authorizationKind = &authzKind{
+	name: "AuthorizationPolicy", closes: "the pods that it selects refuse what it may be about",
+	patch: func(ctx context.Context, c policyclient.Interface, namespace, name string, patch []byte) error {
+		return patchStatus(ctx, c.AuthorizationPolicies(namespace), name, patch)
+	},
+}
+
+var peerKind = &authzKind{
+	name: "PeerAuthentication", closes: "the pods that it may be about refuse plaintext",
+	patch: func(ctx context.Context, c policyclient.Interface, namespace, name string, patch []byte) error {
+		return patchStatus(ctx, c.PeerAuthentications(namespace), name, patch)
+	},
+}
+
 // authzObject is what is known of an AuthorizationPolicy or a PeerAuthentication.
 type authzObject struct {
-	kind, namespace, name string
+	kind            *authzKind
+	namespace, name string
 
-	closes     string // what comes of it if it could not be read
 	unread     error  // why it is not in force as it stands, if it is not
 	version    string // resourceVersion
 	generation int64
@@ -25,32 +49,29 @@ type authzObject struct {
 }
 
 func toAuthz(p *v1alpha1.AuthorizationPolicy) authzObject {
-	out := authzObject{
-		kind: "AuthorizationPolicy", namespace: p.Namespace, name: p.Name,
-		version: p.ResourceVersion, generation: p.Generation, conditions: p.Status.Conditions,
-		closes: "the pods that it selects refuse what it may be about",
-	}
-	_, out.unread = cluster.AuthorizationPolicy(p)
-	return out
+	_, err := cluster.AuthorizationPolicy(p)
+	return newAuthz(authorizationKind, p, p.Status.Conditions, err)
 }
 
 func toPeerAuth(p *v1alpha1.PeerAuthentication) authzObject {
-	out := authzObject{
-		kind: "PeerAuthentication", namespace: p.Namespace, name: p.Name,
-		version: p.ResourceVersion, generation: p.Generation, conditions: p.Status.Conditions,
-		closes: "the pods that it may be about refuse plaintext",
+	_, err := cluster.PeerAuthentication(p)
+	return newAuthz(peerKind, p, p.Status.Conditions, err)
+}
+
+func newAuthz(kind *authzKind, o metav1.Object, conditions []metav1.Condition, unread error) authzObject {
+	return authzObject{
+		kind: kind, namespace: o.GetNamespace(), name: o.GetName(), unread: unread,
+		version: o.GetResourceVersion(), generation: o.GetGeneration(), conditions: conditions,
 	}
-	_, out.unread = cluster.PeerAuthentication(p)
-	return out
 }
 
 // fullName is as in "AuthorizationPolicy/namespace/name".
-func (p authzObject) fullName() string { return p.kind + "/" + p.namespace + "/" + p.name }
+func (p authzObject) fullName() string { return p.kind.name + "/" + p.namespace + "/" + p.name }
 
 // accepted judges a policy. It needs nothing else that is there.
 func (p authzObject) accepted() decide.Condition {
 	if p.unread != nil { // a value that its CRD should not let pass
-		return decide.Condition{Reason: decide.Invalid, Message: p.unread.Error() + "; until that is right, " + p.closes}
+		return decide.Condition{Reason: decide.Invalid, Message: p.unread.Error() + "; until that is right, " + p.kind.closes}
 	}
 	return decide.Condition{True: true, Reason: decide.Accepted}
 }

@@ -35,6 +35,10 @@ import (
 	"github.com/weirmesh/weir/agent/cluster"
 )
 
+// programName is what the API server knows the controller's requests by, and what it
+// has written.
+const programName = "weir-controller"
+
 // Options say where the controller runs.
 type Options struct {
 	Kubeconfig string // file to reach the API server with; empty: the pod's service account
@@ -58,15 +62,15 @@ var limits = cluster.Limits{QPS: 300, Burst: 600}
 // Run runs a replica until ctx is done. The error is about what no waiting helps;
 // an API server that is away is waited for.
 func Run(ctx context.Context, o Options) error {
-	client, err := cluster.NewClient(o.Kubeconfig, "weir-controller", limits)
+	client, err := cluster.NewClient(o.Kubeconfig, programName, limits)
 	if err != nil {
 		return fmt.Errorf("%w; outside a pod, name a --kubeconfig", err)
 	}
-	routes, err := cluster.NewGatewayClient(o.Kubeconfig, "weir-controller")
+	routes, err := cluster.NewGatewayClient(o.Kubeconfig, programName)
 	if err != nil {
 		return err
 	}
-	policies, err := cluster.NewPolicyClient(o.Kubeconfig, "weir-controller")
+	policies, err := cluster.NewPolicyClient(o.Kubeconfig, programName)
 	if err != nil {
 		return err
 	}

@@ -99,7 +99,7 @@ func put[T any, O object[T], L any](ctx context.Context, fresh O, resource writa
 		return nil
 	}
 	set(fresh)
-	if _, err := resource.Create(ctx, fresh, metav1.CreateOptions{FieldManager: updateOptions.FieldManager}); err != nil {
+	if _, err := resource.Create(ctx, fresh, metav1.CreateOptions{FieldManager: programName}); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil

@@ -162,7 +162,7 @@ func (s *signer) refuse(ctx context.Context, r *certificatesv1.CertificateSignin
 	return nil
 }
 
-var updateOptions = metav1.UpdateOptions{FieldManager: "weir-controller"}
+var updateOptions = metav1.UpdateOptions{FieldManager: programName}
 
 func say(r *certificatesv1.CertificateSigningRequest, kind certificatesv1.RequestConditionType, reason, message string) {
 	now := metav1.Now()

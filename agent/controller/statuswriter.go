@@ -65,7 +65,7 @@ func (s *statusWriter) once(ctx context.Context) bool {
 		if differs {
 			patch, err := statusPatch(p.version, "ancestors", ancestors)
 			if err == nil {
-				_, err = s.policies.TrafficPolicies(p.namespace).Patch(ctx, p.name, patchKind, patch, patchOptions, statusPart)
+				err = patchStatus(ctx, s.policies.TrafficPolicies(p.namespace), p.name, patch)
 			}
 			done = s.written(ctx, p.fullName(), err) && done
 		}
@@ -78,7 +78,7 @@ func (s *statusWriter) once(ctx context.Context) bool {
 		if differs {
 			patch, err := statusPatch(p.version, "conditions", conditions)
 			if err == nil {
-				err = s.patchAuthz(ctx, p, patch)
+				err = p.kind.patch(ctx, s.policies, p.namespace, p.name, patch)
 			}
 			done = s.written(ctx, p.fullName(), err) && done
 		}
@@ -87,16 +87,6 @@ func (s *statusWriter) once(ctx context.Context) bool {
 		s.census.want()
 	}
 	return done
-}
-
-func (s *statusWriter) patchAuthz(ctx context.Context, p authzObject, patch []byte) error {
-	var err error
-	if p.kind == "PeerAuthentication" {
-		_, err = s.policies.PeerAuthentications(p.namespace).Patch(ctx, p.name, patchKind, patch, patchOptions, statusPart)
-	} else {
-		_, err = s.policies.AuthorizationPolicies(p.namespace).Patch(ctx, p.name, patchKind, patch, patchOptions, statusPart)
-	}
-	return err
 }
 
 // tally is what the census found last; nil if there is none yet.
@@ -141,25 +131,27 @@ func (s *statusWriter) written(ctx context.Context, object string, err error) bo
 	return true
 }
 
-// How a status is patched.
-const (
-	patchKind  = types.MergePatchType
-	statusPart = "status"
-)
+var patchOptions = metav1.PatchOptions{FieldManager: programName}
 
-var patchOptions = metav1.PatchOptions{FieldManager: "weir-controller"}
+// patcher is the part of a typed client that a patch needs; O is the object's type.
+type patcher[O any] interface {
+	Patch(ctx context.Context, name string, kind types.PatchType, patch []byte, opts metav1.PatchOptions, subresources ...string) (O, error)
+}
+
+func patchStatus[O any](ctx context.Context, c patcher[O], name string, patch []byte) error {
+	_, err := c.Patch(ctx, name, types.MergePatchType, patch, patchOptions, "status")
+	return err
+}
 
 func (s *statusWriter) patchRoute(ctx context.Context, r routeObject, patch []byte) error {
-	var err error
 	switch v1 := s.gateway.GatewayV1(); {
 	case r.kind == route.HTTPRoute:
-		_, err = v1.HTTPRoutes(r.namespace).Patch(ctx, r.name, patchKind, patch, patchOptions, statusPart)
+		return patchStatus(ctx, v1.HTTPRoutes(r.namespace), r.name, patch)
 	case r.kind == route.GRPCRoute:
-		_, err = v1.GRPCRoutes(r.namespace).Patch(ctx, r.name, patchKind, patch, patchOptions, statusPart)
+		return patchStatus(ctx, v1.GRPCRoutes(r.namespace), r.name, patch)
 	case r.old:
-		_, err = s.gateway.GatewayV1alpha2().TCPRoutes(r.namespace).Patch(ctx, r.name, patchKind, patch, patchOptions, statusPart)
+		return patchStatus(ctx, s.gateway.GatewayV1alpha2().TCPRoutes(r.namespace), r.name, patch)
 	default:
-		_, err = v1.TCPRoutes(r.namespace).Patch(ctx, r.name, patchKind, patch, patchOptions, statusPart)
+		return patchStatus(ctx, v1.TCPRoutes(r.namespace), r.name, patch)
 	}
-	return err
 }
