@@ -152,19 +152,9 @@ func (m *manifests) document(where string, doc []byte) error {
 	case *v1alpha1.TrafficPolicy:
 		return add(m, where, gvk.Kind, o, TrafficPolicy, m.view.policies, policyKey)
 	case *v1alpha1.AuthorizationPolicy:
-		return add(m, where, gvk.Kind, o, func(p *v1alpha1.AuthorizationPolicy) (model.AuthorizationPolicy, error) {
-			if err := validateDocument(doc); err != nil {
-				return model.AuthorizationPolicy{}, err
-			}
-			return AuthorizationPolicy(p)
-		}, m.view.authz, authzKey)
+		return add(m, where, gvk.Kind, o, validated(doc, AuthorizationPolicy), m.view.authz, authzKey)
 	case *v1alpha1.PeerAuthentication:
-		return add(m, where, gvk.Kind, o, func(p *v1alpha1.PeerAuthentication) (model.PeerAuthentication, error) {
-			if err := validateDocument(doc); err != nil {
-				return model.PeerAuthentication{}, err
-			}
-			return PeerAuthentication(p)
-		}, m.view.peerAuth, peerAuthKey)
+		return add(m, where, gvk.Kind, o, validated(doc, PeerAuthentication), m.view.peerAuth, peerAuthKey)
 	}
 	return fmt.Errorf("%s: not a kind for a manifest, which holds %s", gvk.Kind, manifestKinds)
 }
@@ -220,15 +210,23 @@ func add[O metav1.Object, K comparable, M any](
 func addRoute[O metav1.Object](
 	m *manifests, where, kind string, doc []byte, o O, validate func(O) error, convert func(O) (model.Route, error),
 ) error {
-	return add(m, where, kind, o, func(o O) (model.Route, error) {
-		if err := validateDocument(doc); err != nil {
-			return model.Route{}, err
-		}
+	return add(m, where, kind, o, validated(doc, func(o O) (model.Route, error) {
 		if err := validate(o); err != nil {
 			return model.Route{}, err
 		}
 		return convert(o)
-	}, m.view.routes, keyOfRoute)
+	}), m.view.routes, keyOfRoute)
+}
+
+// validated is convert, of a document that validateDocument lets pass.
+func validated[O, M any](doc []byte, convert func(O) (M, error)) func(O) (M, error) {
+	return func(o O) (M, error) {
+		if err := validateDocument(doc); err != nil {
+			var none M
+			return none, err
+		}
+		return convert(o)
+	}
 }
 
 // claimClusterIPs refuses a cluster IP that another Service has.
