@@ -48,6 +48,7 @@ type Proxies interface {
 	Farewell(id string) error
 	Release(id string) error
 	End(id, ifname string)
+	PodEnded(id string) bool
 	Rules(context.Context, []launch.Task) ([]launch.Done, error)
 }
 
@@ -323,11 +324,14 @@ func (l *Loop) compare(ctx context.Context, pods []model.Pod) {
 	for i, d := range done {
 		a := attachments[i]
 		switch {
+		case d.Error == "" && !d.Changed:
+		case l.Proxies.PodEnded(a.ContainerID):
+			// The runtime takes the network down, or has: nobody misses it.
+			l.Log.Debug("rules of a pod that ends", "pod", a.PodNamespace+"/"+a.PodName, "difference", d.Difference, "error", d.Error)
 		case d.Error != "":
-			// Gone between the list and the look, or worse; the next round tells.
 			l.Log.Warn("rules not compared", "pod", a.PodNamespace+"/"+a.PodName, "error", d.Error)
 			l.Count("repair", errors.New(d.Error))
-		case d.Changed:
+		default:
 			l.Count("repair", nil)
 			l.Log.Warn("drift repaired", "pod", a.PodNamespace+"/"+a.PodName, "difference", d.Difference)
 			l.Event(podOf(a, pods), "Warning", "DriftRepaired", "the capture rules were not as they were left, and were put right: "+d.Difference)
