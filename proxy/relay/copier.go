@@ -102,6 +102,4 @@ func (c *copier) release() {
 	c.large, c.lent = nil, nil
 }
 
-func (c *copier) awaitReset() error { return awaitReset(c.src.raw) }
-
 func (c *copier) source() syscall.RawConn { return c.src.raw }

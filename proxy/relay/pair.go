@@ -50,8 +50,6 @@ type mover interface {
 	// run moves them until the source ends, and half-closes the destination. It returns
 	// their number; with an error, whether it was the source that failed.
 	run() (uint64, bool, error)
-	// awaitReset looks after a source that has ended.
-	awaitReset() error
 	source() syscall.RawConn
 }
 
@@ -86,7 +84,7 @@ func (p *pair) direction(m mover, sourceFailed, destinationFailed reason.Reason)
 	case p.finish():
 		// The other direction waits in awaitReset.
 	default:
-		if err := m.awaitReset(); err != nil {
+		if err := awaitReset(m.source()); err != nil {
 			p.abort(sourceFailed, err)
 		}
 	}

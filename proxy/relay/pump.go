@@ -198,8 +198,6 @@ func (p *pump) release() {
 	p.pipes.put(p.pipe)
 }
 
-func (p *pump) awaitReset() error { return awaitReset(p.rawSrc) }
-
 func (p *pump) source() syscall.RawConn { return p.rawSrc }
 
 // awaitReset returns when a source that has ended is reset after all or lost, with
