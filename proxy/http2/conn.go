@@ -21,7 +21,6 @@ import (
 type conn struct {
 	nc    net.Conn
 	raw   syscall.RawConn // nil: nc is no socket
-	over  direct          // what is on the socket; nil: the frames themselves, or there is none
 	role  role
 	times Timeouts
 
@@ -81,17 +80,18 @@ type role interface {
 func (c *conn) init(nc net.Conn, head []byte, role role, times Timeouts) {
 	c.nc, c.role, c.times = nc, role, times.withDefaults()
 	keepAlive(nc)
+	var over direct
 	// A socket, whatever it is wrapped in; crypto/tls has none to offer.
 	if socket, ok := nc.(syscall.Conn); ok {
 		if raw, err := socket.SyscallConn(); err == nil {
 			c.raw = raw
-			c.over, _ = nc.(direct)
+			over, _ = nc.(direct)
 		}
 	}
-	c.now.over, c.now.try = c.over, c.now.write
+	c.now.over, c.now.try = over, c.now.write
 	c.stopped.L = &c.mu
 	c.in = newInput(nc, c.raw, head, c.flushRead)
-	c.in.over = c.over
+	c.in.over = over
 	c.newFramer()
 	c.block.init()
 	c.encoder = hpack.NewEncoder(&c.out)

@@ -33,7 +33,7 @@ func (b *buffer) put() {
 type input struct {
 	src     io.Reader
 	raw     syscall.RawConn // nil: src is no socket
-	over    direct          // conn's
+	over    direct          // what is on the socket; nil: the frames themselves
 	waiting func()          // called before a read that may block
 
 	buf *buffer

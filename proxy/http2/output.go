@@ -208,7 +208,7 @@ func (c *conn) writeNow(p []byte) (int, error) {
 // nowWriter is one attempt to write to a socket. Whoever has set output.writing
 // may use it.
 type nowWriter struct {
-	over direct // conn's
+	over direct // what is on the socket; nil: the frames themselves
 	p    []byte
 	n    int
 	err  error
