@@ -1,15 +1,12 @@
 package controller
 
 import (
-	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"log/slog"
 	"maps"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -29,6 +26,7 @@ import (
 
 	"github.com/weirmesh/weir/agent/cluster"
 	"github.com/weirmesh/weir/agent/identity"
+	"github.com/weirmesh/weir/agent/identity/identitytest"
 )
 
 var domain = spiffeid.RequireTrustDomainFromString("cluster.local")
@@ -45,34 +43,21 @@ func front() *corev1.Pod {
 	return p
 }
 
-var proxyKey = sync.OnceValue(func() *ecdsa.PrivateKey {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	return key
-})
-
 // csr is what a proxy makes, in PEM, with names.
 func csr(t *testing.T, template x509.CertificateRequest) []byte {
 	t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &template, proxyKey())
-	if err != nil {
-		t.Fatal(err)
-	}
+	return csrOn(t, elliptic.P256(), template)
+}
+
+// csrOn is csr with a key of that curve.
+func csrOn(t *testing.T, curve elliptic.Curve, template x509.CertificateRequest) []byte {
+	t.Helper()
+	der := identitytest.Request(t, identitytest.Key(t, curve), template)
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 }
 
 func named(uris ...string) x509.CertificateRequest {
-	var out x509.CertificateRequest
-	for _, u := range uris {
-		parsed, err := url.Parse(u)
-		if err != nil {
-			panic(err)
-		}
-		out.URIs = append(out.URIs, parsed)
-	}
-	return out
+	return x509.CertificateRequest{URIs: identitytest.URIs(uris...)}
 }
 
 // aRequest is that of n1's agent for front.
@@ -149,15 +134,7 @@ var applications = []struct {
 		r.Spec.Request = csr(t, template)
 	}, nil, reasonExtraNames, "front.shop"},
 	{"a key of another curve", func(t *testing.T, r *request) {
-		key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Spec.Request = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+		r.Spec.Request = csrOn(t, elliptic.P384(), named())
 	}, nil, reasonOtherKey, "P-384"},
 	{"another's key: the signature is not its own", func(_ *testing.T, r *request) {
 		block, _ := pem.Decode(r.Spec.Request)

@@ -3,7 +3,6 @@ package identity
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
@@ -21,6 +20,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/weirmesh/weir/agent/identity/identitytest"
 )
 
 var (
@@ -36,36 +37,6 @@ func authority(t testing.TB, now time.Time, lifetime time.Duration) *Authority {
 		t.Fatal(err)
 	}
 	return a
-}
-
-func ecdsaKey(t testing.TB, curve elliptic.Curve) *ecdsa.PrivateKey {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(curve, rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key
-}
-
-func request(t testing.TB, key crypto.Signer, template x509.CertificateRequest) []byte {
-	t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &template, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
-}
-
-func uris(list ...string) []*url.URL {
-	var out []*url.URL
-	for _, s := range list {
-		u, err := url.Parse(s)
-		if err != nil {
-			panic(err)
-		}
-		out = append(out, u)
-	}
-	return out
 }
 
 func leafOf(t testing.TB, chain [][]byte) *x509.Certificate {
@@ -100,9 +71,9 @@ func verify(chain [][]byte, roots []*x509.Certificate, now time.Time, usage x509
 
 func TestACertificateIsForOneIdentityAndADay(t *testing.T) {
 	ca := authority(t, start, RootLifetime)
-	key := ecdsaKey(t, elliptic.P256())
-	for name, names := range map[string][]*url.URL{"without names": nil, "with the one it gets": uris(front.String())} {
-		chain, err := ca.Sign(request(t, key, x509.CertificateRequest{URIs: names, Subject: pkix.Name{CommonName: "root"}}), front, start, DefaultTTL)
+	key := identitytest.Key(t, elliptic.P256())
+	for name, names := range map[string][]*url.URL{"without names": nil, "with the one it gets": identitytest.URIs(front.String())} {
+		chain, err := ca.Sign(identitytest.Request(t, key, x509.CertificateRequest{URIs: names, Subject: pkix.Name{CommonName: "root"}}), front, start, DefaultTTL)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -122,7 +93,7 @@ func TestACertificateIsForOneIdentityAndADay(t *testing.T) {
 
 func TestACertificateHoldsForBothEndsAndClocksThatAreOff(t *testing.T) {
 	ca := authority(t, start, RootLifetime)
-	chain, err := ca.Sign(request(t, ecdsaKey(t, elliptic.P256()), x509.CertificateRequest{}), front, start, time.Hour)
+	chain, err := ca.Sign(identitytest.Request(t, identitytest.Key(t, elliptic.P256()), x509.CertificateRequest{}), front, start, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +120,7 @@ func TestACertificateHoldsForBothEndsAndClocksThatAreOff(t *testing.T) {
 
 func TestACertificateEndsWithItsCA(t *testing.T) {
 	ca := authority(t, start, time.Hour)
-	csr := request(t, ecdsaKey(t, elliptic.P256()), x509.CertificateRequest{})
+	csr := identitytest.Request(t, identitytest.Key(t, elliptic.P256()), x509.CertificateRequest{})
 	chain, err := ca.Sign(csr, front, start.Add(50*time.Minute), DefaultTTL)
 	if err != nil {
 		t.Fatal(err)
@@ -164,8 +135,8 @@ func TestACertificateEndsWithItsCA(t *testing.T) {
 
 func TestARequestThatSaysOtherwiseIsRefused(t *testing.T) {
 	ca := authority(t, start, RootLifetime)
-	key := ecdsaKey(t, elliptic.P256())
-	good := request(t, key, x509.CertificateRequest{})
+	key := identitytest.Key(t, elliptic.P256())
+	good := identitytest.Request(t, key, x509.CertificateRequest{})
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -188,17 +159,17 @@ func TestARequestThatSaysOtherwiseIsRefused(t *testing.T) {
 		{"too long", make([]byte, maxRequest+1), ErrMalformed},
 		{"more after it", append(slices.Clone(good), 0), ErrMalformed},
 		{"not signed by its key", forged, ErrSignature},
-		{"RSA", request(t, rsaKey, x509.CertificateRequest{}), ErrKey},
-		{"P-384", request(t, ecdsaKey(t, elliptic.P384()), x509.CertificateRequest{}), ErrKey},
-		{"a DNS name", request(t, key, x509.CertificateRequest{DNSNames: []string{"front.shop"}}), ErrOtherNames},
-		{"a DNS name beside the identity", request(t, key, x509.CertificateRequest{URIs: uris(front.String()), DNSNames: []string{"front.shop"}}), ErrOtherNames},
-		{"an address", request(t, key, x509.CertificateRequest{IPAddresses: []net.IP{{10, 0, 0, 1}}}), ErrOtherNames},
-		{"a mail address", request(t, key, x509.CertificateRequest{EmailAddresses: []string{"a@b.c"}}), ErrOtherNames},
-		{"a name of another kind", request(t, key, x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: subjectAltName, Value: other}}}), ErrOtherNames},
-		{"two identities", request(t, key, x509.CertificateRequest{URIs: uris(front.String(), front.String()+"-2")}), ErrOtherNames},
-		{"another service account", request(t, key, x509.CertificateRequest{URIs: uris("spiffe://cluster.local/ns/shop/sa/back")}), ErrOtherIdentity},
-		{"another trust domain", request(t, key, x509.CertificateRequest{URIs: uris("spiffe://elsewhere/ns/shop/sa/front")}), ErrOtherIdentity},
-		{"a URL", request(t, key, x509.CertificateRequest{URIs: uris("https://example.com")}), ErrOtherIdentity},
+		{"RSA", identitytest.Request(t, rsaKey, x509.CertificateRequest{}), ErrKey},
+		{"P-384", identitytest.Request(t, identitytest.Key(t, elliptic.P384()), x509.CertificateRequest{}), ErrKey},
+		{"a DNS name", identitytest.Request(t, key, x509.CertificateRequest{DNSNames: []string{"front.shop"}}), ErrOtherNames},
+		{"a DNS name beside the identity", identitytest.Request(t, key, x509.CertificateRequest{URIs: identitytest.URIs(front.String()), DNSNames: []string{"front.shop"}}), ErrOtherNames},
+		{"an address", identitytest.Request(t, key, x509.CertificateRequest{IPAddresses: []net.IP{{10, 0, 0, 1}}}), ErrOtherNames},
+		{"a mail address", identitytest.Request(t, key, x509.CertificateRequest{EmailAddresses: []string{"a@b.c"}}), ErrOtherNames},
+		{"a name of another kind", identitytest.Request(t, key, x509.CertificateRequest{ExtraExtensions: []pkix.Extension{{Id: subjectAltName, Value: other}}}), ErrOtherNames},
+		{"two identities", identitytest.Request(t, key, x509.CertificateRequest{URIs: identitytest.URIs(front.String(), front.String()+"-2")}), ErrOtherNames},
+		{"another service account", identitytest.Request(t, key, x509.CertificateRequest{URIs: identitytest.URIs("spiffe://cluster.local/ns/shop/sa/back")}), ErrOtherIdentity},
+		{"another trust domain", identitytest.Request(t, key, x509.CertificateRequest{URIs: identitytest.URIs("spiffe://elsewhere/ns/shop/sa/front")}), ErrOtherIdentity},
+		{"a URL", identitytest.Request(t, key, x509.CertificateRequest{URIs: identitytest.URIs("https://example.com")}), ErrOtherIdentity},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			chain, err := ca.Sign(c.csr, front, start, DefaultTTL)
@@ -242,7 +213,7 @@ func TestACAOfTheOperatorsMayBeAnIntermediate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	upperKey, ecKey := ecdsaKey(t, elliptic.P384()), ecdsaKey(t, elliptic.P256())
+	upperKey, ecKey := identitytest.Key(t, elliptic.P384()), identitytest.Key(t, elliptic.P256())
 	upper := below(t, root, upperKey, 1, true)
 	lower := below(t, &Authority{chain: []*x509.Certificate{upper}, key: upperKey}, rsaKey, 0, true)
 	flat := below(t, root, ecKey, 0, true)
@@ -266,7 +237,7 @@ func TestACAOfTheOperatorsMayBeAnIntermediate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			chain, err := a.Sign(request(t, ecdsaKey(t, elliptic.P256()), x509.CertificateRequest{}), front, start, DefaultTTL)
+			chain, err := a.Sign(identitytest.Request(t, identitytest.Key(t, elliptic.P256()), x509.CertificateRequest{}), front, start, DefaultTTL)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -290,9 +261,9 @@ func TestACAOfTheOperatorsMayBeAnIntermediate(t *testing.T) {
 
 func TestACAThatCannotSignIsRefused(t *testing.T) {
 	root, other := authority(t, start, RootLifetime), authority(t, start, RootLifetime)
-	key := ecdsaKey(t, elliptic.P256())
+	key := identitytest.Key(t, elliptic.P256())
 	middle, leaf := below(t, root, key, 0, true), below(t, root, key, -1, false)
-	deepKey := ecdsaKey(t, elliptic.P256())
+	deepKey := identitytest.Key(t, elliptic.P256())
 	deep := below(t, &Authority{chain: []*x509.Certificate{middle}, key: key}, deepKey, -1, true)
 	list := func(c ...*x509.Certificate) []byte { return EncodeCertificates(c) }
 	for _, c := range []struct {
@@ -318,9 +289,9 @@ func TestACAThatCannotSignIsRefused(t *testing.T) {
 // FuzzRequest: whatever is asked, what is signed is for the pod and nobody else.
 func FuzzRequest(f *testing.F) {
 	ca := authority(f, start, RootLifetime)
-	key := ecdsaKey(f, elliptic.P256())
-	f.Add(request(f, key, x509.CertificateRequest{}))
-	f.Add(request(f, key, x509.CertificateRequest{URIs: uris(front.String()), DNSNames: []string{"a"}}))
+	key := identitytest.Key(f, elliptic.P256())
+	f.Add(identitytest.Request(f, key, x509.CertificateRequest{}))
+	f.Add(identitytest.Request(f, key, x509.CertificateRequest{URIs: identitytest.URIs(front.String()), DNSNames: []string{"a"}}))
 	f.Fuzz(func(t *testing.T, csr []byte) {
 		chain, err := ca.Sign(csr, front, start, DefaultTTL)
 		if err != nil {

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weirmesh/weir/agent/identity/identitytest"
 )
 
 // roots names the roots of a keyring.
@@ -74,7 +76,7 @@ func TestARotationEndsThoughSomebodySaysNothing(t *testing.T) {
 // the last step.
 func TestNoHandshakeFailsWhileTheCAIsRotated(t *testing.T) {
 	const ttl, lifetime = 24 * time.Hour, 20 * 24 * time.Hour
-	csr := request(t, ecdsaKey(t, elliptic.P256()), x509.CertificateRequest{})
+	csr := identitytest.Request(t, identitytest.Key(t, elliptic.P256()), x509.CertificateRequest{})
 	k := NewKeyring(authority(t, start, lifetime))
 	known := k.Roots()
 	type signed struct {

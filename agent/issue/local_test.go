@@ -2,13 +2,10 @@ package issue
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/weirmesh/weir/agent/identity"
+	"github.com/weirmesh/weir/agent/identity/identitytest"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/push"
@@ -54,25 +52,9 @@ func attached(name, uid string) launch.Attachment {
 	return launch.Attachment{PodNamespace: "shop", PodName: name, PodUID: uid}
 }
 
-func request(t *testing.T, uris ...string) []byte {
+func request(t *testing.T, names ...string) []byte {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.CertificateRequest{}
-	for _, s := range uris {
-		u, err := url.Parse(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		template.URIs = append(template.URIs, u)
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
+	return identitytest.Request(t, identitytest.Key(t, elliptic.P256()), x509.CertificateRequest{URIs: identitytest.URIs(names...)})
 }
 
 func TestAPodGetsItsOwnCertificateAndNoOther(t *testing.T) {
