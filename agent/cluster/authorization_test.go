@@ -221,7 +221,7 @@ func apiAuthz(name, app string) *v1alpha1.AuthorizationPolicy {
 // nothing is known, it is governed by whatever refuses.
 func TestAPodIsGovernedByItsLabels(t *testing.T) {
 	s := NewStore()
-	s.setAuthz(must(AuthorizationPolicy(apiAuthz("p", "x"))))
+	s.tables.authz.set(must(AuthorizationPolicy(apiAuthz("p", "x"))))
 	front := apiPod("front", "u-1", "enabled")
 	s.setPod(must(toCompactPod(front)))
 	const governed, closed = "shop/p of 2 rules", "shop/p of 0 rules"
@@ -286,7 +286,7 @@ func TestAuthorizationIsFollowedAndForgotten(t *testing.T) {
 
 func TestAuthorizationIsKeptForAnotherAgent(t *testing.T) {
 	s := NewStore()
-	s.setAuthz(must(AuthorizationPolicy(apiAuthz("p", "x"))))
+	s.tables.authz.set(must(AuthorizationPolicy(apiAuthz("p", "x"))))
 	lastGood := LastGood{Path: t.TempDir() + "/last-good.gz", Version: "v1"}
 	if err := lastGood.save(s.copy()); err != nil {
 		t.Fatal(err)
@@ -297,7 +297,7 @@ func TestAuthorizationIsKeptForAnotherAgent(t *testing.T) {
 		t.Errorf("-before +after:\n%s; log %s", diff, log)
 	}
 	listed := NewStore()
-	listed.replaceAuthz(map[key]model.AuthorizationPolicy{})
+	listed.tables.authz.replace(map[key]model.AuthorizationPolicy{})
 	lastGood.restore(listed, log.logger())
 	if len(listed.view.authz) != 0 {
 		t.Error("what the server has listed is not taken from the file")

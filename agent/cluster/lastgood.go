@@ -133,17 +133,9 @@ func (s *Store) fallBack(v view) bool {
 		s.view.peers = v.peers
 		s.reindexPeers()
 	}
-	if !s.listed[kindNamespaces] {
-		s.view.namespaces = v.namespaces
-	}
-	if !s.listed[kindServices] {
-		s.view.services = v.services
-		s.reindexServices()
-	}
-	if !s.listed[kindSlices] {
-		s.view.slices = v.slices
-		s.reindexSlices()
-	}
+	s.tables.namespaces.fallBack(v.namespaces)
+	s.tables.services.fallBack(v.services)
+	s.tables.slices.fallBack(v.slices)
 	if !s.listed[kindNodes] {
 		s.view.zone = v.zone
 	}
@@ -152,17 +144,10 @@ func (s *Store) fallBack(v view) bool {
 			s.view.routes[k] = r
 		}
 	}
-	s.reindexRoutes()
-	if !s.listed[kindPolicies] {
-		s.view.policies = v.policies
-		s.reindexPolicies()
-	}
-	if !s.listed[kindAuthz] {
-		s.view.authz = v.authz
-	}
-	if !s.listed[kindPeerAuth] {
-		s.view.peerAuth = v.peerAuth
-	}
+	s.tables.routes.reindex()
+	s.tables.policies.fallBack(v.policies)
+	s.tables.authz.fallBack(v.authz)
+	s.tables.peerAuth.fallBack(v.peerAuth)
 	s.touchAll()
 	s.wake()
 	s.markUsable()

@@ -141,19 +141,19 @@ func TestWhoMayCallIsKeptAtOnce(t *testing.T) {
 			}
 			return len(v.services), len(v.authz) + len(v.peerAuth)
 		}
-		s.setService(model.Service{Namespace: "shop", Name: "back"})
+		s.tables.services.set(model.Service{Namespace: "shop", Name: "back"})
 		if services, _ := kept(); services != 0 {
 			t.Error("every change is written at once: the next is not proved to be")
 		}
-		s.setAuthz(model.AuthorizationPolicy{Namespace: "shop", Name: "p"})
+		s.tables.authz.set(model.AuthorizationPolicy{Namespace: "shop", Name: "p"})
 		if _, policies := kept(); policies != 1 {
 			t.Errorf("%d policies are kept, want one", policies)
 		}
-		s.setPeerAuth(model.PeerAuthentication{Namespace: "shop", Name: "p"})
+		s.tables.peerAuth.set(model.PeerAuthentication{Namespace: "shop", Name: "p"})
 		if _, policies := kept(); policies != 2 {
 			t.Errorf("%d policies are kept, want two", policies)
 		}
-		s.dropAuthz(key{"shop", "p"})
+		s.tables.authz.drop(key{"shop", "p"})
 		if _, policies := kept(); policies != 1 {
 			t.Errorf("%d policies are kept after one was deleted, want one", policies)
 		}
@@ -173,8 +173,8 @@ func TestANewPodWaitsForItsNamespace(t *testing.T) {
 	if _, _, missing, _ := s.find("shop", "new", "u-9"); missing == "" {
 		t.Error("it is decided on by the last good namespace")
 	}
-	s.replaceNamespaces(map[string]model.Namespace{})
-	s.setNamespace(must(toNamespace(shop("enabled"))))
+	s.tables.namespaces.replace(map[string]model.Namespace{})
+	s.tables.namespaces.set(must(toNamespace(shop("enabled"))))
 	if _, ns, missing, _ := s.find("shop", "new", "u-9"); missing != "" || ns.Labels["weirmesh.io/capture"] != "enabled" {
 		t.Errorf("missing %q, %v", missing, ns)
 	}

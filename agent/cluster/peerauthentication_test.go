@@ -183,7 +183,7 @@ func TestPeersAreFollowedAndForgotten(t *testing.T) {
 // TestPeersAreDemandedByAPodsLabels: those that it has, or had when it was captured.
 func TestPeersAreDemandedByAPodsLabels(t *testing.T) {
 	s := NewStore()
-	s.setPeerAuth(must(PeerAuthentication(apiPeerAuth("p", "x", 0, v1alpha1.Strict))))
+	s.tables.peerAuth.set(must(PeerAuthentication(apiPeerAuth("p", "x", 0, v1alpha1.Strict))))
 	front := apiPod("front", "u-1", "enabled")
 	s.setPod(must(toCompactPod(front)))
 	for _, tt := range []struct {
@@ -205,7 +205,7 @@ func TestPeersOfTheWholeMeshAreThoseOfItsOwnNamespace(t *testing.T) {
 	mode := v1alpha1.Strict
 	p := &v1alpha1.PeerAuthentication{ObjectMeta: meta("weir", "p"), Spec: v1alpha1.PeerAuthenticationSpec{Mode: &mode}}
 	s := NewStore()
-	s.setPeerAuth(must(PeerAuthentication(p)))
+	s.tables.peerAuth.set(must(PeerAuthentication(p)))
 	if got := demanded(s, "", map[string]string{}); got != nothingDemanded {
 		t.Errorf("of another namespace: %s", got)
 	}
@@ -217,7 +217,7 @@ func TestPeersOfTheWholeMeshAreThoseOfItsOwnNamespace(t *testing.T) {
 
 func TestPeersAreKeptForAnotherAgent(t *testing.T) {
 	s := NewStore()
-	s.setPeerAuth(must(PeerAuthentication(apiPeerAuth("p", "x", 0, v1alpha1.Strict))))
+	s.tables.peerAuth.set(must(PeerAuthentication(apiPeerAuth("p", "x", 0, v1alpha1.Strict))))
 	lastGood := LastGood{Path: t.TempDir() + "/last-good.gz", Version: "v1"}
 	if err := lastGood.save(s.copy()); err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestPeersAreKeptForAnotherAgent(t *testing.T) {
 		t.Errorf("-before +after:\n%s; log %s", diff, log)
 	}
 	listed := NewStore()
-	listed.replacePeerAuth(map[key]model.PeerAuthentication{})
+	listed.tables.peerAuth.replace(map[key]model.PeerAuthentication{})
 	lastGood.restore(listed, log.logger())
 	if len(listed.view.peerAuth) != 0 {
 		t.Error("what the server has listed is not taken from the file")

@@ -130,8 +130,8 @@ func TestAPeerIsCapturedIfItsNodesAgentSaysSo(t *testing.T) {
 // TestOnlyAPeerThatIsAnEndpointConcernsDestinations: pods come and go all the time.
 func TestOnlyAPeerThatIsAnEndpointConcernsDestinations(t *testing.T) {
 	s := NewStore()
-	s.setService(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{fewAddress(1).Addr()}})
-	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back", Endpoints: []model.Endpoint{{Pod: "shop/back-1"}}})
+	s.tables.services.set(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{fewAddress(1).Addr()}})
+	s.tables.slices.set(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back", Endpoints: []model.Endpoint{{Pod: "shop/back-1"}}})
 	revision := s.Revision(fewAddress(1))
 	<-s.Changed()
 	s.setPeer(&model.Peer{Namespace: "shop", Name: "job-1"})
@@ -164,8 +164,8 @@ func TestAnEndpointHasToShowWhoItIsWhereItIsCaptured(t *testing.T) {
 	s := NewStore()
 	s.Options, s.Root = decide.Defaults(), "weir-system"
 	at := fewAddress(1)
-	s.setService(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{at.Addr()}, Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}})
-	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back", Ports: []model.EndpointPort{{Port: 8080, Protocol: model.TCP}},
+	s.tables.services.set(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{at.Addr()}, Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}})
+	s.tables.slices.set(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back", Ports: []model.EndpointPort{{Port: 8080, Protocol: model.TCP}},
 		Endpoints: []model.Endpoint{{Address: fewAddress(2).Addr(), Ready: true, Pod: "shop/back-1"}}})
 	mode := func(namespace string, mode route.PeerMode) model.PeerAuthentication {
 		return model.PeerAuthentication{Namespace: namespace, Name: "p", Mode: &mode}
@@ -192,7 +192,7 @@ func TestAnEndpointHasToShowWhoItIsWhereItIsCaptured(t *testing.T) {
 		p := peer
 		c.change(&p)
 		s.setPeer(&p)
-		s.replacePeerAuth(map[key]model.PeerAuthentication{{c.policy.Namespace, "p"}: c.policy})
+		s.tables.peerAuth.replace(map[key]model.PeerAuthentication{{c.policy.Namespace, "p"}: c.policy})
 		if got := told(s, at).Endpoints[0].Identity; got != c.want {
 			t.Errorf("%s: %q, want %q", c.promise, got, c.want)
 		}

@@ -100,8 +100,8 @@ func TestTheCRDOfPoliciesMayComeAndGo(t *testing.T) {
 
 func TestPoliciesAreKeptForAnotherAgent(t *testing.T) {
 	s := NewStore()
-	s.setPolicy(must(TrafficPolicy(apiPolicy("b", 30))))
-	s.setService(must(Service(apiService())))
+	s.tables.policies.set(must(TrafficPolicy(apiPolicy("b", 30))))
+	s.tables.services.set(must(Service(apiService())))
 	lastGood := LastGood{Path: t.TempDir() + "/last-good.gz", Version: "v1"}
 	if err := lastGood.save(s.copy()); err != nil {
 		t.Fatal(err)
@@ -112,7 +112,7 @@ func TestPoliciesAreKeptForAnotherAgent(t *testing.T) {
 		t.Errorf("got %v; log %s", after.view.policies, log)
 	}
 	listed := NewStore()
-	listed.replacePolicies(map[key]model.TrafficPolicy{})
+	listed.tables.policies.replace(map[key]model.TrafficPolicy{})
 	lastGood.restore(listed, log.logger())
 	if got := budget(listed); got != 0 {
 		t.Errorf("what the server has listed is not taken from the file: %d", got)
@@ -123,9 +123,9 @@ func TestPoliciesAreKeptForAnotherAgent(t *testing.T) {
 // that is known; another one of the same words is another revision.
 func TestADestinationNamesItsPolicies(t *testing.T) {
 	s := NewStore()
-	s.setService(must(Service(apiService())))
+	s.tables.services.set(must(Service(apiService())))
 	pod := netip.MustParseAddr("10.0.0.7")
-	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back",
+	s.tables.slices.set(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back",
 		Ports: []model.EndpointPort{{Port: 8080, Protocol: model.TCP}}, Endpoints: []model.Endpoint{{Address: pod}}})
 	address := netip.MustParseAddrPort("10.96.0.7:80")
 	revision := s.Revision(address)
@@ -133,7 +133,7 @@ func TestADestinationNamesItsPolicies(t *testing.T) {
 		p := apiPolicy("b", 30)
 		p.Generation = generation
 		p.Spec.RateLimit = &v1alpha1.RateLimit{Count: 1, Interval: "1s", PerClient: new(true)}
-		s.setPolicy(must(TrafficPolicy(p)))
+		s.tables.policies.set(must(TrafficPolicy(p)))
 		want := []model.Governing{{Object: "TrafficPolicy/shop/b", Generation: generation}}
 		_, outbound := s.Destination(address, "test")
 		_, inbound := s.Inbound([]netip.Addr{pod})

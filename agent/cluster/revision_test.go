@@ -31,28 +31,28 @@ func disturb(s *Store, random *rand.Rand) {
 	target := model.Target{Namespace: "shop", Name: other, Port: 80}
 	switch random.IntN(18) {
 	case 0, 1:
-		s.setService(model.Service{Namespace: "shop", Name: service, Local: pick() == 0, ClusterIPs: []netip.Addr{fewAddress(pick()).Addr()},
+		s.tables.services.set(model.Service{Namespace: "shop", Name: service, Local: pick() == 0, ClusterIPs: []netip.Addr{fewAddress(pick()).Addr()},
 			Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}})
 	case 2:
-		s.dropService(shop)
+		s.tables.services.drop(shop)
 	case 3, 4:
-		s.setSlice(model.EndpointSlice{Namespace: "shop", Name: service, Service: other, Ports: []model.EndpointPort{{Port: 80, Protocol: model.TCP}},
+		s.tables.slices.set(model.EndpointSlice{Namespace: "shop", Name: service, Service: other, Ports: []model.EndpointPort{{Port: 80, Protocol: model.TCP}},
 			Endpoints: []model.Endpoint{{Address: fewAddress(pick()).Addr(), Ready: true, Pod: "shop/" + fewName(pick())}}})
 	case 5:
-		s.dropSlice(shop)
+		s.tables.slices.drop(shop)
 	case 6, 7:
 		rule := model.RouteRule{Backends: []model.BackendRef{{Target: target, Weight: 1}}}
 		if pick() == 0 {
 			rule = model.RouteRule{Filters: &model.RouteFilters{Mirrors: []model.RouteMirror{{Target: target, Numerator: 1, Denominator: 1}}}}
 		}
-		s.setRoute(model.Route{Kind: route.HTTPRoute, Namespace: "shop", Name: service, Rules: []model.RouteRule{rule},
+		s.tables.routes.set(model.Route{Kind: route.HTTPRoute, Namespace: "shop", Name: service, Rules: []model.RouteRule{rule},
 			Parents: []model.ParentRef{{Namespace: "shop", Name: fewName(pick())}}})
 	case 8:
-		s.dropRoute(routeKey{route.HTTPRoute, shop})
+		s.tables.routes.drop(routeKey{route.HTTPRoute, shop})
 	case 9:
-		s.setPolicy(model.TrafficPolicy{Namespace: "shop", Name: service, Service: other, Policy: route.Policy{Affinity: time.Duration(pick())}})
+		s.tables.policies.set(model.TrafficPolicy{Namespace: "shop", Name: service, Service: other, Policy: route.Policy{Affinity: time.Duration(pick())}})
 	case 10:
-		s.dropPolicy(shop)
+		s.tables.policies.drop(shop)
 	case 11, 12:
 		s.setPeer(&model.Peer{Namespace: "shop", Name: service, Workload: other, ServiceAccount: "a", Captured: pick() > 0,
 			Addresses: []netip.Addr{fewAddress(pick()).Addr()}})
@@ -63,10 +63,10 @@ func disturb(s *Store, random *rand.Rand) {
 	case 15:
 		s.dropPod(shop)
 	case 16:
-		s.setPeerAuth(model.PeerAuthentication{Namespace: "shop", Name: service, Mode: new(route.Disable),
+		s.tables.peerAuth.set(model.PeerAuthentication{Namespace: "shop", Name: service, Mode: new(route.Disable),
 			Selector: model.Selector{{Key: "app", Operator: model.In, Values: []string{other}}}})
 	case 17:
-		s.dropPeerAuth(shop)
+		s.tables.peerAuth.drop(shop)
 	}
 }
 
@@ -107,23 +107,23 @@ func TestADestinationOfTheSameRevisionIsTheSame(t *testing.T) {
 func TestOtherServicesLeaveARevision(t *testing.T) {
 	s := NewStore()
 	set := func(name string, ip int) {
-		s.setService(model.Service{Namespace: "shop", Name: name, ClusterIPs: []netip.Addr{fewAddress(ip).Addr()}})
+		s.tables.services.set(model.Service{Namespace: "shop", Name: name, ClusterIPs: []netip.Addr{fewAddress(ip).Addr()}})
 	}
 	set("back", 1)
 	set("canary", 2)
-	s.setRoute(model.Route{Kind: route.HTTPRoute, Namespace: "shop", Name: "back", Parents: []model.ParentRef{{Namespace: "shop", Name: "back"}},
+	s.tables.routes.set(model.Route{Kind: route.HTTPRoute, Namespace: "shop", Name: "back", Parents: []model.ParentRef{{Namespace: "shop", Name: "back"}},
 		Rules: []model.RouteRule{{Backends: []model.BackendRef{{Target: model.Target{Namespace: "shop", Name: "canary"}}}}}})
 	before := s.Revision(fewAddress(1))
 	set("other", 3)
-	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "other-x", Service: "other"})
-	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "nobody-x", Service: "nobody"})
-	s.setRoute(model.Route{Kind: route.HTTPRoute, Namespace: "shop", Name: "other", Parents: []model.ParentRef{{Namespace: "shop", Name: "other"}}})
-	s.setPolicy(model.TrafficPolicy{Namespace: "shop", Name: "other", Service: "other"})
-	s.setNamespace(model.Namespace{Name: "shop"})
+	s.tables.slices.set(model.EndpointSlice{Namespace: "shop", Name: "other-x", Service: "other"})
+	s.tables.slices.set(model.EndpointSlice{Namespace: "shop", Name: "nobody-x", Service: "nobody"})
+	s.tables.routes.set(model.Route{Kind: route.HTTPRoute, Namespace: "shop", Name: "other", Parents: []model.ParentRef{{Namespace: "shop", Name: "other"}}})
+	s.tables.policies.set(model.TrafficPolicy{Namespace: "shop", Name: "other", Service: "other"})
+	s.tables.namespaces.set(model.Namespace{Name: "shop"})
 	if s.Revision(fewAddress(1)) != before {
 		t.Error("what is about another Service changed it")
 	}
-	s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "canary-x", Service: "canary"})
+	s.tables.slices.set(model.EndpointSlice{Namespace: "shop", Name: "canary-x", Service: "canary"})
 	if s.Revision(fewAddress(1)) == before {
 		t.Error("a slice of its route's backend did not change it")
 	}
@@ -146,11 +146,11 @@ func TestOnlyPodsAndNamespacesConcernCapture(t *testing.T) {
 		make func()
 		want bool
 	}{
-		{"a Service", func() { s.setService(model.Service{Namespace: "shop", Name: "back"}) }, false},
-		{"a slice", func() { s.setSlice(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back"}) }, false},
+		{"a Service", func() { s.tables.services.set(model.Service{Namespace: "shop", Name: "back"}) }, false},
+		{"a slice", func() { s.tables.slices.set(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back"}) }, false},
 		{"a pod", func() { s.setPod(compact(model.Pod{Namespace: "shop", Name: "front"})) }, true},
 		{"the same pod", func() { s.setPod(compact(model.Pod{Namespace: "shop", Name: "front"})) }, false},
-		{"a namespace", func() { s.setNamespace(model.Namespace{Name: "shop"}) }, true},
+		{"a namespace", func() { s.tables.namespaces.set(model.Namespace{Name: "shop"}) }, true},
 		{"a pod that goes", func() { s.dropPod(key{"shop", "front"}) }, true},
 		{"the first full view", s.markSynced, true},
 	} {

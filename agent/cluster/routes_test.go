@@ -135,10 +135,10 @@ func TestRoutesAreFollowed(t *testing.T) {
 func TestADestinationNamesItsRoutes(t *testing.T) {
 	s := NewStore()
 	set := func(kind route.Kind, namespace, name string, generation int64) {
-		s.setRoute(model.Route{Kind: kind, Namespace: namespace, Name: name, Generation: generation, Rules: []model.RouteRule{{}},
+		s.tables.routes.set(model.Route{Kind: kind, Namespace: namespace, Name: name, Generation: generation, Rules: []model.RouteRule{{}},
 			Parents: []model.ParentRef{{Namespace: "shop", Name: "back"}}})
 	}
-	s.setService(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")},
+	s.tables.services.set(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.7")},
 		Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}})
 	set(route.HTTPRoute, "shop", "back", 3)
 	set(route.TCPRoute, "shop", "loser", 1)
@@ -234,8 +234,8 @@ func TestRoutesAreKeptForAnotherAgent(t *testing.T) {
 	httpRoute := must(HTTPRoute(apiRoute("canary")))
 	httpRoute.Created = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	httpRoute.Rules[0].Filters = &model.RouteFilters{Redirect: &route.Redirect{Status: 302}}
-	s.setRoute(httpRoute)
-	s.setService(must(Service(apiService())))
+	s.tables.routes.set(httpRoute)
+	s.tables.services.set(must(Service(apiService())))
 	s.setZone("b")
 	lastGood := LastGood{Path: t.TempDir() + "/last-good.gz", Version: "v1"}
 	if err := lastGood.save(s.copy()); err != nil {

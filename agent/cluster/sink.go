@@ -49,6 +49,11 @@ func newSink[O any, K comparable, M any](
 	}
 }
 
+// sinkOf is newSink, into a table.
+func sinkOf[O any, M any](convert func(O) (M, error), to *table[key, M]) sink[O] {
+	return newSink(convert, to.keyOf, to.set, to.drop, to.replace)
+}
+
 func podSink(s *Store) sink[*corev1.Pod] {
 	return newSink(toCompactPod, podKey, s.setPod, s.dropPod, s.replacePods)
 }
@@ -58,16 +63,13 @@ func peerSink(s *Store) sink[*corev1.Pod] {
 }
 
 func namespaceSink(s *Store) sink[*corev1.Namespace] {
-	return newSink(toNamespace, namespaceKey, s.setNamespace, s.dropNamespace, s.replaceNamespaces)
+	to := &s.tables.namespaces
+	return newSink(toNamespace, to.keyOf, to.set, func(k key) { to.drop(k.name) }, to.replace)
 }
 
-func serviceSink(s *Store) sink[*corev1.Service] {
-	return newSink(Service, serviceKey, s.setService, s.dropService, s.replaceServices)
-}
+func serviceSink(s *Store) sink[*corev1.Service] { return sinkOf(Service, &s.tables.services) }
 
-func sliceSink(s *Store) sink[*discoveryv1.EndpointSlice] {
-	return newSink(toSlice, sliceKey, s.setSlice, s.dropSlice, s.replaceSlices)
-}
+func sliceSink(s *Store) sink[*discoveryv1.EndpointSlice] { return sinkOf(toSlice, &s.tables.slices) }
 
 // zoneSink takes the one node that there is.
 func zoneSink(s *Store) sink[*corev1.Node] {
@@ -75,21 +77,22 @@ func zoneSink(s *Store) sink[*corev1.Node] {
 }
 
 func routeSink[O Object](s *Store, kind route.Kind, convert func(O) (model.Route, error)) sink[O] {
-	return newSink(convert, keyOfRoute, s.setRoute,
-		func(k key) { s.dropRoute(routeKey{kind, k}) },
+	to := &s.tables.routes
+	return newSink(convert, to.keyOf, to.set,
+		func(k key) { to.drop(routeKey{kind, k}) },
 		func(all map[routeKey]model.Route) { s.replaceRoutes(kind, all) })
 }
 
 func policySink(s *Store) sink[*v1alpha1.TrafficPolicy] {
-	return newSink(TrafficPolicy, policyKey, s.setPolicy, s.dropPolicy, s.replacePolicies)
+	return sinkOf(TrafficPolicy, &s.tables.policies)
 }
 
 func authzSink(s *Store) sink[*v1alpha1.AuthorizationPolicy] {
-	return newSink(closedPolicy, authzKey, s.setAuthz, s.dropAuthz, s.replaceAuthz)
+	return sinkOf(closedPolicy, &s.tables.authz)
 }
 
 func peerAuthSink(s *Store) sink[*v1alpha1.PeerAuthentication] {
-	return newSink(closedPeers, peerAuthKey, s.setPeerAuth, s.dropPeerAuth, s.replacePeerAuth)
+	return sinkOf(closedPeers, &s.tables.peerAuth)
 }
 
 func podKey(p compactPod) key               { return key{p.pod.Namespace, p.pod.Name} }

@@ -90,19 +90,20 @@ type Store struct {
 	// Options say how pods are to be reached; they are set before there is a source.
 	Options decide.Options
 
-	mu   sync.RWMutex
-	view view
+	mu     sync.RWMutex
+	view   view
+	tables tables // of it
 	// listed are the kinds that the source has listed; fellBack: the others are from
 	// a file.
 	listed   map[string]bool
 	fellBack bool
 	// Indexes of view, kept with it.
-	byClusterIP map[netip.Addr]key       // → service
-	byService   map[key]map[key]struct{} // service → its slices
-	byEndpoint  map[string][]string      // pod, "namespace/name" → slices that it is in, see inSlice
+	byClusterIP map[netip.Addr]key  // → service
+	byService   index[key]          // service → its slices
+	byEndpoint  map[string][]string // pod, "namespace/name" → slices that it is in, see inSlice
 	byAddress   map[netip.Addr]*model.Peer
-	byParent    map[key]map[routeKey]struct{} // service → routes that name it
-	byTarget    map[key]map[key]struct{}      // service → policies about it
+	byParent    index[routeKey] // service → routes that name it
+	byTarget    index[key]      // service → policies about it
 	revisions   revisions
 	waiters     chan struct{} // closed when pods or namespaces change; nil if nobody waits
 
@@ -116,7 +117,7 @@ type Store struct {
 
 // NewStore makes an empty Store for RunAPI or RunDir to fill.
 func NewStore() *Store {
-	return &Store{
+	s := &Store{
 		changed:     make(chan struct{}, 1),
 		podsOther:   make(chan struct{}, 1),
 		published:   make(chan struct{}, 1),
@@ -126,14 +127,16 @@ func NewStore() *Store {
 		listed:      map[string]bool{},
 		view:        newView(),
 		byClusterIP: map[netip.Addr]key{},
-		byService:   map[key]map[key]struct{}{},
+		byService:   index[key]{},
 		byEndpoint:  map[string][]string{},
 		byAddress:   map[netip.Addr]*model.Peer{},
 		captured:    map[string][]netip.Addr{},
-		byParent:    map[key]map[routeKey]struct{}{},
-		byTarget:    map[key]map[key]struct{}{},
+		byParent:    index[routeKey]{},
+		byTarget:    index[key]{},
 		revisions:   newRevisions(),
 	}
+	s.tables = newTables(s)
+	return s
 }
 
 // Changed receives after changes: at least once after the last one, and not once

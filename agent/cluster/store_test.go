@@ -70,7 +70,7 @@ func TestAPodIsNotDecidedOnBeforeItsNamespaceIsKnown(t *testing.T) {
 		s.impliedNamespaces = false
 		go func() {
 			time.Sleep(time.Second)
-			s.setNamespace(model.Namespace{Name: "shop", Labels: map[string]string{"weirmesh.io/capture": "enabled"}})
+			s.tables.namespaces.set(model.Namespace{Name: "shop", Labels: map[string]string{"weirmesh.io/capture": "enabled"}})
 		}()
 		_, ns, err := s.WaitPod(t.Context(), "shop", "front", "")
 		if err != nil || ns.Labels["weirmesh.io/capture"] != "enabled" {
@@ -165,8 +165,8 @@ func TestChangesAreToldOnceAndOnlyIfSomethingChanged(t *testing.T) {
 	}
 	s.setPod(compact(pod))
 	s.dropPod(key{"shop", "nobody"})
-	s.setNamespace(model.Namespace{})
-	s.dropNamespace(key{})
+	s.tables.namespaces.set(model.Namespace{})
+	s.tables.namespaces.drop("")
 	changed(s)
 	s.setPod(compact(pod))
 	s.replace(s.view)
@@ -207,26 +207,26 @@ func TestDestinationsFollowServicesAndSlices(t *testing.T) {
 		return d
 	}
 
-	s.setSlice(slice("back-1", "back", "10.0.0.1"))
+	s.tables.slices.set(slice("back-1", "back", "10.0.0.1"))
 	check("a slice without its Service", "10.96.0.7:80", is(""))
-	s.setService(service("back", "10.96.0.7"))
+	s.tables.services.set(service("back", "10.96.0.7"))
 	check("a Service after its slice", "10.96.0.7:80", is("shop/back", "10.0.0.1:8080"))
 	check("the same through an IPv6 socket", "[::ffff:10.96.0.7]:80", is("shop/back", "10.0.0.1:8080"))
-	s.setSlice(slice("back-2", "back", "10.0.0.2"))
+	s.tables.slices.set(slice("back-2", "back", "10.0.0.2"))
 	check("a second slice", "10.96.0.7:80", is("shop/back", "10.0.0.1:8080", "10.0.0.2:8080"))
-	s.setSlice(slice("back-2", "front", "10.0.0.2"))
+	s.tables.slices.set(slice("back-2", "front", "10.0.0.2"))
 	check("a slice that changes its Service", "10.96.0.7:80", is("shop/back", "10.0.0.1:8080"))
-	s.dropSlice(key{"shop", "back-1"})
+	s.tables.slices.drop(key{"shop", "back-1"})
 	check("no slice left", "10.96.0.7:80", is("shop/back"))
-	s.setService(service("back", "10.96.0.8"))
+	s.tables.services.set(service("back", "10.96.0.8"))
 	check("the address it had", "10.96.0.7:80", is(""))
 	check("the address it has now", "10.96.0.8:80", is("shop/back"))
-	s.setService(service("front", "10.96.0.8"))
-	s.dropService(key{"shop", "back"})
+	s.tables.services.set(service("front", "10.96.0.8"))
+	s.tables.services.drop(key{"shop", "back"})
 	check("an address taken over before its Service is gone", "10.96.0.8:80", is("shop/front", "10.0.0.2:8080"))
-	s.replaceSlices(nil)
+	s.tables.slices.replace(nil)
 	check("a list without slices", "10.96.0.8:80", is("shop/front"))
-	s.replaceServices(nil)
+	s.tables.services.replace(nil)
 	check("a list without Services", "10.96.0.8:80", is(""))
 }
 
@@ -259,8 +259,8 @@ func TestServedNamesPortsThatHaveEndpoints(t *testing.T) {
 		for _, e := range endpoints {
 			slice.Endpoints = append(slice.Endpoints, model.Endpoint{Address: netip.MustParseAddr(e), Ready: true})
 		}
-		s.setService(svc)
-		s.setSlice(slice)
+		s.tables.services.set(svc)
+		s.tables.slices.set(slice)
 	}
 	expect := func(want ...string) {
 		t.Helper()
