@@ -65,7 +65,12 @@ func TestProbesAreWhatKubeletAsks(t *testing.T) {
 }
 
 func TestProbesAreThoseOfThePodThatIsThere(t *testing.T) {
-	s, _ := runDir(t, withFile(t, probed))
+	v, err := readDir(withFile(t, probed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := NewStore()
+	s.replace(v)
 	addrs := []netip.Addr{netip.MustParseAddr("10.0.0.1")}
 	changes := s.changes.Load()
 	s.SetNodeAddresses(addrs)
