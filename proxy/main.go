@@ -60,7 +60,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stderr, usage)
 		return 2
 	}
-	err := error(nil)
+	var err error
 	if staged {
 		err = serve(args)
 	} else {

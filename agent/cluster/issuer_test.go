@@ -49,9 +49,9 @@ type signing struct {
 	answer func(*certificatesv1.CertificateSigningRequest)
 }
 
-func newSigning(t *testing.T, answer func(*certificatesv1.CertificateSigningRequest), objects ...runtime.Object) *signing {
+func newSigning(t *testing.T, answer func(*certificatesv1.CertificateSigningRequest)) *signing {
 	t.Helper()
-	s := &signing{Clientset: fake.NewClientset(objects...), answer: answer}
+	s := &signing{Clientset: fake.NewClientset(), answer: answer}
 	n := 0
 	s.PrependReactor("create", "certificatesigningrequests", func(a k8stesting.Action) (bool, runtime.Object, error) {
 		r := a.(k8stesting.CreateAction).GetObject().(*certificatesv1.CertificateSigningRequest)

@@ -122,7 +122,7 @@ func (a application) holder(pod *corev1.Pod, td spiffeid.TrustDomain) (spiffeid.
 
 // refusalOf is why a CA did not sign, if that is for something that the request says.
 func (a application) refusalOf(err error, td spiffeid.TrustDomain) *refusal {
-	reason := ""
+	var reason string
 	switch {
 	case errors.Is(err, identity.ErrOtherIdentity) && !a.claims(td):
 		return refuse(reasonWrongTrustDomain, "%v: the trust domain is %s; agents and controller are to have the same options", err, td.Name())

@@ -84,9 +84,8 @@ func (x resolver) rule(r prepared, rule preparedRule) route.Rule {
 		out.Backends = []route.WeightedBackend{{Weight: 1, Backend: parent}}
 	}
 	for _, ref := range rule.Backends {
-		backend, _, _ := x.resolve(r.Kind, ref.Target)
 		out.Backends = append(out.Backends, route.WeightedBackend{
-			Weight: ref.Weight, Backend: backend, Filters: x.filters(r.Kind, ref.Filters),
+			Weight: ref.Weight, Backend: x.resolve(r.Kind, ref.Target), Filters: x.filters(r.Kind, ref.Filters),
 		})
 	}
 	return out
@@ -102,8 +101,7 @@ func (x resolver) filters(k route.Kind, f *model.RouteFilters) route.Filters {
 		Invalid: len(f.Extensions)+len(f.Unknown) > 0,
 	}
 	for _, m := range f.Mirrors {
-		backend, reason, _ := x.resolve(k, m.Target)
-		if reason == "" && m.Numerator > 0 {
+		if backend := x.resolve(k, m.Target); !backend.Invalid && m.Numerator > 0 {
 			out.Mirrors = append(out.Mirrors, route.Mirror{Backend: backend, Numerator: m.Numerator, Denominator: m.Denominator})
 		}
 	}
@@ -111,15 +109,14 @@ func (x resolver) filters(k route.Kind, f *model.RouteFilters) route.Filters {
 }
 
 // resolve finds what a reference is to, for a route of a kind. If that is nothing
-// that its requests can go to, the Backend is Invalid, with the reason of the
-// condition ResolvedRefs and what it is in words.
-func (x resolver) resolve(k route.Kind, t model.Target) (route.Backend, string, string) {
-	svc, endpointSlices, port, reason, text := target(k, t, x.find)
+// that its requests can go to, the Backend is Invalid.
+func (x resolver) resolve(k route.Kind, t model.Target) route.Backend {
+	svc, endpointSlices, port, reason, _ := target(k, t, x.find)
 	if reason != "" {
-		return route.Backend{Service: t.ID(), Invalid: true}, reason, text
+		return route.Backend{Service: t.ID(), Invalid: true}
 	}
 	protocol, _ := carried(k, port)
 	return route.Backend{
 		Service: svc.ID(), Endpoints: endpoints(svc, port, endpointSlices, x.ip4, x.client), Protocol: protocol, Policy: policy(svc, x.policies),
-	}, "", ""
+	}
 }

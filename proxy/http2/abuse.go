@@ -26,8 +26,8 @@ type meter struct {
 	last  time.Time
 }
 
-// count returns the error that ends the connection once it is too much.
-func (m *meter) count(c *conn, n float64) error {
+// count counts one, and returns the error that ends the connection once it is too much.
+func (m *meter) count(c *conn) error {
 	now := time.Now()
 	c.mu.Lock()
 	earned := c.earned
@@ -36,7 +36,7 @@ func (m *meter) count(c *conn, n float64) error {
 	if m.level > 0 {
 		m.level = max(0, m.level-now.Sub(m.last).Seconds()*glitchRate)
 	}
-	m.level = max(-glitchCredit, m.level-float64(earned)) + n
+	m.level = max(-glitchCredit, m.level-float64(earned)) + 1
 	m.last = now
 	if m.level > glitchBurst {
 		return &connError{http2.ErrCodeEnhanceYourCalm, fmt.Errorf("%w: frames without purpose", ErrAbuse)}

@@ -57,11 +57,9 @@ func (q *chunks) drop(n int) {
 	}
 }
 
-// clear forgets everything, and returns how much that was.
-func (q *chunks) clear() int {
-	n := q.size
+// clear forgets everything.
+func (q *chunks) clear() {
 	for q.first != nil {
 		q.drop(q.first.w - q.first.r)
 	}
-	return n
 }

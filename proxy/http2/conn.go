@@ -309,7 +309,7 @@ func (c *conn) endStream(err error) error {
 	if !errors.As(err, &e) {
 		return err
 	}
-	if err := c.abuse.count(c, 1); err != nil {
+	if err := c.abuse.count(c); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -352,7 +352,7 @@ func (c *conn) handle(f http2.Frame) error {
 			return &streamError{f.StreamID, http2.ErrCodeProtocol, fmt.Errorf("%w: it depends on itself", ErrMalformed)}
 		}
 	}
-	return c.abuse.count(c, 1) // PRIORITY, and what RFC 9113 does not know
+	return c.abuse.count(c) // PRIORITY, and what RFC 9113 does not know
 }
 
 func (c *conn) handleData(f *http2.DataFrame) error {
@@ -391,7 +391,7 @@ func (c *conn) handleData(f *http2.DataFrame) error {
 		return &streamError{f.StreamID, http2.ErrCodeFlowControl, fmt.Errorf("%w: more than the stream's window", ErrMalformed)}
 	}
 	if len(data) == 0 && !f.StreamEnded() {
-		if err := c.abuse.count(c, 1); err != nil {
+		if err := c.abuse.count(c); err != nil {
 			return err
 		}
 	}
@@ -479,7 +479,7 @@ func (c *conn) handleSettings(f *http2.SettingsFrame) error {
 		c.mu.Unlock()
 		return nil
 	}
-	if err := c.abuse.count(c, 1); err != nil {
+	if err := c.abuse.count(c); err != nil {
 		return err
 	}
 	window := -1
@@ -538,7 +538,7 @@ func (c *conn) handleSettings(f *http2.SettingsFrame) error {
 
 func (c *conn) handleReset(f *http2.RSTStreamFrame) error {
 	if !c.role.client() { // a server can reset no more than it was sent
-		if err := c.abuse.count(c, 1); err != nil {
+		if err := c.abuse.count(c); err != nil {
 			return err
 		}
 	}
@@ -563,7 +563,7 @@ func (c *conn) handlePing(f *http2.PingFrame) error {
 		c.role.pong(f.Data)
 		return nil
 	}
-	if err := c.abuse.count(c, 1); err != nil {
+	if err := c.abuse.count(c); err != nil {
 		return err
 	}
 	c.mu.Lock()
