@@ -282,7 +282,7 @@ func TestThePodTheCacheLacksIsAskedFor(t *testing.T) {
 func TestEventsAreWritten(t *testing.T) {
 	client := fake.NewClientset()
 	recorder := (&API{client: client, node: "n1", log: slog.New(slog.DiscardHandler)}).NewRecorder()
-	defer recorder.Close()
+	defer recorder.broadcaster.Shutdown()
 	recorder.PodEvent(model.Pod{Namespace: "shop", Name: "front", UID: "u-1"}, EventWarning, CaptureFailed, strings.Repeat("x", 2000))
 
 	var got *corev1.EventList
@@ -304,7 +304,7 @@ func TestEventsAreWritten(t *testing.T) {
 func TestEventsOnTheNodeAreWritten(t *testing.T) {
 	client := fake.NewClientset()
 	recorder := (&API{client: client, node: "n1", log: slog.New(slog.DiscardHandler)}).NewRecorder()
-	defer recorder.Close()
+	defer recorder.broadcaster.Shutdown()
 	recorder.NodeEvent(EventWarning, ConnectTimeBalancing, "elsewhere")
 
 	var got *corev1.EventList
@@ -324,7 +324,6 @@ func TestEventsAreLoggedWhereThereIsNoAPIServer(t *testing.T) {
 	recorder := &Recorder{Log: log.logger()}
 	recorder.PodEvent(model.Pod{Namespace: "shop", Name: "front"}, EventWarning, ProxyRestarted, "exit code 2")
 	recorder.NodeEvent(EventNormal, ConnectTimeBalancing, "elsewhere")
-	recorder.Close()
 	for _, want := range []string{
 		`level=WARN msg=event pod=shop/front reason=ProxyRestarted message="exit code 2"`,
 		`level=INFO msg=event reason=ConnectTimeBalancing message=elsewhere`,

@@ -54,7 +54,7 @@ type Recorder struct {
 }
 
 // NewRecorder makes a Recorder that writes events to the API server from
-// goroutines of its own, until Close. Repeated events are counted in one, and a
+// goroutines of its own, as long as the process runs. Repeated events are counted in one, and a
 // pod gets at most 25 at once, then one every five minutes.
 func (a *API) NewRecorder() *Recorder {
 	ctx := klog.NewContext(context.Background(), logr.FromSlogHandler(a.log.Handler()))
@@ -101,11 +101,4 @@ func (r *Recorder) log(eventType string, args ...any) {
 		level = slog.LevelWarn
 	}
 	r.Log.Log(context.Background(), level, "event", args...)
-}
-
-// Close stops the Recorder's goroutines. Events that wait to be retried are lost.
-func (r *Recorder) Close() {
-	if r.broadcaster != nil {
-		r.broadcaster.Shutdown()
-	}
 }

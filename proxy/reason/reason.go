@@ -119,15 +119,6 @@ func (r Reason) ProxyStatus() string { return table[r].proxyStatus }
 // Words says it to a person.
 func (r Reason) Words() string { return table[r].words }
 
-// All lists every reason but None.
-func All() []Reason {
-	out := make([]Reason, 0, len(table)-1)
-	for r := range len(table) - 1 {
-		out = append(out, Reason(r+1))
-	}
-	return out
-}
-
 // Error is a failure with its reason.
 type Error struct {
 	Reason Reason

@@ -46,11 +46,11 @@ func TestTable(t *testing.T) {
 		TLSFailed:          {"tls_failed", 503, "tls_protocol_error"},
 		CertUnavailable:    {"cert_unavailable", 503, "proxy_internal_error"},
 	}
-	if len(All()) != len(want) {
-		t.Errorf("%d reasons, the table has %d", len(All()), len(want))
+	if len(table)-1 != len(want) {
+		t.Errorf("%d reasons and None, the table has %d", len(want), len(table))
 	}
 	word := regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`)
-	for _, r := range All() {
+	for r := None + 1; int(r) < len(table); r++ {
 		w := want[r]
 		if r.String() != w.name || r.Status() != w.status || r.ProxyStatus() != w.proxyStatus {
 			t.Errorf("%d is %q, %d, %q; want %v", r, r, r.Status(), r.ProxyStatus(), w)
