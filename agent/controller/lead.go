@@ -16,7 +16,8 @@ import (
 )
 
 // Kubernetes' own components have these times. A leader that is killed is missed
-// for leaseDuration; one that is told to end hands over, which takes retryPeriod.
+// for leaseDuration; one that is told to end hands over, which takes
+// retryPeriod and, as that is random, a bit more than twice that at most.
 const (
 	leaseDuration = 15 * time.Second
 	renewDeadline = 10 * time.Second

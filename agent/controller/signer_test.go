@@ -373,7 +373,7 @@ func TestTheLeaderSignsAndTheNextWithTheSameCA(t *testing.T) {
 		signed := func(name string) *x509.Certificate {
 			t.Helper()
 			check(t)(client.CertificatesV1().CertificateSigningRequests().Create(t.Context(), aRequest(t, name), metav1.CreateOptions{}))
-			time.Sleep(2 * retryPeriod)
+			time.Sleep(handOver + time.Second)
 			synctest.Wait()
 			c := leaf(t, found(t, client, name))
 			if c == nil {
