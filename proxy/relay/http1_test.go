@@ -52,7 +52,7 @@ func scripted(t testing.TB, play func(*net.TCPConn, *bufio.Reader)) netip.AddrPo
 			}
 			conns.Go(func() {
 				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(patience))
 				play(c.(*net.TCPConn), bufio.NewReader(c))
 			})
 		}
@@ -848,7 +848,7 @@ func TestTheTimeToDrainEnds(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("still draining")
 	}
 	if _, err := client.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
@@ -902,7 +902,7 @@ func TestAMirrorGetsACopyAndCostsNothing(t *testing.T) {
 			if got != fmt.Sprintf("POST /a?b 1 %d", size) {
 				t.Errorf("the copy is %q", got)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(patience):
 			t.Error("no copy")
 		}
 	}

@@ -60,7 +60,7 @@ func (b *bench) client2(t *testing.T, d listen.Direction, original netip.AddrPor
 	}
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	return &http.Client{
-		Transport: transport, Timeout: 20 * time.Second,
+		Transport: transport, Timeout: patience,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }

@@ -61,7 +61,7 @@ func limited(connections, pending int, endpoints ...netip.AddrPort) *fakeConfig 
 func (b *bench) inLine(t *testing.T, want int) {
 	t.Helper()
 	backend := b.Config.(*fakeConfig).destination.Backend()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		b.lines.mu.Lock()
 		got := len(b.lines.of[ownerOf(&backend)])
 		b.lines.mu.Unlock()

@@ -51,7 +51,7 @@ func (b *bench) only(t *testing.T) *http1Conn {
 func (h *http1Conn) comes(t *testing.T, want step) {
 	t.Helper()
 	var at step
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		h.quick.mu.Lock()
 		at = h.quick.at
 		h.quick.mu.Unlock()

@@ -25,6 +25,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// patience is what a test has for what it waits for, if that comes at all: much more
+// than it takes, on a busy machine with the race detector.
+const patience = time.Minute
+
 // fakeConfig knows one Service.
 type fakeConfig struct {
 	unready     error
@@ -135,7 +139,7 @@ func loopback(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	_ = client.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = client.SetDeadline(time.Now().Add(patience))
 	return client.(*net.TCPConn), server.(*net.TCPConn)
 }
 

@@ -217,7 +217,7 @@ func TestStreamsOfHTTP2GoThroughTLS(t *testing.T) {
 	})
 	near, far := inMesh(t, route.HTTP2, route.Permissive, app)
 	client := near.client2(t, listen.Outbound, vip, 0)
-	want := strings.Repeat("0123456789abcdef", 256<<10)
+	want := strings.Repeat("0123456789abcdef", 64<<10)
 	var calls sync.WaitGroup
 	for range 8 {
 		calls.Go(func() {
@@ -481,7 +481,7 @@ func TestWhatAPortTakes(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer client.Close()
-			_ = client.SetDeadline(time.Now().Add(20 * time.Second))
+			_ = client.SetDeadline(time.Now().Add(patience))
 			got, err := c.talk(client.(*net.TCPConn))
 			if c.why == "" && (got != c.want || err != nil) || c.why != "" && err == nil {
 				t.Errorf("%q, %v", got, err)
@@ -566,8 +566,8 @@ func TestWhatIsWrittenIsSent(t *testing.T) {
 	if err != nil || peer == nil {
 		t.Fatal(err)
 	}
-	_ = secure.SetDeadline(time.Now().Add(10 * time.Second))
-	_ = peer.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = secure.SetDeadline(time.Now().Add(patience))
+	_ = peer.SetDeadline(time.Now().Add(patience))
 	c, err := newConn(one)
 	if err != nil {
 		t.Fatal(err)
@@ -629,7 +629,7 @@ func TestDeclaredProbesComeInPlain(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer client.Close()
-			_ = client.SetDeadline(time.Now().Add(20 * time.Second))
+			_ = client.SetDeadline(time.Now().Add(patience))
 			_, _ = io.WriteString(client, c.request)
 			r := bufio.NewReader(client)
 			resp, err := http.ReadResponse(r, nil)
@@ -661,7 +661,7 @@ func TestAProbeOfGRPCIsOneCall(t *testing.T) {
 	transport := &http.Transport{Protocols: new(http.Protocols)}
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	client := &http.Client{Transport: transport, Timeout: patience}
 	ask := func(path string) error {
 		resp, err := client.Post("http://"+f.addr.String()+path, "application/grpc", nil)
 		if err == nil {
@@ -773,7 +773,7 @@ func TestEveryFailedHandshakeIsCountedUnderItsReason(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer tcp.Close()
-			_ = tcp.SetDeadline(time.Now().Add(20 * time.Second))
+			_ = tcp.SetDeadline(time.Now().Add(patience))
 			if c.config.InsecureSkipVerify = true; c.config.NextProtos == nil {
 				c.config.NextProtos = []string{mtls.Protocol}
 			}
@@ -917,7 +917,7 @@ func TestWhatIsPlainEndsWhenMTLSIsDemanded(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer client.Close()
-			_ = client.SetDeadline(time.Now().Add(20 * time.Second))
+			_ = client.SetDeadline(time.Now().Add(patience))
 			r := bufio.NewReader(client)
 			if name == "TCP" {
 				ping(t, client, r)
