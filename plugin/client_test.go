@@ -226,7 +226,7 @@ func TestRepairOfTheClient(t *testing.T) {
 	if diff := cmp.Diff(prepared, clientState(t, ns)); diff != "" {
 		t.Errorf("a release changes it:\n%s", diff)
 	}
-	if rules := ruleset(t, ns); !strings.Contains(rules, "ct zone set") {
+	if rules := ruleset(t, ns); !strings.Contains(rules, "notrack") {
 		t.Errorf("connections that the proxy has are cut by the release:\n%s", rules)
 	}
 	for range 2 {

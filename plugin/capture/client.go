@@ -3,17 +3,18 @@ package capture
 import "fmt"
 
 // ClientMark is the mark of packets between the proxy and the application whose
-// addresses are the caller's, and the conntrack zone they are in.
+// addresses are the caller's.
 //
-// They need a zone of their own: without one they have the tuple of the
-// connection that came in, and conntrack takes them for that one.
+// Conntrack does not see them: they have the tuple of the connection that came in, and
+// it would take them for that one. Nothing is lost by it, as nothing translates them,
+// and two of a request's eight passes through conntrack are saved.
 const ClientMark = 0x711
 
 // The two things that a rule does without ending its chain; what follows it is
 // looked at still. Their numbers are apart from those of the verdicts that end it.
 const (
 	MarkClient VerdictKind = iota + 101 // sets the packet's mark to ClientMark
-	ZoneClient                          // puts the packet into the zone ClientMark
+	Untrack                             // has conntrack pass the packet over
 )
 
 type (
@@ -30,38 +31,29 @@ func (m LocalSource) String() string { return "fib saddr type " + not(m.Not) + "
 
 func (ClientMarked) String() string { return fmt.Sprintf("meta mark %#x", ClientMark) }
 
-// rawPriority has zones given before conntrack looks (-200).
+// rawPriority is before conntrack looks (-200).
 const rawPriority = -300
 
-// client are the chains by which the proxy's connections to the application may
+// client is the chain by which the proxy's connections to the application may
 // carry the caller's address. What the proxy sends with an address that is not
 // the pod's is marked; it goes by lo, and for what does not the two other questions,
 // of each packet, are too dear. The application's socket takes the mark over
 // (net.ipv4.tcp_fwmark_accept), so its answers are marked too, and a routing rule
-// keeps what is marked in the namespace. raw_pre is for packets that conntrack took
-// for nobody's on their way out: on lo it looks again. No chain of type route is
-// needed: what the proxy sends to the application goes by lo anyway, and answers
-// are routed by their mark to begin with.
-func client(s Spec) []Chain {
-	zone := func(where ...Match) Rule {
-		return Rule{Matches: append(where, ClientMarked{}), Verdict: Verdict{Kind: ZoneClient}}
-	}
-	return []Chain{
-		{Name: "raw_out", Type: "filter", Hook: "output", Priority: rawPriority, Rules: []Rule{
-			{Matches: []Match{Loopback{Out: true}, OwnSocket{s.Bypass}, LocalSource{Not: true}}, Verdict: Verdict{Kind: MarkClient}},
-			zone(),
-		}},
-		{Name: "raw_pre", Type: "filter", Hook: "prerouting", Priority: rawPriority, Rules: []Rule{
-			zone(Loopback{}),
-		}},
-	}
+// keeps what is marked in the namespace. What is untracked on its way out stays so
+// where lo brings it in. No chain of type route is needed: what the proxy sends to the
+// application goes by lo anyway, and answers are routed by their mark to begin with.
+func client(s Spec) Chain {
+	return Chain{Name: "raw", Type: "filter", Hook: "output", Priority: rawPriority, Rules: []Rule{
+		{Matches: []Match{Loopback{Out: true}, OwnSocket{s.Bypass}, LocalSource{Not: true}}, Verdict: Verdict{Kind: MarkClient}},
+		{Matches: []Match{ClientMarked{}}, Verdict: Verdict{Kind: Untrack}},
+	}}
 }
 
 // KeepsClient says whether the rules let the proxy use the caller's address.
 func (r Ruleset) KeepsClient() bool {
 	for _, c := range r.Chains {
 		for _, rule := range c.Rules {
-			if rule.Verdict.Kind == ZoneClient {
+			if rule.Verdict.Kind == Untrack {
 				return true
 			}
 		}

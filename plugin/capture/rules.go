@@ -135,7 +135,7 @@ func Rules(s Spec) Ruleset {
 		Chains:   []Chain{inbound(n), outbound(n), guard(n)},
 	}
 	if n.KeepClient {
-		r.Chains = append(client(n), r.Chains...)
+		r.Chains = append([]Chain{client(n)}, r.Chains...)
 	}
 	if n.RefuseQUIC {
 		r.Counters = append(r.Counters, QUICRefused)

@@ -59,8 +59,8 @@ func (v Verdict) String() string {
 		return "reject with icmpx port-unreachable"
 	case MarkClient:
 		return fmt.Sprintf("meta mark set %#x", ClientMark)
-	case ZoneClient:
-		return fmt.Sprintf("ct zone set %#x", ClientMark)
+	case Untrack:
+		return "notrack"
 	}
 	return fmt.Sprintf("verdict(%d)", v.Kind)
 }

@@ -9,10 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What keeps the caller's address: a mark, of 32 bits, and a conntrack zone, of 16.
+// What keeps the caller's address.
 var (
 	clientMark = binaryutil.NativeEndian.PutUint32(capture.ClientMark)
-	clientZone = binaryutil.NativeEndian.PutUint16(capture.ClientMark)
 	localType  = binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)
 )
 
@@ -23,13 +22,9 @@ func matchClient(m capture.Match) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: reg}, compare(false, clientMark)}
 }
 
-func setClient(kind capture.VerdictKind) []expr.Any {
-	if kind == capture.MarkClient {
-		return []expr.Any{&expr.Immediate{Register: reg, Data: clientMark},
-			&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg}}
-	}
-	return []expr.Any{&expr.Immediate{Register: reg, Data: clientZone},
-		&expr.Ct{Key: expr.CtKeyZONE, SourceRegister: true, Register: reg}}
+func markClient() []expr.Any {
+	return []expr.Any{&expr.Immediate{Register: reg, Data: clientMark},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: reg}}
 }
 
 // decodeClient reads what matchClient writes; nil is something else.
@@ -63,19 +58,11 @@ func sets(e expr.Any) bool {
 	return false
 }
 
-// set reads what setClient writes, of which the immediate has been seen.
+// set reads what markClient writes, of which the immediate has been seen.
 func (d *decoder) set(e expr.Any) {
-	switch e := e.(type) {
-	case *expr.Meta:
-		if e.Key == expr.MetaKeyMARK && bytes.Equal(d.imm, clientMark) {
-			d.rule.Verdict = capture.Verdict{Kind: capture.MarkClient}
-			return
-		}
-	case *expr.Ct:
-		if e.Key == expr.CtKeyZONE && bytes.Equal(d.imm, clientZone) {
-			d.rule.Verdict = capture.Verdict{Kind: capture.ZoneClient}
-			return
-		}
+	if meta, ok := e.(*expr.Meta); ok && meta.Key == expr.MetaKeyMARK && bytes.Equal(d.imm, clientMark) {
+		d.rule.Verdict = capture.Verdict{Kind: capture.MarkClient}
+		return
 	}
 	d.foreign("set")
 }

@@ -85,6 +85,8 @@ func newExpr(name string) expr.Any {
 		return new(expr.Redir)
 	case "reject":
 		return new(expr.Reject)
+	case "notrack":
+		return new(expr.Notrack)
 	}
 	return nil
 }
@@ -147,6 +149,8 @@ func (d *decoder) step(e expr.Any, raw rawExpr) {
 			return
 		}
 		d.rule.Verdict = capture.Verdict{Kind: capture.Redirect, Port: binary.BigEndian.Uint16(d.imm)}
+	case *expr.Notrack:
+		d.rule.Verdict = capture.Verdict{Kind: capture.Untrack}
 	case *expr.Reject:
 		switch {
 		case e.Type == unix.NFT_REJECT_TCP_RST:

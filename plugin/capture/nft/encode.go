@@ -55,8 +55,10 @@ func (e *encoder) rule(r capture.Rule) ([]expr.Any, error) {
 		e.add(&expr.Reject{Type: unix.NFT_REJECT_TCP_RST})
 	case capture.Unreachable:
 		e.add(&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH})
-	case capture.MarkClient, capture.ZoneClient:
-		e.add(setClient(r.Verdict.Kind)...)
+	case capture.MarkClient:
+		e.add(markClient()...)
+	case capture.Untrack:
+		e.add(&expr.Notrack{})
 	default:
 		return nil, fmt.Errorf("no encoding for %v", r.Verdict)
 	}
