@@ -168,13 +168,14 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	pusher := &push.Pusher{
-		View:        view.store,
-		WaitSynced:  view.store.WaitUsable,
-		TrustDomain: view.options.TrustDomain,
-		Refused:     view.refused,
-		MeshRanges:  view.options.MeshRanges,
-		AccessLog:   telemetry.NewAccessLog(accessLog).Write,
-		Log:         log,
+		View:               view.store,
+		WaitSynced:         view.store.WaitUsable,
+		TrustDomain:        view.options.TrustDomain,
+		Refused:            view.refused,
+		MeshRanges:         view.options.MeshRanges,
+		ClassicKeyExchange: view.options.KeyExchange == decide.Classic,
+		AccessLog:          telemetry.NewAccessLog(accessLog).Write,
+		Log:                log,
 	}
 	identities, err := openIdentities(f, view, log)
 	if err != nil {

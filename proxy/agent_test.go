@@ -23,6 +23,7 @@ type fakeAgent struct {
 	sign     func(*proxypb.CertificateRequest) *proxypb.Certificate // where it has
 
 	authorization *proxypb.Authorization // told at the start of a session
+	classic       bool                   // ProxyConfig's, the same
 
 	mu           sync.Mutex
 	destinations map[netip.AddrPort]route.Destination
@@ -125,7 +126,7 @@ func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 func (a *fakeAgent) resource(name string) *proxypb.Resource {
 	r := &proxypb.Resource{Name: name, Version: "v" + strconv.Itoa(len(a.asked))}
 	if name == proxypb.ProxyResource {
-		config := &proxypb.ProxyConfig{MeshRanges: a.mesh, Authorization: a.authorization}
+		config := &proxypb.ProxyConfig{MeshRanges: a.mesh, Authorization: a.authorization, ClassicKeyExchange: a.classic}
 		for _, own := range a.own {
 			config.OwnAddresses = append(config.OwnAddresses, own.String())
 		}

@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"math/big"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/mtls"
 )
 
 // signer is the CA of a fakeAgent.
@@ -89,6 +91,39 @@ func TestTheIdentityOutlivesTheProxy(t *testing.T) {
 			t.Errorf("%d: until %s, want %s; asked %d times", generation, again.keptUntil[0], agent.keptUntil[0], again.requests)
 		}
 		second.kill()
+	}
+}
+
+// TestTheKeyExchangeIsTheMeshs, of connections that are made from when the agent says so.
+func TestTheKeyExchangeIsTheMeshs(t *testing.T) {
+	p := newTestPod(t, captured)
+	p.pod.listen(t, "10.9.0.2:8080", sayName)
+	p.agent.identity, p.agent.sign = signer(t, "spiffe://cluster.local/ns/shop/sa/front")
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	caller := tls.Certificate{Certificate: p.agent.sign(&proxypb.CertificateRequest{Request: request}).GetChain(), PrivateKey: key}
+	for _, c := range []struct {
+		classic bool
+		want    tls.CurveID
+	}{{false, tls.X25519MLKEM768}, {true, tls.X25519}, {false, tls.X25519MLKEM768}} {
+		p.agent.classic, p.agent.acked = c.classic, 0
+		stop := p.agent.connect(t, p.proxy.control)
+		conn := tls.Client(p.world.dial(t, "10.9.0.2:8080"), &tls.Config{
+			Certificates: []tls.Certificate{caller}, NextProtos: []string{mtls.Protocol}, InsecureSkipVerify: true,
+		})
+		if got := line(t, conn); got != "10.9.0.2:8080" {
+			t.Errorf("reached %s", got)
+		}
+		if got := conn.ConnectionState().CurveID; got != c.want {
+			t.Errorf("%s, want %s", got, c.want)
+		}
+		stop()
 	}
 }
 

@@ -134,7 +134,7 @@ func serve(args []string) error {
 	controlled := make(chan error, 1)
 	traffic := &relay.Server{
 		Config: store, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw,
-		TLS:   &mtls.Handshaker{Source: holder.Source()},
+		TLS:   &mtls.Handshaker{Source: holder.Source(), Classic: store.ClassicKeyExchange},
 		Begun: meter.Begin, Ejected: meter.Ejected,
 		Log: func(r *telemetry.Record) {
 			meter.End(r)

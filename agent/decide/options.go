@@ -26,9 +26,20 @@ type Options struct {
 	KeepClientAddress   bool              `json:"keepClientAddress"`
 	MeshRanges          []netip.Prefix    `json:"meshRanges"`
 	TrustDomain         string            `json:"trustDomain"`
+	KeyExchange         KeyExchange       `json:"keyExchange"`
 	ProxyMaxProcs       int               `json:"proxyMaxProcs"`
 	Annotations         map[string]string `json:"annotations"`
 }
+
+// KeyExchange is how proxies agree on the keys of a connection, by the name that TLS has
+// for it (IANA's registry of TLS supported groups).
+type KeyExchange string
+
+// The ways there are. Whoever has the first has the second, too.
+const (
+	PostQuantum KeyExchange = "X25519MLKEM768"
+	Classic     KeyExchange = "X25519"
+)
 
 // option is for the operator to read: manifests/OPTIONS.md is made of it.
 type option struct{ name, does string }
@@ -40,6 +51,7 @@ var options = []option{
 	{"keepClientAddress", "Applications see their callers' own addresses, for which proxies get `CAP_NET_RAW`, which any default container has, and nothing else. If not, or where a node's rules are iptables', they see the pod's own address. Counts for pods that start from then on."},
 	{"meshRanges", "Address ranges of pods and Services: before it connects to an address in them that it does not know, a proxy asks the agent."},
 	{"trustDomain", "The first part of every pod's identity, `spiffe://TRUST DOMAIN/ns/NAMESPACE/sa/SERVICE ACCOUNT`: a name that no other mesh has, in lower case. With another one every pod has another identity, which policies that name the old one do not mean."},
+	{"keyExchange", "How proxies agree on a connection's keys: `X25519MLKEM768`, which a quantum computer does not break either, so that what is recorded today stays secret, or `X25519`, which costs less of a handshake. Between two proxies of which one has `X25519` it is that. Counts for connections that are made from then on."},
 	{"proxyMaxProcs", "How many processors a proxy uses at most (GOMAXPROCS), of those that the node has; as long as one is enough it uses one. Counts for proxies that start from then on."},
 	{"annotations", "What holds for pods that lack an annotation of that name: [ANNOTATIONS.md](ANNOTATIONS.md) has them all. `weirmesh.io/quic: reject`, for example."},
 }
@@ -54,6 +66,7 @@ func Defaults() Options {
 			netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
 		},
 		TrustDomain:   "cluster.local",
+		KeyExchange:   PostQuantum,
 		ProxyMaxProcs: 2,
 	}
 }
@@ -88,6 +101,8 @@ func (o Options) Validate() error {
 		return errors.New("allowRuntimeClasses: an entry is empty; pods without a class are always allowed")
 	case slices.ContainsFunc(o.MeshRanges, func(p netip.Prefix) bool { return !p.IsValid() }):
 		return errors.New("meshRanges: an entry is empty")
+	case o.KeyExchange != PostQuantum && o.KeyExchange != Classic:
+		return fmt.Errorf("keyExchange: %q is neither %s nor %s", o.KeyExchange, PostQuantum, Classic)
 	case o.ProxyMaxProcs < 1 || o.ProxyMaxProcs > 64:
 		return fmt.Errorf("proxyMaxProcs: %d is none of 1 to 64", o.ProxyMaxProcs)
 	}

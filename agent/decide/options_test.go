@@ -38,6 +38,7 @@ allowRuntimeClasses: [nvidia]
 keepClientAddress: false
 meshRanges: [10.1.2.3/16]
 trustDomain: example.org
+keyExchange: X25519
 proxyMaxProcs: 4
 annotations:
   weirmesh.io/quic: reject
@@ -56,6 +57,7 @@ annotations:
 		AllowRuntimeClasses: []string{"nvidia"},
 		MeshRanges:          []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
 		TrustDomain:         "example.org",
+		KeyExchange:         Classic,
 		ProxyMaxProcs:       4,
 		Annotations:         map[string]string{"weirmesh.io/quic": "reject", "weirmesh.io/exclude-outbound-ports": "3306,5432"},
 	}
@@ -85,6 +87,8 @@ func TestOptionsThatCannotBeMeant(t *testing.T) {
 		"exemptNamespaces: [a, '']":                       "exemptNamespaces: an entry is empty",
 		"allowRuntimeClasses: ['']":                       "allowRuntimeClasses: an entry is empty; pods without a class are always allowed",
 		"proxyMaxProcs: 0":                                "proxyMaxProcs: 0 is none of 1 to 64",
+		"keyExchange: P256":                               `keyExchange: "P256" is neither X25519MLKEM768 nor X25519`,
+		"keyExchange: ''":                                 `keyExchange: "" is neither X25519MLKEM768 nor X25519`,
 		"trustDomain: ''":                                 `trustDomain: trust domain "": trust domain is missing`,
 		"trustDomain: spiffe://example.org":               `trustDomain: trust domain "spiffe://example.org": its name alone is wanted, "example.org"`,
 		"trustDomain: Example.org":                        `trustDomain: trust domain "Example.org"`,

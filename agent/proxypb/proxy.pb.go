@@ -1094,8 +1094,11 @@ type ProxyConfig struct {
 	// which addresses.
 	Probes        []*Probe `protobuf:"bytes,16,rep,name=probes,proto3" json:"probes,omitempty"`
 	NodeAddresses []string `protobuf:"bytes,17,rep,name=node_addresses,json=nodeAddresses,proto3" json:"node_addresses,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The proxy leaves the post-quantum key exchange out of the handshakes that it begins or
+	// answers: X25519 alone, not X25519MLKEM768.
+	ClassicKeyExchange bool `protobuf:"varint,18,opt,name=classic_key_exchange,json=classicKeyExchange,proto3" json:"classic_key_exchange,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ProxyConfig) Reset() {
@@ -1189,6 +1192,13 @@ func (x *ProxyConfig) GetNodeAddresses() []string {
 		return x.NodeAddresses
 	}
 	return nil
+}
+
+func (x *ProxyConfig) GetClassicKeyExchange() bool {
+	if x != nil {
+		return x.ClassicKeyExchange
+	}
+	return false
 }
 
 // Probe is route.Probe on the wire.
@@ -4899,7 +4909,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05proxy\x18\x03 \x01(\v2\x1a.weir.proxy.v1.ProxyConfigH\x00R\x05proxy\x12>\n" +
 	"\vdestination\x18\x04 \x01(\v2\x1a.weir.proxy.v1.DestinationH\x00R\vdestination\x125\n" +
 	"\bidentity\x18\x05 \x01(\v2\x17.weir.proxy.v1.IdentityH\x00R\bidentityB\x06\n" +
-	"\x04body\"\x98\x05\n" +
+	"\x04body\"\xca\x05\n" +
 	"\vProxyConfig\x12#\n" +
 	"\rown_addresses\x18\x01 \x03(\tR\fownAddresses\x12\x1f\n" +
 	"\vmesh_ranges\x18\x02 \x03(\tR\n" +
@@ -4911,7 +4921,8 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05peers\x18\x0e \x01(\x0e2\x17.weir.proxy.v1.PeerModeR\x05peers\x12O\n" +
 	"\rpeers_by_port\x18\x0f \x03(\v2+.weir.proxy.v1.ProxyConfig.PeersByPortEntryR\vpeersByPort\x12,\n" +
 	"\x06probes\x18\x10 \x03(\v2\x14.weir.proxy.v1.ProbeR\x06probes\x12%\n" +
-	"\x0enode_addresses\x18\x11 \x03(\tR\rnodeAddresses\x1aQ\n" +
+	"\x0enode_addresses\x18\x11 \x03(\tR\rnodeAddresses\x120\n" +
+	"\x14classic_key_exchange\x18\x12 \x01(\bR\x12classicKeyExchange\x1aQ\n" +
 	"\fInboundEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\rR\x03key\x12+\n" +
 	"\x05value\x18\x02 \x01(\v2\x15.weir.proxy.v1.PolicyR\x05value:\x028\x01\x1aW\n" +

@@ -78,11 +78,13 @@ type Pusher struct {
 	MeshRanges []netip.Prefix              // addresses in here must be asked for, they may be Services
 	// TrustDomain is the pods' own; while it is empty, no service account is anybody's.
 	TrustDomain string
-	Issuer      Issuer // nil: no pod has an identity
-	AccessLog   func(*launch.Instance, *proxypb.AccessLogs)
-	Refused     func(a launch.Attachment, reason string) // told of pods that are denied a certificate; may be nil
-	Metrics     Metrics
-	Log         *slog.Logger
+	// ClassicKeyExchange leaves the post-quantum one out (ProxyConfig).
+	ClassicKeyExchange bool
+	Issuer             Issuer // nil: no pod has an identity
+	AccessLog          func(*launch.Instance, *proxypb.AccessLogs)
+	Refused            func(a launch.Attachment, reason string) // told of pods that are denied a certificate; may be nil
+	Metrics            Metrics
+	Log                *slog.Logger
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
@@ -250,7 +252,7 @@ func (p *Pusher) resource(i *launch.Instance, name string) (*proxypb.Resource, [
 			return nil, nil
 		}
 	case proxypb.ProxyResource:
-		config := &proxypb.ProxyConfig{}
+		config := &proxypb.ProxyConfig{ClassicKeyExchange: p.ClassicKeyExchange}
 		for _, a := range i.Attachment.Addresses {
 			config.OwnAddresses = append(config.OwnAddresses, a.String())
 		}

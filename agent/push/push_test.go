@@ -342,6 +342,7 @@ func TestNothingIsSentBeforeTheViewIsComplete(t *testing.T) {
 
 func TestAProxyIsReadyWhenItAcknowledgedItsFirstConfig(t *testing.T) {
 	s := start(t)
+	s.pusher.ClassicKeyExchange = true // the session waits for synced
 	close(s.synced)
 	p := s.stream()
 	p.subscribe(map[string]string{proxypb.ProxyResource: ""})
@@ -354,6 +355,9 @@ func TestAProxyIsReadyWhenItAcknowledgedItsFirstConfig(t *testing.T) {
 	config := u.GetResources()[0].GetProxy()
 	if diff := cmp.Diff([]*proxypb.PortRange{{First: 3306, Last: 3306}, {First: 5000, Last: 5999}}, config.GetOpaquePorts(), protocmp.Transform()); diff != "" {
 		t.Errorf("opaque ports: %s", diff)
+	}
+	if !config.GetClassicKeyExchange() {
+		t.Error("the key exchange is not the option's")
 	}
 	if p := config.GetInbound()[8080]; p.GetName() != "shop/back" || !p.GetRateLimit().GetPerClient() {
 		t.Errorf("what holds for its callers: %v", config.GetInbound())

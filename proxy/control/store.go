@@ -71,6 +71,7 @@ type proxyConfig struct {
 	peers   route.PeerMode
 	byPort  map[uint16]route.PeerMode // where it is not peers
 	probes  route.Probes
+	classic bool
 }
 
 // portRange is first to last, both included.
@@ -143,6 +144,12 @@ func (s *Store) Probes() route.Probes {
 		return config.probes
 	}
 	return route.Probes{}
+}
+
+// ClassicKeyExchange reports whether handshakes go without a post-quantum key exchange.
+func (s *Store) ClassicKeyExchange() bool {
+	config := s.config.Load()
+	return config != nil && config.classic
 }
 
 // Peers is what the application's port demands of its callers.

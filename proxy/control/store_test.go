@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -323,7 +324,18 @@ func TestOpaque(t *testing.T) {
 	}
 }
 
-// TestSuperseded: what an older session says or asks does not count.
+func TestTheKeyExchangeIsWhatTheAgentSaysNow(t *testing.T) {
+	s, session := configured(t)
+	for i, want := range []bool{false, true, false} {
+		update := &proxypb.Update{Resources: []*proxypb.Resource{{Name: "proxy", Version: strconv.Itoa(i), Body: &proxypb.Resource_Proxy{
+			Proxy: &proxypb.ProxyConfig{ClassicKeyExchange: want},
+		}}}}
+		if err := s.apply(session, update); err != nil || s.ClassicKeyExchange() != want {
+			t.Errorf("%d: classic %v, %v", i, s.ClassicKeyExchange(), err)
+		}
+	}
+}
+
 func TestWhatHoldsForCallersIsByPort(t *testing.T) {
 	s, session := configured(t)
 	if s.Inbound(8080) != nil {
@@ -346,6 +358,7 @@ func TestWhatHoldsForCallersIsByPort(t *testing.T) {
 	}
 }
 
+// TestSuperseded: what an older session says or asks does not count.
 func TestSuperseded(t *testing.T) {
 	s, old := configured(t)
 	_, first := s.begin()

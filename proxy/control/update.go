@@ -97,7 +97,7 @@ func (u *update) add(r *proxypb.Resource) error {
 }
 
 func parseConfig(msg *proxypb.ProxyConfig) (*proxyConfig, error) {
-	out := &proxyConfig{own: map[netip.Addr]struct{}{}}
+	out := &proxyConfig{own: map[netip.Addr]struct{}{}, classic: msg.GetClassicKeyExchange()}
 	for _, s := range msg.GetOwnAddresses() {
 		addr, err := netip.ParseAddr(s)
 		if err != nil {

@@ -97,6 +97,41 @@ func TestEachEndLearnsWhoTheOtherIs(t *testing.T) {
 	}
 }
 
+// TestKeysAreAgreedOnAsAskedFor, in one round trip, also where one end leaves out what the
+// other would rather have.
+func TestKeysAreAgreedOnAsAskedFor(t *testing.T) {
+	ca := mtlstest.NewCA(t)
+	for _, c := range []struct {
+		client, server bool // classic
+		want           tls.CurveID
+	}{
+		{false, false, tls.X25519MLKEM768},
+		{true, true, tls.X25519},
+		{true, false, tls.X25519},
+		{false, true, tls.X25519},
+	} {
+		clientTCP, serverTCP := sockets(t)
+		served := make(chan shaken, 1)
+		go func() {
+			h := &mtls.Handshaker{Classic: func() bool { return c.server }}
+			s, err := h.Server(context.Background(), serverTCP, ca.Identity(back, nil), nil)
+			served <- shaken{s, err}
+		}()
+		h := &mtls.Handshaker{Classic: func() bool { return c.client }}
+		client, err := h.Client(t.Context(), clientTCP, ca.Identity(front, nil), back)
+		server := <-served
+		if err != nil || server.err != nil {
+			t.Errorf("%+v: %v, %v", c, err, server.err)
+			continue
+		}
+		for _, state := range []tls.ConnectionState{client.State(), server.conn.State()} {
+			if state.CurveID != c.want || state.HelloRetryRequest {
+				t.Errorf("%+v: %s, tried again: %v", c, state.CurveID, state.HelloRetryRequest)
+			}
+		}
+	}
+}
+
 // forged is what is wrong with a certificate, and what either end makes of it.
 var forged = []struct {
 	name   string

@@ -62,9 +62,9 @@ var ErrOwn = errors.New("this proxy's own certificate")
 // Handshaker shakes hands. Source is needed.
 type Handshaker struct {
 	Source Source
-	// Classic leaves out the post-quantum key exchange: X25519 alone, not
-	// X25519MLKEM768.
-	Classic bool
+	// Classic says whether the post-quantum key exchange is left out of a handshake that
+	// begins now: X25519 alone, not X25519MLKEM768; nil: it is not.
+	Classic func() bool
 	// Patience is how long a connection waits for the certificate; 0: Patience.
 	Patience time.Duration
 }
@@ -137,7 +137,7 @@ func (h *Handshaker) Server(ctx context.Context, tcp *net.TCPConn, own *Identity
 
 func (h *Handshaker) config(v *verifier) *tls.Config {
 	curves := []tls.CurveID{tls.X25519MLKEM768, tls.X25519}
-	if h.Classic {
+	if h.Classic != nil && h.Classic() {
 		curves = curves[1:]
 	}
 	return &tls.Config{
