@@ -31,6 +31,7 @@ type fakeAgent struct {
 	records      []*proxypb.AccessLog
 	counted      []*proxypb.Traffic
 	ejections    []*proxypb.Ejections
+	failures     []*proxypb.Failures
 	acked        int
 	requests     int
 	keptUntil    []time.Time   // of memory files
@@ -112,6 +113,7 @@ func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 	case *proxypb.FromProxy_Metrics:
 		a.counted = append(a.counted, m.Metrics.GetTraffic()...)
 		a.ejections = append(a.ejections, m.Metrics.GetEjections()...)
+		a.failures = append(a.failures, m.Metrics.GetFailures()...)
 	case *proxypb.FromProxy_Subscribe:
 		update := &proxypb.Update{}
 		for name := range m.Subscribe.GetVersions() {

@@ -135,7 +135,7 @@ func serve(args []string) error {
 	traffic := &relay.Server{
 		Config: store, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw,
 		TLS:   &mtls.Handshaker{Source: holder.Source(), Classic: store.ClassicKeyExchange},
-		Begun: meter.Begin, Ejected: meter.Ejected,
+		Begun: meter.Begin, Failed: meter.Failed, Ejected: meter.Ejected,
 		Log: func(r *telemetry.Record) {
 			meter.End(r)
 			records.Put(r)

@@ -297,9 +297,9 @@ func TestDrain(t *testing.T) {
 	})
 }
 
-// TestEjectionsAreTold: an endpoint that refuses again and again is set aside, and
-// the agent hears of it.
-func TestEjectionsAreTold(t *testing.T) {
+// TestFailuresAndEjectionsAreTold: an endpoint that refuses again and again is set aside,
+// and the agent hears of each time.
+func TestFailuresAndEjectionsAreTold(t *testing.T) {
 	p := newTestPod(t, captured)
 	p.agent.destinations = map[netip.AddrPort]route.Destination{service4: endpoints("10.9.0.11:8080", "10.9.0.12:8080")}
 	p.agent.connect(t, p.proxy.control)
@@ -318,6 +318,17 @@ func TestEjectionsAreTold(t *testing.T) {
 	p.agent.await(t, "an ejection", func() bool { return len(p.agent.ejections) > 0 })
 	if e := p.agent.ejections[0]; e.GetCount() != 1 || e.GetPeers().GetService() != "shop/back" {
 		t.Errorf("%v", e)
+	}
+	p.agent.mu.Lock()
+	defer p.agent.mu.Unlock()
+	failed := uint64(0)
+	for _, f := range p.agent.failures {
+		if failed += f.GetCount(); f.GetReason() != "connect_refused" || f.GetPeers().GetService() != "shop/back" {
+			t.Errorf("%v", f)
+		}
+	}
+	if failed != 5 { // in a row, and it is set aside
+		t.Errorf("%d attempts failed", failed)
 	}
 }
 

@@ -531,7 +531,7 @@ func (x Decisions_Verdict) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Decisions_Verdict.Descriptor instead.
 func (Decisions_Verdict) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{54, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{55, 0}
 }
 
 // Launch is one packet on the launch socket (SOCK_SEQPACKET, the proxy's
@@ -4177,6 +4177,7 @@ type Metrics struct {
 	OutboundOverhead *Histogram             `protobuf:"bytes,6,opt,name=outbound_overhead,json=outboundOverhead,proto3" json:"outbound_overhead,omitempty"` // time the proxy itself took, of requests
 	InboundOverhead  *Histogram             `protobuf:"bytes,7,opt,name=inbound_overhead,json=inboundOverhead,proto3" json:"inbound_overhead,omitempty"`
 	Decisions        []*Decisions           `protobuf:"bytes,8,rep,name=decisions,proto3" json:"decisions,omitempty"`
+	Failures         []*Failures            `protobuf:"bytes,9,rep,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -4263,6 +4264,13 @@ func (x *Metrics) GetInboundOverhead() *Histogram {
 func (x *Metrics) GetDecisions() []*Decisions {
 	if x != nil {
 		return x.Decisions
+	}
+	return nil
+}
+
+func (x *Metrics) GetFailures() []*Failures {
+	if x != nil {
+		return x.Failures
 	}
 	return nil
 }
@@ -4711,6 +4719,68 @@ func (x *Ejections) GetCount() uint64 {
 	return 0
 }
 
+// Failures are attempts at an endpoint that was not reached, whatever became of the
+// request, or the connection, that they were for.
+type Failures struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         *Peers                 `protobuf:"bytes,1,opt,name=peers,proto3" json:"peers,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // as AccessLog's
+	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Failures) Reset() {
+	*x = Failures{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Failures) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Failures) ProtoMessage() {}
+
+func (x *Failures) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Failures.ProtoReflect.Descriptor instead.
+func (*Failures) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *Failures) GetPeers() *Peers {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Failures) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Failures) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // Decisions are how often a policy decided so.
 type Decisions struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4724,7 +4794,7 @@ type Decisions struct {
 
 func (x *Decisions) Reset() {
 	*x = Decisions{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4736,7 +4806,7 @@ func (x *Decisions) String() string {
 func (*Decisions) ProtoMessage() {}
 
 func (x *Decisions) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4749,7 +4819,7 @@ func (x *Decisions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decisions.ProtoReflect.Descriptor instead.
 func (*Decisions) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{54}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Decisions) GetPeers() *Peers {
@@ -4795,7 +4865,7 @@ type Histogram struct {
 
 func (x *Histogram) Reset() {
 	*x = Histogram{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4807,7 +4877,7 @@ func (x *Histogram) String() string {
 func (*Histogram) ProtoMessage() {}
 
 func (x *Histogram) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4820,7 +4890,7 @@ func (x *Histogram) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
 func (*Histogram) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{55}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Histogram) GetSum() float64 {
@@ -5201,7 +5271,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x06policy\x18\x1f \x03(\rR\x06policy\x12\x18\n" +
 	"\aaudited\x18  \x03(\rR\aaudited\x12#\n" +
 	"\rpeer_identity\x18! \x03(\rR\fpeerIdentity\x12\x1b\n" +
-	"\ttls_nanos\x18\" \x03(\x03R\btlsNanosJ\x04\b\x01\x10\x02\"\xb0\x03\n" +
+	"\ttls_nanos\x18\" \x03(\x03R\btlsNanosJ\x04\b\x01\x10\x02\"\xe5\x03\n" +
 	"\aMetrics\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x120\n" +
 	"\atraffic\x18\x02 \x03(\v2\x16.weir.proxy.v1.TrafficR\atraffic\x12'\n" +
@@ -5210,7 +5280,8 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\tejections\x18\x05 \x03(\v2\x18.weir.proxy.v1.EjectionsR\tejections\x12E\n" +
 	"\x11outbound_overhead\x18\x06 \x01(\v2\x18.weir.proxy.v1.HistogramR\x10outboundOverhead\x12C\n" +
 	"\x10inbound_overhead\x18\a \x01(\v2\x18.weir.proxy.v1.HistogramR\x0finboundOverhead\x126\n" +
-	"\tdecisions\x18\b \x03(\v2\x18.weir.proxy.v1.DecisionsR\tdecisions\"$\n" +
+	"\tdecisions\x18\b \x03(\v2\x18.weir.proxy.v1.DecisionsR\tdecisions\x123\n" +
+	"\bfailures\x18\t \x03(\v2\x17.weir.proxy.v1.FailuresR\bfailures\"$\n" +
 	"\n" +
 	"MetricsAck\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\"\xc1\x01\n" +
@@ -5249,7 +5320,11 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\aejected\x18\x03 \x01(\x04R\aejected\"M\n" +
 	"\tEjections\x12*\n" +
 	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x04R\x05count\"\xea\x01\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"d\n" +
+	"\bFailures\x12*\n" +
+	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\"\xea\x01\n" +
 	"\tDecisions\x12*\n" +
 	"\x05peers\x18\x01 \x01(\v2\x14.weir.proxy.v1.PeersR\x05peers\x12\x16\n" +
 	"\x06policy\x18\x02 \x01(\tR\x06policy\x12:\n" +
@@ -5300,7 +5375,7 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(PeerMode)(0),                   // 0: weir.proxy.v1.PeerMode
 	(Protocol)(0),                   // 1: weir.proxy.v1.Protocol
@@ -5366,11 +5441,12 @@ var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(*Open)(nil),                    // 61: weir.proxy.v1.Open
 	(*Endpoints)(nil),               // 62: weir.proxy.v1.Endpoints
 	(*Ejections)(nil),               // 63: weir.proxy.v1.Ejections
-	(*Decisions)(nil),               // 64: weir.proxy.v1.Decisions
-	(*Histogram)(nil),               // 65: weir.proxy.v1.Histogram
-	nil,                             // 66: weir.proxy.v1.ProxyConfig.InboundEntry
-	nil,                             // 67: weir.proxy.v1.ProxyConfig.PeersByPortEntry
-	nil,                             // 68: weir.proxy.v1.Subscribe.VersionsEntry
+	(*Failures)(nil),                // 64: weir.proxy.v1.Failures
+	(*Decisions)(nil),               // 65: weir.proxy.v1.Decisions
+	(*Histogram)(nil),               // 66: weir.proxy.v1.Histogram
+	nil,                             // 67: weir.proxy.v1.ProxyConfig.InboundEntry
+	nil,                             // 68: weir.proxy.v1.ProxyConfig.PeersByPortEntry
+	nil,                             // 69: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	11, // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
@@ -5384,10 +5460,10 @@ var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	30, // 8: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
 	25, // 9: weir.proxy.v1.Resource.identity:type_name -> weir.proxy.v1.Identity
 	29, // 10: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
-	66, // 11: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
+	67, // 11: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
 	18, // 12: weir.proxy.v1.ProxyConfig.authorization:type_name -> weir.proxy.v1.Authorization
 	0,  // 13: weir.proxy.v1.ProxyConfig.peers:type_name -> weir.proxy.v1.PeerMode
-	67, // 14: weir.proxy.v1.ProxyConfig.peers_by_port:type_name -> weir.proxy.v1.ProxyConfig.PeersByPortEntry
+	68, // 14: weir.proxy.v1.ProxyConfig.peers_by_port:type_name -> weir.proxy.v1.ProxyConfig.PeersByPortEntry
 	17, // 15: weir.proxy.v1.ProxyConfig.probes:type_name -> weir.proxy.v1.Probe
 	19, // 16: weir.proxy.v1.Authorization.policies:type_name -> weir.proxy.v1.AuthorizationPolicy
 	4,  // 17: weir.proxy.v1.AuthorizationPolicy.action:type_name -> weir.proxy.v1.AuthorizationPolicy.Action
@@ -5440,32 +5516,34 @@ var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	56, // 64: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
 	26, // 65: weir.proxy.v1.FromProxy.certificate_request:type_name -> weir.proxy.v1.CertificateRequest
 	28, // 66: weir.proxy.v1.FromProxy.certificate_kept:type_name -> weir.proxy.v1.CertificateKept
-	68, // 67: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	69, // 67: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
 	2,  // 68: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
 	60, // 69: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
 	61, // 70: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
 	62, // 71: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
 	63, // 72: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
-	65, // 73: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
-	65, // 74: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
-	64, // 75: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
-	2,  // 76: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
-	59, // 77: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
-	65, // 78: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
-	59, // 79: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
-	59, // 80: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
-	59, // 81: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
-	59, // 82: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
-	9,  // 83: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
-	49, // 84: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
-	0,  // 85: weir.proxy.v1.ProxyConfig.PeersByPortEntry.value:type_name -> weir.proxy.v1.PeerMode
-	13, // 86: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	51, // 87: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	87, // [87:88] is the sub-list for method output_type
-	86, // [86:87] is the sub-list for method input_type
-	86, // [86:86] is the sub-list for extension type_name
-	86, // [86:86] is the sub-list for extension extendee
-	0,  // [0:86] is the sub-list for field type_name
+	66, // 73: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
+	66, // 74: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
+	65, // 75: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
+	64, // 76: weir.proxy.v1.Metrics.failures:type_name -> weir.proxy.v1.Failures
+	2,  // 77: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
+	59, // 78: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
+	66, // 79: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
+	59, // 80: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
+	59, // 81: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
+	59, // 82: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
+	59, // 83: weir.proxy.v1.Failures.peers:type_name -> weir.proxy.v1.Peers
+	59, // 84: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
+	9,  // 85: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
+	49, // 86: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
+	0,  // 87: weir.proxy.v1.ProxyConfig.PeersByPortEntry.value:type_name -> weir.proxy.v1.PeerMode
+	13, // 88: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	51, // 89: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	89, // [89:90] is the sub-list for method output_type
+	88, // [88:89] is the sub-list for method input_type
+	88, // [88:88] is the sub-list for extension type_name
+	88, // [88:88] is the sub-list for extension extendee
+	0,  // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -5500,7 +5578,7 @@ func file_agent_proxypb_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   59,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

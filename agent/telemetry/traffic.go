@@ -32,7 +32,7 @@ type Traffic struct {
 	requests, durations, requestBodies, responseBodies, inFlight, retries *family
 	overhead                                                              *family
 	opened, closed, open, sent, received                                  *family
-	endpoints, ejections                                                  *family
+	endpoints, ejections, failures                                        *family
 	decisions                                                             *family
 
 	mu      sync.Mutex
@@ -51,6 +51,8 @@ type gauge struct {
 	labels []string
 	value  float64
 }
+
+const failuresHelp = "Attempts at an endpoint that failed before anything was sent to it: it could not be connected to, or there was no handshake with it. Another endpoint was tried then, if there was one."
 
 const decisionsHelp = "What AuthorizationPolicies decided of requests, and of connections that are passed on as they are, that came for the application."
 
@@ -78,6 +80,7 @@ func NewTraffic(workloads Workloads, now func() time.Time) *Traffic {
 		endpoints:      newFamily(value, "weir_endpoints", "Endpoints of the destinations in use: ready ones, and those of them that a proxy has ejected because they failed; each as often as there are proxies that use it.", append(slices.Clone(source), "state")...),
 		decisions:      newFamily(counter, "weir_authorization_decisions_total", decisionsHelp, append(slices.Clone(source), "policy", "verdict")...),
 		ejections:      newFamily(counter, "weir_endpoint_ejections_total", "How often a proxy set an endpoint aside because it failed.", source...),
+		failures:       newFamily(counter, "weir_endpoint_failures_total", failuresHelp, append(slices.Clone(source), "reason")...),
 	}
 }
 
@@ -86,7 +89,7 @@ func (t *Traffic) families() []*family {
 	return []*family{
 		t.requests, t.durations, t.overhead, t.requestBodies, t.responseBodies, t.inFlight, t.retries,
 		t.opened, t.closed, t.open, t.sent, t.received, t.endpoints, t.ejections,
-		t.decisions,
+		t.failures, t.decisions,
 	}
 }
 
@@ -112,6 +115,9 @@ func (t *Traffic) Report(i *launch.Instance, m *proxypb.Metrics) {
 	t.overhead.merge(now, m.GetInboundOverhead(), "inbound")
 	for _, x := range m.GetEjections() {
 		t.ejections.add(now, x.GetCount(), names.peers(x.GetPeers())...)
+	}
+	for _, x := range m.GetFailures() {
+		t.failures.add(now, x.GetCount(), with(names.peers(x.GetPeers()), x.GetReason())...)
 	}
 	for _, x := range m.GetDecisions() {
 		t.decisions.add(now, x.GetCount(), with(names.peers(x.GetPeers()), x.GetPolicy(), verdict(x.GetVerdict()))...)

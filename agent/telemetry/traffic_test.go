@@ -64,6 +64,7 @@ func everything() []*proxypb.Metrics {
 		{Peers: &proxypb.Peers{Direction: inbound, Other: true}, Protocol: "HTTP/1.0", Duration: took(1, 0.02), Reason: "client_gone"},
 	}, Open: []*proxypb.Open{{Peers: back, Requests: 2}, {Peers: &proxypb.Peers{Direction: outbound}, Connections: 4}},
 		Endpoints: []*proxypb.Endpoints{{Peers: back, Ready: 2, Ejected: 1}}, Ejections: []*proxypb.Ejections{{Peers: back, Count: 1}},
+		Failures:         []*proxypb.Failures{{Peers: back, Reason: "cert_expired", Count: 2}, {Peers: &proxypb.Peers{Direction: outbound, Other: true}, Reason: "connect_refused", Count: 1}},
 		OutboundOverhead: took(4, 0.0001), InboundOverhead: took(2, 0.0002),
 		Decisions: []*proxypb.Decisions{
 			{Peers: &proxypb.Peers{Direction: inbound, Client: "10.244.0.9"}, Policy: "shop/p", Verdict: proxypb.Decisions_ALLOW, Count: 3},
@@ -102,6 +103,10 @@ func TestLabelsNameBothEndsByTheirWorkloads(t *testing.T) {
 # HELP weir_endpoint_ejections_total How often a proxy set an endpoint aside because it failed.
 # TYPE weir_endpoint_ejections_total counter
 weir_endpoint_ejections_total{` + back + `,` + web + `} 1
+# HELP weir_endpoint_failures_total ` + failuresHelp + `
+# TYPE weir_endpoint_failures_total counter
+weir_endpoint_failures_total{` + back + `,reason="cert_expired",` + web + `} 2
+weir_endpoint_failures_total{destination_namespace="_other",destination_service="_other",destination_workload="_other",reason="connect_refused",` + web + `} 1
 # HELP weir_http_requests_in_flight Requests that went to an endpoint and have not ended.
 # TYPE weir_http_requests_in_flight gauge
 weir_http_requests_in_flight{` + back + `,direction="outbound",` + web + `} 2
@@ -122,7 +127,7 @@ weir_tcp_connections_closed_total{` + intoWeb + `,reason="client_gone",source_na
 # TYPE weir_tcp_connections_open gauge
 weir_tcp_connections_open{destination_namespace="unknown",destination_service="unknown",destination_workload="unknown",direction="outbound",reason="",` + web + `} 4
 `
-	err := testutil.GatherAndCompare(registry, strings.NewReader(want), "weir_authorization_decisions_total", "weir_endpoint_ejections_total", "weir_http_requests_in_flight",
+	err := testutil.GatherAndCompare(registry, strings.NewReader(want), "weir_authorization_decisions_total", "weir_endpoint_ejections_total", "weir_endpoint_failures_total", "weir_http_requests_in_flight",
 		"weir_http_requests_total", "weir_retries_total", "weir_tcp_connections_closed_total", "weir_tcp_connections_open")
 	if err != nil {
 		t.Error(err)

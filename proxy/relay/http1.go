@@ -381,6 +381,7 @@ func (h *http1Conn) forward(at step) error {
 		if err == nil {
 			return nil
 		}
+		h.record.missed(h.Server, err)
 		var failure *attemptError // here, as it costs an allocation
 		switch {
 		case !errors.As(err, &failure):

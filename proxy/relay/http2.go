@@ -393,6 +393,7 @@ func (e *http2Exchange) Failed(t *http2.Turn, _ *http2.Stream, f http2.Failure) 
 	}
 	failure := &attemptError{cause: http2Failure(f.Err), endpoint: e.picked.addr, unsent: f.Unsent || errors.Is(f.Err, mtls.ErrRefused)}
 	own := errors.Is(f.Err, mtls.ErrOwn)
+	e.record.missed(e.conn.Server, failure.cause)
 	switch {
 	case errors.Is(f.Err, errNoPlace), own:
 		e.picked.done(balance.Unknown)

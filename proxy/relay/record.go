@@ -2,6 +2,8 @@ package relay
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -24,9 +26,16 @@ type record struct {
 	endpoint  route.Endpoint
 	handedOff bool           // to the inbound side of this very pod
 	sender    authz.Identity // which that is, if it was handed over
+	before    []failedAt     // attempts, of which there may be others after them
 	began     time.Time      // of the attempt
 	answer    time.Time      // its first byte; zero: not there yet, or passed on
 	out       [2]*telemetry.Record
+}
+
+// failedAt is an attempt that failed at an endpoint.
+type failedAt struct {
+	endpoint netip.AddrPort
+	why      *reason.Error
 }
 
 // records are lent to requests of HTTP/1.
@@ -117,6 +126,20 @@ func (r *record) attempt(e route.Endpoint, own bool) {
 	r.entry.Upstream, r.entry.Pod, r.entry.Workload = e.Addr, e.Pod, e.Workload
 	if r.server != nil {
 		r.begun(r.server)
+	}
+}
+
+// missed notes that the endpoint, another pod's, was not reached; err may be something else.
+func (r *record) missed(s *Server, err error) {
+	var why *reason.Error
+	if r.entry.Direction != listen.Outbound || !another(err) || !errors.As(err, &why) {
+		return
+	}
+	if len(r.before) < maxAttempts {
+		r.before = append(r.before, failedAt{r.endpoint.Addr, why})
+	}
+	if s.Failed != nil {
+		s.Failed(&r.entry, why.Reason)
 	}
 }
 
@@ -225,6 +248,11 @@ func (r *record) fail(err error) {
 	r.entry.Reason, r.entry.Detail = e.Reason, e.Reason.Words()
 	if e.Err != nil {
 		r.entry.Detail = e.Err.Error()
+	}
+	for _, b := range r.before {
+		if b.why != e {
+			r.entry.Detail += fmt.Sprintf("; before that, at %s: %s", b.endpoint, b.why)
+		}
 	}
 	var refused *refusal
 	if errors.As(e.Err, &refused) {

@@ -720,6 +720,7 @@ func (b *bench) metered() *telemetry.Meter {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.meter = telemetry.NewMeter(func() []route.Destination { return nil })
+	b.Failed = b.meter.Failed
 	return b.meter
 }
 
@@ -735,6 +736,9 @@ func failedOf(m *telemetry.Meter, d proxypb.Direction, why string) (uint64, uint
 	}
 	return so, otherwise
 }
+
+// expired has a certificate expire long ago.
+func expired(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Unix(1, 0), time.Unix(2, 0) }
 
 // TestEveryFailedHandshakeIsCountedUnderItsReason, beside the one that is right.
 func TestEveryFailedHandshakeIsCountedUnderItsReason(t *testing.T) {
@@ -756,7 +760,7 @@ func TestEveryFailedHandshakeIsCountedUnderItsReason(t *testing.T) {
 		{"no ALPN", &tls.Config{NextProtos: []string{}}, "tls_protocol"},
 		{"no certificate", &tls.Config{}, "cert_missing"},
 		{"a foreign CA", &tls.Config{Certificates: []tls.Certificate{*foreign.Identity(frontID, nil).Certificate}}, "cert_untrusted"},
-		{"an expired leaf", leaf(func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Unix(1, 0), time.Unix(2, 0) }), "cert_expired"},
+		{"an expired leaf", leaf(expired), "cert_expired"},
 		{"a leaf of tomorrow", leaf(func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(24*time.Hour), time.Now().Add(48*time.Hour)
 		}), "cert_not_yet_valid"},
@@ -803,7 +807,6 @@ func TestEveryFailedHandshakeIsCountedUnderItsReason(t *testing.T) {
 // TestAFailedHandshakeWithAnEndpointIsCountedUnderItsReason, beside one that is right.
 func TestAFailedHandshakeWithAnEndpointIsCountedUnderItsReason(t *testing.T) {
 	ca, foreign := mtlstest.NewCA(t), mtlstest.NewCA(t)
-	expired := func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Unix(1, 0), time.Unix(2, 0) }
 	for _, c := range []struct {
 		name      string
 		near, far *mtls.Identity

@@ -85,6 +85,9 @@ type Server struct {
 	// Begun is told of each request that goes to an endpoint, and again when it goes to
 	// another one, and of each connection that is passed on as it is; nil: nobody is.
 	Begun Log
+	// Failed is told of each attempt at an endpoint, the one that the record names, that
+	// failed before anything was sent to it; nil: nobody is.
+	Failed func(*telemetry.Record, reason.Reason)
 	// Ejected is the Balancer's.
 	Ejected func(backend *route.Backend, addr netip.AddrPort, how time.Duration)
 
@@ -291,6 +294,7 @@ func (s *Server) relay(ctx context.Context, c listen.Conn, client *conn, d route
 	case up.Looped():
 		return &reason.Error{Reason: reason.Loop}
 	case cause != nil:
+		r.missed(s, cause) // a refusal comes after the handshake
 		return cause
 	}
 	return nil
@@ -323,6 +327,7 @@ func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination
 		if err == nil {
 			r.connected(time.Since(began), up)
 		}
+		r.missed(s, err)
 		return up, pick{}, err
 	}
 	backend := d.Backend()
@@ -356,6 +361,7 @@ func (s *Server) connect(ctx context.Context, c listen.Conn, d route.Destination
 			return up, picked, nil
 		}
 		place.leave()
+		r.missed(s, err)
 		failed = err
 		if !another(err) {
 			picked.done(balance.Unknown)

@@ -38,6 +38,7 @@ type Meter struct {
 	overhead  [2]histogram // outbound, inbound
 	ejections map[peers]uint64
 	decisions map[decisionKey]uint64
+	failures  map[failureKey]uint64
 	ejected   map[endpointKey]time.Time // until when
 }
 
@@ -57,7 +58,7 @@ func NewMeter(destinations func() []route.Destination) *Meter {
 func (m *Meter) clear() {
 	m.changed = false
 	m.traffic, m.ejections, m.overhead = map[trafficKey]*traffic{}, map[peers]uint64{}, [2]histogram{}
-	m.decisions = map[decisionKey]uint64{}
+	m.decisions, m.failures = map[decisionKey]uint64{}, map[failureKey]uint64{}
 }
 
 // peers are both ends, as proxypb.Peers has them.
@@ -93,6 +94,11 @@ type decisionKey struct {
 	peers
 	policy  string
 	verdict proxypb.Decisions_Verdict
+}
+
+type failureKey struct {
+	peers
+	reason reason.Reason
 }
 
 type endpointKey struct {
@@ -225,6 +231,18 @@ func (m *Meter) Ejected(backend *route.Backend, addr netip.AddrPort, how time.Du
 	}
 	m.ejections[p]++
 	m.ejected[endpointKey{backend.Service, addr}] = time.Now().Add(how)
+	m.touch()
+}
+
+// Failed counts an attempt at the endpoint that a record names now.
+func (m *Meter) Failed(r *Record, why reason.Reason) {
+	k := failureKey{peersOf(r), why}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.failures[k]; !ok && len(m.failures) >= allSets {
+		k.peers = peers{direction: k.direction, other: true}
+	}
+	m.failures[k]++
 	m.touch()
 }
 
@@ -370,6 +388,9 @@ func (m *Meter) send() *proxypb.Metrics {
 	}
 	for k, n := range m.decisions {
 		out.Decisions = append(out.Decisions, &proxypb.Decisions{Peers: k.message(), Policy: k.policy, Verdict: k.verdict, Count: n})
+	}
+	for k, n := range m.failures {
+		out.Failures = append(out.Failures, &proxypb.Failures{Peers: k.message(), Reason: k.reason.String(), Count: n})
 	}
 	out.Endpoints = m.endpoints(time.Now())
 	m.clear()

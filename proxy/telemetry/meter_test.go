@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"strconv"
 	"testing"
 	"time"
 
@@ -270,6 +271,41 @@ func TestADecisionIsCountedOnce(t *testing.T) {
 	m.End(handedOver.Inbound(authz.Identity{}))
 	if got := counted(); got["10.0.0.9 shop/a DENY"] != 1 {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestFailedAttemptsAreCountedByReason, of so many peers that they are bounded.
+func TestFailedAttemptsAreCountedByReason(t *testing.T) {
+	m := NewMeter(nothing)
+	r := full()
+	for range 2 {
+		m.Failed(r, reason.CertExpired)
+	}
+	m.Failed(r, reason.ConnectRefused)
+	for n := range allSets + 10 {
+		r.Workload = "shop/w" + strconv.Itoa(n)
+		m.Failed(r, reason.ConnectRefused)
+	}
+	select {
+	case <-m.Ready():
+	default:
+		t.Error("there is something to say")
+	}
+	got, other, sets := map[string]uint64{}, uint64(0), 0
+	for _, x := range m.Take().GetFailures() {
+		sets++
+		got[x.GetReason()] += x.GetCount()
+		if x.GetPeers().GetOther() {
+			other += x.GetCount()
+		}
+	}
+	if got["cert_expired"] != 2 || got["connect_refused"] != allSets+11 || len(got) != 2 || other != 12 || sets != allSets+1 {
+		t.Errorf("%v in %d sets, %d of others", got, sets, other)
+	}
+	m.Acknowledged(m.number)
+	m.Failed(r, reason.CertExpired)
+	if next := m.Take().GetFailures(); len(next) != 1 || next[0].GetCount() != 1 {
+		t.Errorf("then %v", next)
 	}
 }
 
