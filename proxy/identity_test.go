@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"math/big"
 	"net/url"
 	"testing"
@@ -99,15 +100,7 @@ func TestTheKeyExchangeIsTheMeshs(t *testing.T) {
 	p := newTestPod(t, captured)
 	p.pod.listen(t, "10.9.0.2:8080", sayName)
 	p.agent.identity, p.agent.sign = signer(t, "spiffe://cluster.local/ns/shop/sa/front")
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	caller := tls.Certificate{Certificate: p.agent.sign(&proxypb.CertificateRequest{Request: request}).GetChain(), PrivateKey: key}
+	caller := certificateOf(t, p.agent.sign)
 	for _, c := range []struct {
 		classic bool
 		want    tls.CurveID
@@ -125,6 +118,54 @@ func TestTheKeyExchangeIsTheMeshs(t *testing.T) {
 		}
 		stop()
 	}
+}
+
+// TestAPeerWhoseRootGoesIsResetAtOnce, and one whose root stays goes on.
+func TestAPeerWhoseRootGoesIsResetAtOnce(t *testing.T) {
+	p := newTestPod(t, captured)
+	p.pod.listen(t, "10.9.0.2:8080", sayName)
+	own, sign := signer(t, "spiffe://cluster.local/ns/shop/sa/front")
+	other, signOther := signer(t, "spiffe://cluster.local/ns/shop/sa/back")
+	p.agent.identity = &proxypb.Identity{Id: own.GetId(), TrustDomain: own.GetTrustDomain(), Roots: [][]byte{own.GetRoots()[0], other.GetRoots()[0]}}
+	p.agent.sign = func(m *proxypb.CertificateRequest) *proxypb.Certificate {
+		out := sign(m)
+		out.Roots = p.agent.identity.GetRoots()
+		return out
+	}
+	stop := p.agent.connect(t, p.proxy.control)
+	p.agent.await(t, "a certificate", func() bool { return len(p.agent.keptUntil) > 0 })
+	var conns []*tls.Conn
+	for _, by := range []func(*proxypb.CertificateRequest) *proxypb.Certificate{signOther, sign} {
+		conn := tls.Client(p.world.dial(t, "10.9.0.2:8080"), &tls.Config{
+			Certificates: []tls.Certificate{certificateOf(t, by)}, NextProtos: []string{mtls.Protocol}, InsecureSkipVerify: true,
+		})
+		line(t, conn)
+		conns = append(conns, conn)
+	}
+	stop()
+	p.agent.identity = own
+	p.agent.connect(t, p.proxy.control)
+	if _, err := io.Copy(io.Discard, conns[0]); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%v, want a reset", err)
+	}
+	if r := p.agent.record(t, 0); r.Reason != "cert_untrusted" || r.PeerIdentity != other.GetId() {
+		t.Errorf("record %v", r)
+	}
+	roundTrip(t, conns[1], "still there")
+}
+
+// certificateOf is a caller's.
+func certificateOf(t testing.TB, sign func(*proxypb.CertificateRequest) *proxypb.Certificate) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tls.Certificate{Certificate: sign(&proxypb.CertificateRequest{Request: request}).GetChain(), PrivateKey: key}
 }
 
 // TestAMemoryFileOfNothingKeepsNoProxyFromServing: it asks for a certificate.

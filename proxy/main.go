@@ -141,7 +141,7 @@ func serve(args []string) error {
 			records.Put(r)
 		},
 	}
-	store.Authorized = traffic.Recheck
+	store.Changed = traffic.Recheck
 	go serveControl(controlling, server, controlled)
 	go adapt.Run(controlling, runtime.GOMAXPROCS(0))
 	relaying, cancel := context.WithCancel(ctx)

@@ -141,6 +141,7 @@ func (s *session) answer(msg *proxypb.ToProxy) error {
 	}
 	if c := msg.GetCertificate(); c != nil {
 		s.identity.Answered(c)
+		s.store.tell() // roots came with it
 		return nil
 	}
 	u := msg.GetUpdate()

@@ -30,9 +30,10 @@ const (
 // Store holds what the agent has told this proxy, and what it has yet to be asked.
 // It survives the agent. Make it with NewStore.
 type Store struct {
-	// Authorized is called when the policies that govern the pod are others, before that
-	// is acknowledged; nil: nobody is. Set it before the Store is used.
-	Authorized func()
+	// Changed is called when the policies that govern the pod may be others, or the roots
+	// that are trusted, before that is acknowledged; nil: nobody is. Set it before the
+	// Store is used.
+	Changed func()
 
 	dirty    chan struct{}               // buffered: changed has entries
 	config   atomic.Pointer[proxyConfig] // nil: not told yet; set with mu, read for every request

@@ -67,7 +67,7 @@ func reasonOf(err error) reason.Reason {
 func TestPoliciesAreInForceBeforeTheyAreAcknowledged(t *testing.T) {
 	s, session := configured(t)
 	told := 0
-	s.Authorized = func() { told++ }
+	s.Changed = func() { told++ }
 	give := func(version string, action proxypb.AuthorizationPolicy_Action) error {
 		r := proxyResource(version)
 		r.GetProxy().Authorization = &proxypb.Authorization{Policies: []*proxypb.AuthorizationPolicy{{Name: "shop/a", Action: action}}}

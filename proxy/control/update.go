@@ -146,10 +146,17 @@ func (s *Store) apply(session uint64, msg *proxypb.Update) error {
 	if err := s.take(session, u); err != nil {
 		return err
 	}
-	if u.config != nil && s.Authorized != nil {
-		s.Authorized()
+	if u.config != nil || u.trust != nil {
+		s.tell()
 	}
 	return nil
+}
+
+// tell has looked what goes on still may.
+func (s *Store) tell() {
+	if s.Changed != nil {
+		s.Changed()
+	}
 }
 
 func (s *Store) take(session uint64, u update) error {

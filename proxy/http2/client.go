@@ -21,6 +21,9 @@ type Client struct {
 	// Ready, if set, is called when there is another connection, and the streams that
 	// waited for it have begun.
 	Ready func()
+	// Usable, if set, says of a connection whether streams may begin on it. One that is not
+	// ends with those it has.
+	Usable func(net.Conn) bool
 	// Connections is how many there may be; 0: no limit.
 	Connections int
 	Timeouts    Timeouts
@@ -76,11 +79,25 @@ func (c *Client) Open(t *Turn, s *Stream, fields []Field) {
 // pick returns a connection with room for a stream. c.mu is held.
 func (c *Client) pick() *clientConn {
 	for _, cc := range c.conns {
+		if c.Usable != nil && !c.Usable(cc.nc) {
+			cc.finish()
+		}
 		if cc.room() {
 			return cc
 		}
 	}
 	return nil
+}
+
+// Review has those connections end that are not Usable any more.
+func (c *Client) Review() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, cc := range c.conns {
+		if !c.Usable(cc.nc) {
+			cc.finish()
+		}
+	}
 }
 
 // enqueue has a stream wait for a connection. c.mu is held.
@@ -122,6 +139,14 @@ func (c *clientConn) closeIdle() bool {
 	}
 	c.killLocked(ErrClosed)
 	return true
+}
+
+// finish has the connection end with its streams.
+func (c *clientConn) finish() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.finishing = true
+	c.finishIfIdle()
 }
 
 // lasting is how many connections there are that do not end with their streams.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,6 +21,9 @@ type Conn struct {
 	wire   *wire
 	peer   string
 	client bool
+
+	verified int64         // when the peer was, in Unix seconds
+	trust    atomic.Uint64 // the number of the roots that the peer hangs on
 
 	peeked *buffer // what Silent has found; nil: nothing
 	heard  bool    // something was read

@@ -5,7 +5,8 @@
 // peer's SPIFFE ID. The server learns it; the client demands the one it picked. What
 // goes wrong is a *reason.Error that says which rule was broken. Nothing is resumed:
 // each connection is made under the trust of its day (proxies keep their connections,
-// so that the handshake is rarely paid).
+// so that the handshake is rarely paid). Where roots go away later, a Review says which
+// connections would not be made any more.
 //
 // A Conn moves bytes as package sock does, without waiting, so that whoever serves
 // sockets serves it in the same way; it gathers records, since a system call for each
@@ -177,6 +178,7 @@ func handshake(ctx context.Context, tcp *net.TCPConn, first []byte, v *verifier,
 		return nil, v.explain(err)
 	}
 	w.nonblocking = true
-	c.peer, c.client = v.peer, v.expected != ""
+	c.peer, c.client, c.verified = v.peer, v.expected != "", v.verified
+	c.trust.Store(v.own.Trust)
 	return c, nil
 }

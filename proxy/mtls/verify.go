@@ -27,6 +27,8 @@ type verifier struct {
 	offered *tls.ClientHelloInfo // of a server
 	peer    string               // SPIFFE ID
 	failed  *reason.Error
+
+	verified int64 // when that was, in Unix seconds
 }
 
 // hello notes what the client offers, so that it can be said what it lacks.
@@ -63,7 +65,7 @@ func (v *verifier) examine(state tls.ConnectionState) *reason.Error {
 	case v.expected != "" && id.String() != v.expected:
 		return &reason.Error{Reason: reason.PeerIdentity, Err: fmt.Errorf("%s, not %s", id, v.expected)}
 	}
-	v.peer = id.String()
+	v.peer, v.verified = id.String(), now.Unix()
 	return nil
 }
 

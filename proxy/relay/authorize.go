@@ -14,6 +14,7 @@ import (
 	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/http2"
 	"github.com/weirmesh/weir/proxy/listen"
+	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -115,8 +116,8 @@ func (s *Server) gate(c listen.Conn, r *record, head *http1.Head) gate {
 	}
 }
 
-// Recheck ends what policies, which have changed, do not allow any more. It returns when
-// all of that is told.
+// Recheck ends what policies do not allow any more, or goes on with a peer whose root is
+// trusted no more: any of that may have changed. It returns when all of it is told.
 func (s *Server) Recheck() {
 	s.mu.Lock()
 	carriers := make([]carrier, 0, len(s.carriers))
@@ -124,18 +125,18 @@ func (s *Server) Recheck() {
 		carriers = append(carriers, c)
 	}
 	s.mu.Unlock()
+	review := s.review()
 	for _, c := range carriers {
-		c.recheck()
+		c.recheck(review)
 	}
+	s.closeOutdated()
 }
 
 // recheck implements carrier.
-func (p *pair) recheck() {
-	if p.gate == nil {
-		return
-	}
+func (p *pair) recheck(review *mtls.Review) {
 	var refused *reason.Error
-	if errors.As(p.gate(), &refused) {
+	if p.gate != nil && errors.As(p.gate(), &refused) ||
+		errors.As(review.Check(p.client.secure), &refused) || errors.As(review.Check(p.upstream.secure), &refused) {
 		p.abort(refused.Reason, refused.Err)
 	}
 }
@@ -168,7 +169,8 @@ func (h *http1Conn) keepHead() {
 
 // recheck implements carrier. Who serves the request looks whether it is allowed still; a
 // poller, which waits for its answer, has the goroutine do what is to be done if it is not.
-func (h *http1Conn) recheck() {
+func (h *http1Conn) recheck(review *mtls.Review) {
+	h.distrust(review)
 	h.poking.Lock()
 	h.changed.Store(true)
 	if up := h.awaited.Load(); up != nil {
@@ -266,7 +268,8 @@ func (e *http2Exchange) unregister() {
 }
 
 // recheck implements carrier, of all streams.
-func (h *http2Conn) recheck() {
+func (h *http2Conn) recheck(review *mtls.Review) {
+	h.distrust(review)
 	h.mu.Lock()
 	streams := slices.Collect(maps.Keys(h.registered))
 	h.mu.Unlock()

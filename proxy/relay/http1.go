@@ -25,6 +25,8 @@ const (
 	// once the proxy is to end.
 	keepAlive = time.Hour
 	lastIdle  = 5 * time.Second
+	// lastTrusted is the same of one whose peer is trusted no more.
+	lastTrusted = time.Second
 	// lingering is how long a client that is still sending may take to read an
 	// answer that ends the connection.
 	lingering = time.Second
@@ -64,6 +66,7 @@ type http1Conn struct {
 	upload   *upload
 	awaited  atomic.Pointer[httpUpstream] // for abort
 	aborted  atomic.Bool
+	strange  atomic.Bool // the client's root is trusted no more
 	asked    *http1.Head // the request's, of which policies may change; nil: it is no HTTP to them
 	changed  atomic.Bool // they have
 	poking   sync.Mutex  // is held while awaited is woken for that
@@ -92,6 +95,9 @@ func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, ea
 	s.watch(h)
 	defer s.unwatch(h)
 	defer h.end()
+	if err := s.review().Check(client.secure); err != nil {
+		return 0, err // its root went before it was watched
+	}
 	for {
 		at := h.wait()
 		if at == atHead {
@@ -182,7 +188,7 @@ func (h *http1Conn) readRequest() error {
 			}
 			continue
 		}
-		h.idle.begin(h.client, h.draining.Load())
+		h.idle.begin(h.client, h.lastIdle)
 		err = h.client.fill()
 		h.idle.end(h.client)
 		if err != nil {
@@ -194,8 +200,22 @@ func (h *http1Conn) readRequest() error {
 // drain has the connection end soon, if it is idle. Its client may be about to send
 // a request: this is no worse than what any server does, and rarer.
 func (h *http1Conn) drain() {
-	h.idle.shorten(h.client)
+	h.idle.shorten(h.client, lastIdle)
 	h.takeBack(true)
+}
+
+// leaving reports whether the connection is to end with the request that it carries.
+func (h *http1Conn) leaving() bool { return h.draining.Load() || h.strange.Load() }
+
+// lastIdle is how long the connection may be idle; 0: as ever.
+func (h *http1Conn) lastIdle() time.Duration {
+	switch {
+	case h.strange.Load():
+		return lastTrusted
+	case h.draining.Load():
+		return lastIdle
+	}
+	return 0
 }
 
 // idleness is whether a client's connection is between requests, when its time may
@@ -206,21 +226,22 @@ type idleness struct {
 	short bool // the deadline is not the connection's owner's
 }
 
-func (i *idleness) begin(c *conn, draining bool) {
+// begin is when c is idle from now on; allowed is asked after whoever shortens it knows.
+func (i *idleness) begin(c *conn, allowed func() time.Duration) {
 	i.mu.Lock()
 	i.idle = true
 	i.mu.Unlock()
-	if draining {
-		i.shorten(c)
+	if last := allowed(); last > 0 {
+		i.shorten(c, last)
 	}
 }
 
-func (i *idleness) shorten(c *conn) {
+func (i *idleness) shorten(c *conn, last time.Duration) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.idle && !i.short {
 		i.short = true
-		_ = c.SetReadDeadline(time.Now().Add(lastIdle))
+		_ = c.SetReadDeadline(time.Now().Add(last))
 	}
 }
 
@@ -673,7 +694,7 @@ func (h *http1Conn) conclude(up *httpUpstream) http1.Hop {
 	r := &h.response
 	h.record.answered(r.Status)
 	up.spent = up.spent || r.Close || r.Body.Kind == http1.Tunnel
-	h.last = h.last || h.draining.Load() || r.Body.Kind == http1.UntilClose || r.Body.Kind == http1.Tunnel ||
+	h.last = h.last || h.leaving() || r.Body.Kind == http1.UntilClose || r.Body.Kind == http1.Tunnel ||
 		// A client does not know better of an old answer than that it ends so.
 		r.Minor == 0 && !r.KeepAlive ||
 		// The application's connection is its caller's.
@@ -712,7 +733,7 @@ func (h *http1Conn) fail(err error) {
 
 // answer answers in place of an endpoint.
 func (h *http1Conn) answer(a *answer) {
-	h.last = h.last || !h.body.Done() || h.upload != nil || h.draining.Load()
+	h.last = h.last || !h.body.Done() || h.upload != nil || h.leaving()
 	h.answered = true
 	h.record.answered(a.status)
 	h.record.responseBody(len(a.body))

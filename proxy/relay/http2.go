@@ -38,6 +38,7 @@ type http2Conn struct {
 	*Server
 	ctx      context.Context
 	accepted listen.Conn
+	peer     *mtls.Conn // nil: the client comes without
 	server   *http2.ServerConn
 	own      *http2.Client // to the application, or to what is no Service; nil: of a Service
 	requests int           // the reading goroutine's
@@ -50,7 +51,7 @@ type http2Conn struct {
 // upstream connection that is there already. It returns the number of requests,
 // each of which leaves a record.
 func (s *Server) serveHTTP2(ctx context.Context, c listen.Conn, client *conn, d route.Destination, early *upstream.Conn, picked pick) (int, error) {
-	h := &http2Conn{Server: s, ctx: ctx, accepted: c}
+	h := &http2Conn{Server: s, ctx: ctx, accepted: c, peer: client.secure}
 	if own(c, d) {
 		var first atomic.Pointer[upstream.Conn]
 		first.Store(early)
@@ -59,7 +60,7 @@ func (s *Server) serveHTTP2(ctx context.Context, c listen.Conn, client *conn, d 
 				c.Close() // no stream came
 			}
 		}()
-		h.own = &http2.Client{Dial: h.dialOwn(&first, route.Endpoint{Addr: c.Original, Identity: d.Identity}), Connections: ownConnections, Timeouts: http2.Timeouts{Idle: keepAlive}}
+		h.own = &http2.Client{Dial: h.dialOwn(&first, route.Endpoint{Addr: c.Original, Identity: d.Identity}), Usable: s.usable, Connections: ownConnections, Timeouts: http2.Timeouts{Idle: keepAlive}}
 		defer h.own.Close()
 	} else if early != nil {
 		// Its streams may go anywhere.
@@ -78,6 +79,9 @@ func (s *Server) serveHTTP2(ctx context.Context, c listen.Conn, client *conn, d 
 	defer s.unwatch(h)
 	if s.draining.Load() {
 		h.server.Drain()
+	}
+	if err := s.review().Check(h.peer); err != nil {
+		return 0, err // its root went before it was watched
 	}
 	_ = h.server.Serve()
 	return h.requests, nil
@@ -671,6 +675,7 @@ func (s *Server) newClient(key upstream.Key, endpoint route.Endpoint) *sharedCli
 			place.keep(conn)
 			return stream(conn), nil
 		},
+		Usable:   s.usable,
 		Ready:    func() { s.lines.call(key.Owner) },
 		Timeouts: http2.Timeouts{Idle: upstreamIdle},
 	}

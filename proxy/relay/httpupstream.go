@@ -155,7 +155,7 @@ func (h *http1Conn) obtain(ctx context.Context, tried []netip.AddrPort, fresh bo
 	if up := h.held; up != nil {
 		h.held = nil
 		err := error(nil)
-		if !fresh && up.quiet() && !up.dialled.Looped() {
+		if !fresh && up.quiet() && !up.dialled.Looped() && !h.outdated(up.dialled) {
 			// One that was dialled before there was a request may lead to this very pod.
 			if h.plan.direct {
 				return up, nil
@@ -320,7 +320,7 @@ func (h *http1Conn) giveBack(now time.Time) {
 	h.up = nil
 	switch {
 	case up == nil:
-	case up.spent || len(up.bytes()) > 0 || up.dialled.Looped():
+	case up.spent || len(up.bytes()) > 0 || up.dialled.Looped() || h.outdated(up.dialled):
 		up.Close()
 	case up.shared:
 		h.pool.Put(up.key(), up, now)

@@ -111,7 +111,7 @@ func (h *http1Conn) wait() step {
 		q.processors, q.poller = n, h.pollers.get(n)
 	}
 	q.mu.Lock()
-	if q.poller == nil || h.draining.Load() || h.aborted.Load() || q.poller.Add(int(h.client.socket), h) != nil {
+	if q.poller == nil || h.leaving() || h.aborted.Load() || q.poller.Add(int(h.client.socket), h) != nil {
 		q.mu.Unlock()
 		return atHead
 	}
@@ -335,7 +335,7 @@ func (h *http1Conn) ordinary() (route.Destination, bool) {
 		return none, false
 	}
 	h.body, h.taken = body, n+m
-	if h.request.Expect || h.request.Close || h.request.Upgrade || h.request.Minor == 0 || h.draining.Load() {
+	if h.request.Expect || h.request.Close || h.request.Upgrade || h.request.Minor == 0 || h.leaving() {
 		return none, false
 	}
 	return h.known(h.accepted)
@@ -345,7 +345,7 @@ func (h *http1Conn) ordinary() (route.Destination, bool) {
 // or it has to be stood in line for, or may be refused here.
 func (h *http1Conn) reuse() *httpUpstream {
 	if up := h.held; up != nil {
-		if !h.plan.direct && h.toOwn(up.endpoint.Addr) || up.dialled.Looped() || h.record.accepted.Sub(up.since) >= upstream.Fresh && !up.quiet() {
+		if !h.plan.direct && h.toOwn(up.endpoint.Addr) || up.dialled.Looped() || h.outdated(up.dialled) || h.record.accepted.Sub(up.since) >= upstream.Fresh && !up.quiet() {
 			return nil
 		}
 		h.held = nil
@@ -444,7 +444,7 @@ func (h *http1Conn) ordinaryAnswer(up *httpUpstream) (int, bool) {
 		return 0, false
 	}
 	r := &h.response
-	if r.Status/100 == 1 || r.Minor == 0 || r.Close || h.plan.counts(r.Status) || h.draining.Load() {
+	if r.Status/100 == 1 || r.Minor == 0 || r.Close || h.plan.counts(r.Status) || h.leaving() {
 		return 0, false
 	}
 	if r.Body.Kind == http1.UntilClose || r.Body.Kind == http1.Tunnel {

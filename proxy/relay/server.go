@@ -113,8 +113,9 @@ type carrier interface {
 	abort(reason.Reason, error)
 	// drain has it end soon if nothing is lost by that.
 	drain()
-	// recheck ends what is not allowed any more.
-	recheck()
+	// recheck ends what is not allowed any more, and what goes on with a peer that is not
+	// believed any more.
+	recheck(*mtls.Review)
 }
 
 // Serve takes connections from the listeners until ctx is done; then it closes
@@ -432,7 +433,7 @@ func (s *Server) carry(client, up *conn, allowed gate) (uint64, uint64, *reason.
 	p := &pair{client: client, upstream: up, pipes: &s.pipes, gate: allowed}
 	s.watch(p)
 	defer s.unwatch(p)
-	p.recheck() // policies may have changed before it was watched
+	p.recheck(s.review()) // policies, and roots, may have changed before it was watched
 	return p.join()
 }
 

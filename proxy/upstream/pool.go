@@ -124,6 +124,22 @@ func (p *Pool[C]) CloseOne(owner Owner) bool {
 	return true
 }
 
+// CloseAll closes the connections of those keys.
+func (p *Pool[C]) CloseAll(those func(Key) bool) {
+	p.mu.Lock()
+	var found []pooled[C]
+	for key, list := range p.idle {
+		if those(key) {
+			found = append(found, list...)
+			delete(p.idle, key)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range found {
+		c.conn.Close()
+	}
+}
+
 // clean closes what has been idle for too long, or is of no use any more, and comes
 // again while anything is left.
 func (p *Pool[C]) clean() {

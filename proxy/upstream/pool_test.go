@@ -92,3 +92,26 @@ func TestAnOwnersOldestConnectionIsClosed(t *testing.T) {
 		t.Error("another's is closed")
 	}
 }
+
+func TestTheConnectionsOfSomeKeysAreClosed(t *testing.T) {
+	p := Pool[*fakeConn]{}
+	defer p.Close()
+	now := time.Now()
+	var conns [4]*fakeConn
+	for i := range conns {
+		conns[i] = &fakeConn{}
+		p.Put(Key{Trust: uint64(i / 2)}, conns[i], now)
+	}
+	p.CloseAll(func(k Key) bool { return k.Trust == 1 })
+	for i, c := range conns {
+		if c.closed != (i >= 2) {
+			t.Errorf("number %d: closed %v", i, c.closed)
+		}
+	}
+	if c, ok := p.Get(Key{Trust: 0}, now); !ok || c != conns[1] {
+		t.Error("the others are not there any more")
+	}
+	if _, ok := p.Get(Key{Trust: 1}, now); ok {
+		t.Error("a closed one is given out")
+	}
+}
