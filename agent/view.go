@@ -27,7 +27,7 @@ func openView(f flags, log *slog.Logger) (*view, error) {
 		return nil, err
 	}
 	v := &view{store: cluster.NewStore(), options: options}
-	v.store.Options = options
+	v.store.Reach = decide.NewReach(options)
 	v.store.Root = f.namespace
 	if f.manifests != "" {
 		v.recorder = &cluster.Recorder{Log: log}

@@ -222,7 +222,7 @@ func (s *Store) identity(p *model.Peer, port uint16, demands []model.PeerAuthent
 			return ""
 		}
 	}
-	return shared(decide.Identity(*p, port, s.Options))
+	return shared(s.Reach.Identity(*p, port))
 }
 
 // plainDemands are all PeerAuthentications, if one of them expects plaintext: else it need

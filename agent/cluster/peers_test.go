@@ -162,7 +162,7 @@ func signalled(c <-chan struct{}) bool {
 
 func TestAnEndpointHasToShowWhoItIsWhereItIsCaptured(t *testing.T) {
 	s := NewStore()
-	s.Options, s.Root = decide.Defaults(), "weir-system"
+	s.Reach, s.Root = decide.NewReach(decide.Defaults()), "weir-system"
 	at := fewAddress(1)
 	s.tables.services.set(model.Service{Namespace: "shop", Name: "back", ClusterIPs: []netip.Addr{at.Addr()}, Ports: []model.ServicePort{{Port: 80, Protocol: model.TCP}}})
 	s.tables.slices.set(model.EndpointSlice{Namespace: "shop", Name: "back-x", Service: "back", Ports: []model.EndpointPort{{Port: 8080, Protocol: model.TCP}},

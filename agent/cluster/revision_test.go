@@ -74,7 +74,7 @@ func disturb(s *Store, random *rand.Rand) {
 // another has another revision.
 func TestADestinationOfTheSameRevisionIsTheSame(t *testing.T) {
 	s, random := NewStore(), rand.New(rand.NewPCG(1, 2))
-	s.Options = decide.Defaults()
+	s.Reach = decide.NewReach(decide.Defaults())
 	type seen struct {
 		revision    uint64
 		destination route.Destination

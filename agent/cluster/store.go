@@ -87,8 +87,8 @@ type Store struct {
 	useOnce   sync.Once
 	changes   atomic.Uint64 // how often signal was called
 
-	// Options say how pods are to be reached; they are set before there is a source.
-	Options decide.Options
+	// Reach is how pods are to be reached; it is set before there is a source.
+	Reach decide.Reach
 
 	mu     sync.RWMutex
 	view   view
