@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/mtls"
 )
 
@@ -216,7 +217,10 @@ func (h *Holder) publish(s *Snapshot) {
 	if before := h.current.Load(); before == nil || !slices.EqualFunc(before.roots, s.roots, bytes.Equal) {
 		h.trusts++
 	}
-	s.shaking = mtls.Identity{Certificate: &s.Certificate, Roots: s.Roots, Trust: h.trusts, TrustDomain: s.TrustDomain}
+	s.shaking = mtls.Identity{
+		ID: authz.ParseIdentity(s.ID), Certificate: &s.Certificate,
+		Roots: s.Roots, Trust: h.trusts, TrustDomain: s.TrustDomain,
+	}
 	h.current.Store(s)
 }
 

@@ -26,6 +26,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/reason"
 )
 
@@ -43,6 +44,7 @@ const (
 // Identity is a pod's own, as it is at one time. It is never changed: a renewed
 // certificate, or other roots, are another one.
 type Identity struct {
+	ID          authz.Identity   // whose it is
 	Certificate *tls.Certificate // chain, key and Leaf
 	Roots       *x509.CertPool
 	Trust       uint64 // counts the roots: of another number they are others
@@ -105,14 +107,6 @@ func (id *Identity) Valid() error {
 		return &reason.Error{Reason: reason.CertNotYetValid, Err: fmt.Errorf("%w, %s", ErrOwn, beginning(leaf, now))}
 	}
 	return nil
-}
-
-// ID is whose it is: a SPIFFE ID.
-func (id *Identity) ID() string {
-	if uris := id.Certificate.Leaf.URIs; len(uris) == 1 {
-		return uris[0].String()
-	}
-	return ""
 }
 
 // Client shakes hands with the server of that SPIFFE ID. Errors are *reason.Error; the

@@ -147,8 +147,7 @@ func (h *http1Conn) authorizeOwn(endpoint route.Endpoint) error {
 		return nil
 	}
 	h.record.attempt(endpoint, true)
-	h.record.sender = h.callerOf(h.accepted)
-	introduce(h.record.sender.String(), &h.view)
+	h.handedOver(h.accepted, &h.view, h.record)
 	return h.authorize(h.accepted, endpoint.Addr.Port(), &h.view, h.record)
 }
 
@@ -226,8 +225,7 @@ func (e *http2Exchange) handOver(t *http2.Turn, endpoint route.Endpoint) bool {
 	h, port := e.conn, endpoint.Addr.Port()
 	policies := h.Config.Authorization()
 	if e.port == 0 { // or else it is done, and others may read the request
-		e.record.sender = h.callerOf(h.accepted)
-		introduce(e.record.sender.String(), &e.request)
+		h.handedOver(h.accepted, &e.request, e.record)
 	}
 	if err := h.authorize(h.accepted, port, &e.request, e.record); err != nil {
 		e.record.attempt(endpoint, true)

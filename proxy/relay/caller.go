@@ -63,9 +63,16 @@ func (s *Server) callerOf(c listen.Conn) authz.Identity {
 		return c.Identity
 	}
 	if own := s.TLS.Source.Current(); own != nil {
-		return authz.ParseIdentity(own.ID())
+		return own.ID
 	}
 	return authz.Identity{}
+}
+
+// handedOver notes that a request goes to an endpoint of this very pod, and has it say who
+// sent it.
+func (s *Server) handedOver(c listen.Conn, m message, r *record) {
+	r.sender = s.callerOf(c)
+	introduce(r.sender.String(), m)
 }
 
 // bodyOf is how a request goes on.

@@ -496,8 +496,7 @@ func (h *http1Conn) try(up *httpUpstream, at step) error {
 func (h *http1Conn) sending(up *httpUpstream, now time.Time) {
 	own := !h.plan.direct && h.Config.Own(up.endpoint.Addr.Addr())
 	if own {
-		h.record.sender = h.callerOf(h.accepted)
-		introduce(h.record.sender.String(), &h.view)
+		h.handedOver(h.accepted, &h.view, h.record)
 	}
 	h.record.use(now, up, own)
 }

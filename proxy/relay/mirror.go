@@ -87,7 +87,7 @@ func (h *http1Conn) authorizeCopy(endpoint route.Endpoint, text []byte) ([]byte,
 		return nil, err
 	}
 	h.view = http1Request{Head: &h.request}
-	introduce(h.callerOf(h.accepted).String(), &h.view)
+	h.handedOver(h.accepted, &h.view, h.record)
 	err = h.authorizeOwn(endpoint)
 	return append(h.request.AppendTo(nil, http1.Silent), text[n:]...), err
 }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/mtls"
 )
 
@@ -94,6 +95,7 @@ func (ca *CA) Identity(id string, change func(*x509.Certificate)) *mtls.Identity
 	roots := x509.NewCertPool()
 	roots.AddCert(ca.Cert)
 	return &mtls.Identity{
+		ID:          authz.ParseIdentity(id),
 		Certificate: &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf},
 		Roots:       roots, Trust: 1, TrustDomain: TrustDomain,
 	}
