@@ -53,8 +53,9 @@ type ends struct{ local, remote netip.AddrPort }
 type Conn struct {
 	*net.TCPConn
 	Local, Remote netip.AddrPort
-	// Secure is what its bytes go through; nil: they go as they are. Trust is the number
-	// of the roots under which it was made. Set them before anybody else has the Conn.
+	// Secure is what its bytes go through, in place of the TCPConn; nil: they go as they
+	// are. Trust is the number of the roots under which it was made. Set them before
+	// anybody else has the Conn.
 	Secure    *mtls.Conn
 	Handshake time.Duration // Secure's
 	Trust     uint64
@@ -79,30 +80,6 @@ func (c *Conn) Close() error {
 		}
 	})
 	return err
-}
-
-// Read, Write and CloseWrite are net.Conn's, through Secure.
-
-func (c *Conn) Read(p []byte) (int, error) {
-	if c.Secure != nil {
-		return c.Secure.Read(p)
-	}
-	return c.TCPConn.Read(p)
-}
-
-func (c *Conn) Write(p []byte) (int, error) {
-	if c.Secure != nil {
-		return c.Secure.Write(p)
-	}
-	return c.TCPConn.Write(p)
-}
-
-// CloseWrite says that nothing follows.
-func (c *Conn) CloseWrite() error {
-	if c.Secure != nil {
-		return c.Secure.CloseWrite()
-	}
-	return c.TCPConn.CloseWrite()
 }
 
 // Looped reports that the connection led back to this proxy.
