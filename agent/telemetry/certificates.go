@@ -11,9 +11,11 @@ import (
 
 // certificates is weir_certificate_not_after_timestamp_seconds: the first end of each
 // kind. A kind of which there is none has no value, so that it does not look expired.
+// And it is weir_certificate_renewals_total.
 type certificates struct {
 	mu        sync.Mutex
 	leaves    map[*launch.Instance]time.Time
+	renewals  uint64
 	authority func() (time.Time, time.Time) // nil: this agent knows of none
 }
 
@@ -21,8 +23,14 @@ var certificatesDesc = prometheus.NewDesc("weir_certificate_not_after_timestamp_
 	"When certificates expire, the first of each kind: the roots that are trusted, the issuer's that signs, and the leaves of this node's proxies. Leaves are renewed at half of their life.",
 	[]string{"kind"}, nil)
 
+var renewalsDesc = prometheus.NewDesc("weir_certificate_renewals_total",
+	"Certificates that a proxy of this node uses in the place of one it had before.", nil, nil)
+
 // Describe implements prometheus.Collector.
-func (c *certificates) Describe(ch chan<- *prometheus.Desc) { ch <- certificatesDesc }
+func (c *certificates) Describe(ch chan<- *prometheus.Desc) {
+	ch <- certificatesDesc
+	ch <- renewalsDesc
+}
 
 // Collect implements prometheus.Collector.
 func (c *certificates) Collect(ch chan<- prometheus.Metric) {
@@ -45,12 +53,16 @@ func (c *certificates) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	say("leaf", first)
+	ch <- prometheus.MustNewConstMetric(renewalsDesc, prometheus.CounterValue, float64(c.renewals))
 }
 
-// Certificate says when the certificate that a proxy has ends.
+// Certificate says when the certificate that a proxy has ends. It may say so again.
 func (m *Metrics) Certificate(i *launch.Instance, notAfter time.Time) {
 	m.certificates.mu.Lock()
 	defer m.certificates.mu.Unlock()
+	if before, had := m.certificates.leaves[i]; had && !before.Equal(notAfter) {
+		m.certificates.renewals++
+	}
 	m.certificates.leaves[i] = notAfter
 }
 

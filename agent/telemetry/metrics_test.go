@@ -66,6 +66,22 @@ weir_certificate_not_after_timestamp_seconds{kind="root"} 1.8039456e+09
 	compare(head + authority)
 }
 
+// TestRenewalsAreCounted: not the first certificate, and none twice.
+func TestRenewalsAreCounted(t *testing.T) {
+	m := testMetrics() // the first
+	for _, end := range []int64{1772409600, 1772409700, 1772409700, 1772409800} {
+		m.Certificate(instance, time.Unix(end, 0))
+	}
+	want := `
+# HELP weir_certificate_renewals_total Certificates that a proxy of this node uses in the place of one it had before.
+# TYPE weir_certificate_renewals_total counter
+weir_certificate_renewals_total 2
+`
+	if err := testutil.GatherAndCompare(m.registry, strings.NewReader(want), "weir_certificate_renewals_total"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOperationsAndPodsAreCounted(t *testing.T) {
 	want := `
 # HELP weir_capture_operations_total What was done about the capture of pods: add, capture and release in place, repair of drift.
