@@ -49,11 +49,11 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 	fs.StringVar(&o.Kubeconfig, "kubeconfig", "", "`file` to reach the API server with; empty: the pod's service account")
 	fs.StringVar(&o.Namespace, "namespace", "weir-system", "`namespace` of the Lease and of the agents' pods")
 	fs.StringVar(&o.Agents, "agents", "app=weir-agent", "label `selector` of the agents' pods")
-	port := fs.Int("agents-port", 15090, "`port` of the agents' --metrics-address, to ask them which routes and policies their proxies have; 0: do not, neither has a condition Programmed")
+	port := fs.Int("agents-port", 15090, "`port` of the agents' --metrics-address, to ask them which routes, policies and roots their proxies have; 0: do not, then nothing has a condition Programmed, and a new CA signs after a day")
 	fs.StringVar(&o.Lease, "lease", "weir-controller", "`name` of the Lease")
 	fs.StringVar(&o.Identity, "identity", host, "this replica's `name` in the Lease, no other's")
 	fs.StringVar(&o.Health, "health-address", ":15091", "`address` to serve /healthz, /readyz and /metrics on; empty: do not")
-	options := fs.String("options", "", "`file` of mesh options, the agents' own: their trustDomain; empty: the defaults")
+	options := fs.String("options", "", "`file` of mesh options, the agents' own: their trustDomain and certificateTTL; empty: the defaults")
 	signs := fs.Bool("sign", true, "sign certificates for "+cluster.SignerName+"; false: somebody else in the cluster does")
 	fs.StringVar(&o.AgentAccount, "agent-account", "weir-agent", "`name` of the agents' service account: certificates are for nobody else")
 	printVersion := fs.Bool("version", false, "print the version and exit")
@@ -75,6 +75,7 @@ func parseControllerFlags(args []string, stderr io.Writer) (controller.Options, 
 		if err != nil {
 			return o, false, err
 		}
+		o.TTL = mesh.CertificateTTL.Duration
 		if o.TrustDomain, err = identity.TrustDomain(mesh.TrustDomain); err != nil {
 			return o, false, err
 		}

@@ -28,6 +28,7 @@ type flags struct {
 	proxyDir     string
 	plugin       string
 	options      string
+	issuer       string
 	uidBase      uint
 	accessLog    string
 	metrics      string
@@ -67,6 +68,7 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 	fs.StringVar(&f.proxyDir, "proxy-dir", "/opt/weir/bin", "`folder` of the host to run weir-proxy from; empty: run it where it is")
 	fs.StringVar(&f.plugin, "plugin", "/weir-cni", "weir-cni, a `file`: puts rules into namespaces for the test at start")
 	fs.StringVar(&f.options, "options", "", "`file` of mesh options, YAML as in manifests/OPTIONS.md; empty: their defaults")
+	fs.StringVar(&f.issuer, "issuer", "", "`folder` of a CA that signs for pods in standalone mode: tls.crt, tls.key and ca.crt, as in a Secret of cert-manager's; another one there takes over without a failed handshake; empty: one is made in --run-dir")
 	fs.UintVar(&f.uidBase, "uid-base", 1879048192, "proxies run as this `uid` and those above")
 	fs.StringVar(&f.accessLog, "access-log", "-", "`file` for access log lines; -: standard output")
 	fs.StringVar(&f.metrics, "metrics-address", ":15090", "`address` to serve Prometheus metrics on, at /metrics; empty: do not")
@@ -84,6 +86,8 @@ func parseFlags(args []string, stderr io.Writer) (flags, error) {
 		return flags{}, errors.New("--node-name is needed: the node's name in the cluster")
 	case f.cgroupParent == "" || strings.HasPrefix(f.cgroupParent, "/") || strings.Contains(f.cgroupParent, ".."):
 		return flags{}, fmt.Errorf("--cgroup-parent %q must be relative, like \"weir\"", f.cgroupParent)
+	case f.issuer != "" && f.manifests == "":
+		return flags{}, errors.New("--issuer is for --manifests: on a cluster weir-controller signs, with the CA in the Secret weir-ca-issuer if there is one")
 	case f.uidBase < 100000 || f.uidBase > 1<<32-1<<20:
 		return flags{}, fmt.Errorf("--uid-base %d must be between 100000 and %d, out of the way of other users", f.uidBase, uint(1<<32-1<<20))
 	}

@@ -40,13 +40,15 @@ func openIdentities(f flags, v *view, log *slog.Logger) (*identities, error) {
 		return nil, err
 	}
 	if v.api == nil {
-		local, err := issue.OpenLocal(issue.Options{Path: authorityPath(f.runDir), TrustDomain: domain, Pod: v.store.Pod, Log: log})
+		local, err := issue.OpenLocal(issue.Options{
+			Path: authorityPath(f.runDir), TrustDomain: domain, Given: f.issuer, TTL: v.options.CertificateTTL.Duration, Pod: v.store.Pod, Log: log,
+		})
 		if err != nil {
 			return nil, err
 		}
 		return localIdentities(local, v.store), nil
 	}
-	signer := v.api.NewIssuer(v.store)
+	signer := v.api.NewIssuer(v.store, v.options.CertificateTTL.Duration)
 	return clusterIdentities(issue.NewCluster(issue.ClusterOptions{
 		Path: rootsPath(f.runDir), TrustDomain: domain, Pod: v.store.Pod, Sign: signer.Issue, Log: log,
 	}), v.api.NewPublisher(v.store), v.api.NewRoots(f.namespace)), nil

@@ -39,19 +39,27 @@ func (e *DeniedError) Error() string { return e.Reason + ": " + e.Message }
 type Issuer struct {
 	client certificates.CertificateSigningRequestInterface
 	ready  Ready
+	ttl    time.Duration // to ask for
 	state  Reachability
 }
 
 // Ready returns once the signer can know that a pod is captured, or an error with ctx.
 type Ready func(ctx context.Context, pod model.Pod) error
 
-// NewIssuer makes an Issuer for the pods in a Store that RunAPI fills.
-func (a *API) NewIssuer(s *Store) *Issuer { return NewIssuer(a.client, s.waitCaptured, a.log) }
+// leastTTL is the least that the API server lets anybody ask for. A signer may sign for
+// less.
+const leastTTL = 10 * time.Minute
 
-// NewIssuer makes an Issuer that asks for a pod's certificate when ready returns.
-func NewIssuer(client kubernetes.Interface, ready Ready, log *slog.Logger) *Issuer {
+// NewIssuer makes an Issuer for the pods in a Store that RunAPI fills.
+func (a *API) NewIssuer(s *Store, ttl time.Duration) *Issuer {
+	return NewIssuer(a.client, s.waitCaptured, ttl, a.log)
+}
+
+// NewIssuer makes an Issuer that asks for a pod's certificate when ready returns, and for
+// it to be good for ttl.
+func NewIssuer(client kubernetes.Interface, ready Ready, ttl time.Duration, log *slog.Logger) *Issuer {
 	return &Issuer{
-		client: client.CertificatesV1().CertificateSigningRequests(), ready: ready,
+		client: client.CertificatesV1().CertificateSigningRequests(), ready: ready, ttl: max(ttl, leastTTL),
 		state: Reachability{Kind: "certificatesigningrequests", Log: log},
 	}
 }
@@ -64,7 +72,7 @@ func (i *Issuer) Issue(ctx context.Context, pod model.Pod, request []byte) ([][]
 	if err := i.ready(ctx, pod); err != nil {
 		return nil, err
 	}
-	made, err := i.ask(ctx, requestFor(pod, request))
+	made, err := i.ask(ctx, requestFor(pod, request, i.ttl))
 	if err != nil {
 		return nil, err
 	}
@@ -79,14 +87,14 @@ func (i *Issuer) Issue(ctx context.Context, pod model.Pod, request []byte) ([][]
 	return chain, nil
 }
 
-func requestFor(pod model.Pod, der []byte) *certificatesv1.CertificateSigningRequest {
+func requestFor(pod model.Pod, der []byte, ttl time.Duration) *certificatesv1.CertificateSigningRequest {
 	r := &certificatesv1.CertificateSigningRequest{}
 	r.GenerateName = "weir-"
 	r.Annotations = Subject{pod.Namespace, pod.Name, pod.UID}.Annotations()
 	r.Spec = certificatesv1.CertificateSigningRequestSpec{
 		SignerName:        SignerName,
 		Request:           pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}),
-		ExpirationSeconds: new(int32(identity.DefaultTTL / time.Second)),
+		ExpirationSeconds: new(int32(ttl / time.Second)),
 		Usages:            []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, certificatesv1.UsageClientAuth, certificatesv1.UsageServerAuth},
 	}
 	return r

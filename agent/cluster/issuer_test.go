@@ -76,7 +76,7 @@ func (s *signing) issuer(pods ...*corev1.Pod) (*Issuer, *Store, *logBuffer) {
 		store.setPod(must(toCompactPod(p)))
 	}
 	api, log := newAPI(s.Clientset)
-	return api.NewIssuer(store), store, log
+	return api.NewIssuer(store, 24*time.Hour), store, log
 }
 
 func (s *signing) made(t *testing.T) []certificatesv1.CertificateSigningRequest {

@@ -47,7 +47,7 @@ const extraNode = "authentication.kubernetes.io/node-name"
 // than 10 minutes.
 const (
 	leastTTL = 10 * time.Minute
-	mostTTL  = identity.DefaultTTL
+	mostTTL  = identity.MaxTTL
 )
 
 // usages are those of every request.

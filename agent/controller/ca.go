@@ -30,7 +30,7 @@ const (
 )
 
 // caInterval is how often it is looked whether the operator's CA is another, and
-// whether a rotation has to go on.
+// whether a rotation has to go on, at least.
 const caInterval = 30 * time.Second
 
 // caKeeper keeps the CA that signs, and has another one take its place in time. What
@@ -43,7 +43,9 @@ type caKeeper struct {
 	client    kubernetes.Interface
 	namespace string
 	domain    spiffeid.TrustDomain
+	ttl       time.Duration                                 // of certificates
 	publish   func(ctx context.Context, roots []byte) error // PEM
+	trusted   func(roots string) bool                       // whether all proxies are known to trust those of that digest
 	usable    func(keyring, issuer bool)                    // told at every look
 	log       *slog.Logger
 
@@ -76,6 +78,7 @@ func (k *caKeeper) set(ring *identity.Keyring) {
 // run looks after the CA until ctx is done; then nothing is signed any more.
 func (k *caKeeper) run(ctx context.Context) {
 	defer k.set(nil)
+	every := identity.Pace(k.ttl, caInterval)
 	pause := firstRetry
 	for {
 		err := k.once(ctx)
@@ -84,14 +87,14 @@ func (k *caKeeper) run(ctx context.Context) {
 		}
 		k.note(ctx, err)
 		if err == nil {
-			pause = caInterval
+			pause = every
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, caInterval)
+		pause = min(2*pause, every)
 	}
 }
 
@@ -165,23 +168,18 @@ func (k *caKeeper) advance(ctx context.Context, secret *corev1.Secret, ring iden
 // announced, and where there is none, one of our own in time.
 func (k *caKeeper) next(ring identity.Keyring, given *identity.Authority, wrong error) (identity.Keyring, error) {
 	now := time.Now()
-	switch {
-	case given != nil && !isSame(given, ring.Signs()) && !isSame(given, ring.Next()):
-		return ring.Announce(given, now), nil
-	case given == nil && wrong == nil && ring.Due(now):
-		own, err := identity.NewAuthority(k.domain, now, identity.RootLifetime)
-		if err != nil {
-			return ring, err
+	if wrong == nil {
+		next, err := ring.Succeed(given, k.own, now)
+		if err != nil || !next.Equal(ring) {
+			return next, err
 		}
-		return ring.Announce(own, now), nil
 	}
-	// Nobody says what proxies trust: those that are new wait their time.
-	return ring.Advance(now, false, mostTTL), nil
+	return ring.Advance(now, ring.Next() != nil && k.trusted(ring.Digest()), k.ttl), nil
 }
 
-// isSame reports whether two CAs are one; none is like no other.
-func isSame(a, b *identity.Authority) bool {
-	return b != nil && a.Issuer().Equal(b.Issuer()) && a.Root().Equal(b.Root())
+// own makes a CA.
+func (k *caKeeper) own() (*identity.Authority, error) {
+	return identity.NewAuthority(k.domain, time.Now(), identity.RootLifetime)
 }
 
 // issuer is the operator's CA, nil if there is none, or what is wrong with it.
@@ -214,7 +212,7 @@ func (k *caKeeper) create(ctx context.Context, given *identity.Authority, wrong 
 	case wrong != nil: // another root than the one that was meant is not to be trusted
 		return nil, wrong
 	case given == nil:
-		own, err := identity.NewAuthority(k.domain, time.Now(), identity.RootLifetime)
+		own, err := k.own()
 		if err != nil {
 			return nil, err
 		}

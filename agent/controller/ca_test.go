@@ -22,6 +22,7 @@ import (
 
 	"github.com/weirmesh/weir/agent/cluster"
 	"github.com/weirmesh/weir/agent/identity"
+	"github.com/weirmesh/weir/agent/model"
 )
 
 // keeping is a caKeeper with what it said.
@@ -30,14 +31,16 @@ type keeping struct {
 	log             *bytes.Buffer
 	published       []byte
 	unpublished     error
+	trusted         string // digest of the roots that all proxies are known to trust
 	keyring, issuer bool
 }
 
 func newKeeping(client *fake.Clientset) *keeping {
 	k := &keeping{log: &bytes.Buffer{}}
 	k.caKeeper = &caKeeper{
-		client: client, namespace: "weir-system", domain: domain, log: slog.New(slog.NewTextHandler(k.log, nil)),
-		usable: func(keyring, issuer bool) { k.keyring, k.issuer = keyring, issuer },
+		client: client, namespace: "weir-system", domain: domain, ttl: mostTTL, log: slog.New(slog.NewTextHandler(k.log, nil)),
+		trusted: func(roots string) bool { return roots == k.trusted },
+		usable:  func(keyring, issuer bool) { k.keyring, k.issuer = keyring, issuer },
 		publish: func(_ context.Context, roots []byte) error {
 			if k.unpublished == nil {
 				k.published = roots
@@ -46,6 +49,11 @@ func newKeeping(client *fake.Clientset) *keeping {
 		},
 	}
 	return k
+}
+
+// isSame reports whether two CAs are one.
+func isSame(a, b *identity.Authority) bool {
+	return b != nil && a.Issuer().Equal(b.Issuer()) && a.Root().Equal(b.Root())
 }
 
 // strict has a fake keep objects' versions, as an API server does: what was read before
@@ -450,5 +458,80 @@ func TestRootsThatCannotBePublishedAreNotPutElsewhere(t *testing.T) {
 		if a.GetResource().Resource == "configmaps" {
 			t.Errorf("%s of a ConfigMap", a.GetVerb())
 		}
+	}
+}
+
+// TestACAThatAllTrustSignsSoon: all its proxies, of all roots.
+func TestACAThatAllTrustSignsSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client := strict(fake.NewClientset())
+		k := newKeeping(client)
+		must(t, k.once(t.Context()))
+		k.trusted = k.known().Digest()
+		another := aCA(t, identity.RootLifetime)
+		check(t)(client.CoreV1().Secrets("weir-system").Create(t.Context(), given(t, another), metav1.CreateOptions{}))
+		must(t, k.once(t.Context()))
+		time.Sleep(time.Hour)
+		must(t, k.once(t.Context()))
+		if isSame(another, k.authority()) {
+			t.Error("it signs, and what all trust are the roots without its own")
+		}
+		k.trusted = k.known().Digest()
+		must(t, k.once(t.Context()))
+		if !isSame(another, k.authority()) || len(k.known().Roots()) != 2 {
+			t.Error("all trust it, and it does not sign")
+		}
+	})
+}
+
+func TestAllTrustWhatEveryAgentSaysSo(t *testing.T) {
+	const roots = "d1"
+	says := func(digest string) *model.Programmed { return &model.Programmed{Trusted: digest} }
+	for _, tt := range []struct {
+		name   string
+		agents map[string]*model.Programmed // by node; nil: it does not answer
+		ended  bool                         // n1's agent, after that
+		gone   bool                         // the node n1, with it
+		want   bool
+	}{
+		{"all", map[string]*model.Programmed{"n1": says(roots), "n2": says(roots)}, false, false, true},
+		{"one of others", map[string]*model.Programmed{"n1": says(roots), "n2": says("d0")}, false, false, false},
+		{"one does not say, as one of an earlier version", map[string]*model.Programmed{"n1": says(roots), "n2": says("")}, false, false, false},
+		{"one does not answer", map[string]*model.Programmed{"n1": says(roots), "n2": nil}, false, false, false},
+		{"one has ended, and its proxies go on", map[string]*model.Programmed{"n1": says(roots), "n2": says(roots)}, true, false, false},
+		{"one has ended with its node", map[string]*model.Programmed{"n1": says(roots), "n2": says(roots)}, true, true, true},
+		{"there is none", nil, false, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, agents := newWatches(), &fleet{says: map[string]*model.Programmed{}}
+				for node, said := range tt.agents {
+					agents.says[node] = said
+					must(t, errors.Join(w.nodes.Add(aNode(node)), w.agents.Add(agentAt(node, node))))
+				}
+				c := newCensus(w, agents.ask, func() {}, slog.New(slog.DiscardHandler))
+				if c.trusted(roots) {
+					t.Error("nobody was asked yet")
+				}
+				c.round(t.Context())
+				if tt.ended {
+					must(t, w.agents.Delete(agentAt("n1", "n1")))
+				}
+				if tt.gone {
+					must(t, w.nodes.Delete(aNode("n1")))
+				}
+				<-c.wanted
+				c.round(t.Context())
+				if got := c.trusted(roots); got != tt.want {
+					t.Errorf("trusted: %v", got)
+				}
+				if asked := len(c.wanted) == 1; asked == tt.want {
+					t.Errorf("asked again soon: %v", asked)
+				}
+			})
+		})
+	}
+	if (*census)(nil).trusted(roots) {
+		t.Error("without a census")
 	}
 }

@@ -26,7 +26,8 @@ import (
 // would be a thousand writes a change, each of which all watchers hear of, and the
 // agents would need a right for it. Asked are those whose pod is ready, all of them one
 // by one, at most askRate a second whatever their number, and seldom while nothing is
-// under way. What is said is shown and decides nothing, so that plain HTTP will do.
+// under way. What is said is shown, and hastens the rotation of a CA, which happens
+// without it, too: it opens nothing to anybody, so that plain HTTP will do.
 const (
 	askRate    = 100
 	askTimeout = 2 * time.Second
@@ -44,15 +45,17 @@ const (
 // census is what agents say of their proxies.
 type census struct {
 	agents *kept[*corev1.Pod, agent]
+	nodes  *kept[*corev1.Node, node]
 	ask    Ask
 	told   func() // after every round
 	log    *slog.Logger
 
-	wanted chan struct{} // a route or a policy is not everywhere yet
+	wanted chan struct{} // a route, a policy or a root is not everywhere yet
 
 	mu      sync.Mutex
 	rounds  int
 	answers map[string]answer // by the agent's pod
+	alone   map[string]bool   // nodes that had an agent and have none: their proxies go on
 	said    map[string]string // pod → what was last logged of it
 }
 
@@ -66,7 +69,7 @@ type answer struct {
 }
 
 func newCensus(w *watches, ask Ask, told func(), log *slog.Logger) *census {
-	return &census{agents: w.agents, ask: ask, told: told, log: log, wanted: make(chan struct{}, 1), said: map[string]string{}}
+	return &census{agents: w.agents, nodes: w.nodes, ask: ask, told: told, log: log, wanted: make(chan struct{}, 1), alone: map[string]bool{}, said: map[string]string{}}
 }
 
 // Ask asks the agent at an address.
@@ -98,7 +101,7 @@ func AskOn(port int) Ask {
 
 // run asks again and again until ctx is done.
 func (c *census) run(ctx context.Context) {
-	if waitAll(ctx, c.agents.synced) != nil {
+	if waitAll(ctx, c.agents.synced, c.nodes.synced) != nil {
 		return
 	}
 	for {
@@ -122,7 +125,7 @@ func (c *census) run(ctx context.Context) {
 	}
 }
 
-// want says that a route or a policy is not everywhere yet.
+// want says that a route, a policy or a root is not everywhere yet.
 func (c *census) want() {
 	select {
 	case c.wanted <- struct{}{}:
@@ -166,12 +169,42 @@ func (c *census) round(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	there := map[string]bool{}
+	for n := range c.nodes.each {
+		there[n.name] = true
+	}
 	c.mu.Lock()
+	for _, a := range c.answers {
+		c.alone[a.node] = true
+	}
+	for _, a := range answers {
+		delete(c.alone, a.node)
+	}
+	maps.DeleteFunc(c.alone, func(node string, _ bool) bool { return !there[node] })
 	c.answers = answers
 	c.rounds++
 	maps.DeleteFunc(c.said, func(pod, _ string) bool { return !answers[pod].ready })
 	c.mu.Unlock()
 	c.told()
+}
+
+// trusted reports whether all proxies of the cluster are known to trust the roots of a
+// digest: every agent says so, and no node that had one is without. If not, they are asked
+// soon. Without a census nothing is known.
+func (c *census) trusted(roots string) bool {
+	if c == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.rounds > 0 && len(c.answers) > 0 && len(c.alone) == 0
+	for _, a := range c.answers {
+		all = all && a.said != nil && a.said.Trusted == roots
+	}
+	if !all {
+		c.want()
+	}
+	return all
 }
 
 // note logs once that an agent does not answer, and once that it does again.

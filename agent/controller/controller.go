@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	corev1 "k8s.io/api/core/v1"
@@ -51,7 +52,8 @@ type Options struct {
 	// TrustDomain is that of pods' identities. The zero one: no certificate is signed,
 	// somebody else is the signer.
 	TrustDomain  spiffeid.TrustDomain
-	AgentAccount string // service account of the agents, in Namespace
+	TTL          time.Duration // of certificates, at most
+	AgentAccount string        // service account of the agents, in Namespace
 	Log          *slog.Logger
 }
 
@@ -127,7 +129,7 @@ func run(ctx context.Context, o Options, c clients, listener net.Listener) error
 			all.Go(func() { s.census.run(ctx) })
 		}
 		if !o.TrustDomain.IsZero() {
-			all.Go(func() { sign(ctx, o, c.Interface, counts) })
+			all.Go(func() { sign(ctx, o, c.Interface, s.census, counts) })
 		}
 		all.Wait()
 	})
@@ -138,14 +140,15 @@ func run(ctx context.Context, o Options, c clients, listener net.Listener) error
 	return err
 }
 
-// sign keeps the CA and answers requests for certificates until ctx is done.
-func sign(ctx context.Context, o Options, client kubernetes.Interface, counts *metrics) {
+// sign keeps the CA and answers requests for certificates until ctx is done. agents may
+// be nil.
+func sign(ctx context.Context, o Options, client kubernetes.Interface, agents *census, counts *metrics) {
 	ca := &caKeeper{
-		client: client, namespace: o.Namespace, domain: o.TrustDomain, usable: counts.ca, log: o.Log,
+		client: client, namespace: o.Namespace, domain: o.TrustDomain, ttl: o.TTL, trusted: agents.trusted, usable: counts.ca, log: o.Log,
 		publish: func(ctx context.Context, roots []byte) error { return publishRoots(ctx, client, o.Namespace, roots) },
 	}
 	s := &signer{
-		client: client, domain: o.TrustDomain, authority: ca.authority, count: counts.request, log: o.Log,
+		client: client, domain: o.TrustDomain, ttl: o.TTL, authority: ca.authority, count: counts.request, log: o.Log,
 		agent: "system:serviceaccount:" + o.Namespace + ":" + o.AgentAccount,
 	}
 	var both sync.WaitGroup

@@ -56,7 +56,7 @@ func startReplicaThatAsks(t *testing.T, c clients, name string, ask Ask) replica
 	log := &strings.Builder{}
 	o := Options{
 		Namespace: "weir-system", Agents: "app=weir-agent", Lease: "weir-controller", Identity: name, Ask: ask,
-		TrustDomain: domain, AgentAccount: "weir-agent",
+		TrustDomain: domain, TTL: mostTTL, AgentAccount: "weir-agent",
 		Log: slog.New(slog.NewTextHandler(lockedWriter{&mu, log}, nil)),
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -35,7 +35,7 @@ func TestWhatAnAgentAsksForIsWhatTheSignerSigns(t *testing.T) {
 			s, _ := newSigner(t, client)
 			runSigner(t, s)
 			published := func(context.Context, model.Pod) error { return nil }
-			issuer := cluster.NewIssuer(client, published, slog.New(slog.DiscardHandler))
+			issuer := cluster.NewIssuer(client, published, 24*time.Hour, slog.New(slog.DiscardHandler))
 			block, _ := pem.Decode(csr(t, named(frontID)))
 			began := time.Now()
 			chain, err := issuer.Issue(t.Context(), model.Pod{Namespace: "shop", Name: "front-1", UID: "u-1"}, block.Bytes)

@@ -34,6 +34,7 @@ type signer struct {
 	client    kubernetes.Interface
 	agent     string // the user that agents are, as the API server names them
 	domain    spiffeid.TrustDomain
+	ttl       time.Duration              // the most that is signed for
 	authority func() *identity.Authority // nil: nothing can be signed
 	count     func(result string)        // resultSigned, resultError, or why it was denied
 	log       *slog.Logger
@@ -112,6 +113,7 @@ func (s *signer) answer(ctx context.Context, r *certificatesv1.CertificateSignin
 	if ca == nil {
 		return errNoCA
 	}
+	a.ttl = min(a.ttl, s.ttl)
 	chain, err := ca.Sign(a.der, id, time.Now(), a.ttl)
 	if no := a.refusalOf(err, s.domain); no != nil {
 		return s.refuse(ctx, r, no)

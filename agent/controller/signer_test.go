@@ -155,7 +155,7 @@ func newSigner(t *testing.T, client *fake.Clientset) (*signer, map[string]int) {
 	var mu sync.Mutex
 	counts := map[string]int{}
 	return &signer{
-		client: client, agent: "system:serviceaccount:weir-system:weir-agent", domain: domain,
+		client: client, agent: "system:serviceaccount:weir-system:weir-agent", domain: domain, ttl: mostTTL,
 		authority: func() *identity.Authority { return ca },
 		count: func(result string) {
 			mu.Lock()
@@ -242,12 +242,18 @@ func TestCertificatesAreForCapturedPodsOfTheAgentsNode(t *testing.T) {
 func TestACertificateIsGoodForAsLongAsIsAskedForWithinBounds(t *testing.T) {
 	for _, tt := range []struct {
 		asked *int32
+		most  time.Duration
 		want  time.Duration
-	}{{nil, 24 * time.Hour}, {new(int32(3600)), time.Hour}, {new(int32(60)), 10 * time.Minute}, {new(int32(1 << 30)), 24 * time.Hour}, {new(int32(-1)), 10 * time.Minute}} {
+	}{
+		{nil, mostTTL, 24 * time.Hour}, {new(int32(3600)), mostTTL, time.Hour}, {new(int32(60)), mostTTL, 10 * time.Minute},
+		{new(int32(1 << 30)), mostTTL, 24 * time.Hour}, {new(int32(-1)), mostTTL, 10 * time.Minute},
+		{nil, time.Hour, time.Hour}, {new(int32(3600)), time.Minute, time.Minute},
+	} {
 		r := aRequest(t, "weir-1")
 		r.Spec.ExpirationSeconds = tt.asked
 		client := fake.NewClientset(r, front())
 		s, _ := newSigner(t, client)
+		s.ttl = tt.most
 		before := time.Now()
 		if err := s.answer(t.Context(), found(t, client, "weir-1")); err != nil {
 			t.Fatal(err)

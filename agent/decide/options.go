@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -27,6 +28,7 @@ type Options struct {
 	MeshRanges          []netip.Prefix    `json:"meshRanges"`
 	TrustDomain         string            `json:"trustDomain"`
 	KeyExchange         KeyExchange       `json:"keyExchange"`
+	CertificateTTL      Duration          `json:"certificateTTL"`
 	ProxyMaxProcs       int               `json:"proxyMaxProcs"`
 	Annotations         map[string]string `json:"annotations"`
 }
@@ -41,6 +43,19 @@ const (
 	Classic     KeyExchange = "X25519"
 )
 
+// Duration is written as "24h" or "10m".
+type Duration struct{ time.Duration }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(text []byte) error {
+	var err error
+	d.Duration, err = time.ParseDuration(string(text))
+	return err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
 // option is for the operator to read: manifests/OPTIONS.md is made of it.
 type option struct{ name, does string }
 
@@ -52,6 +67,7 @@ var options = []option{
 	{"meshRanges", "Address ranges of pods and Services: before it connects to an address in them that it does not know, a proxy asks the agent."},
 	{"trustDomain", "The first part of every pod's identity, `spiffe://TRUST DOMAIN/ns/NAMESPACE/sa/SERVICE ACCOUNT`: a name that no other mesh has, in lower case. With another one every pod has another identity, which policies that name the old one do not mean."},
 	{"keyExchange", "How proxies agree on a connection's keys: `X25519MLKEM768`, which a quantum computer does not break either, so that what is recorded today stays secret, or `X25519`, which costs less of a handshake. Between two proxies of which one has `X25519` it is that. Counts for connections that are made from then on."},
+	{"certificateTTL", "How long a pod's certificate is good for, from `10s` to `24h`: it is renewed at half of that. What is short costs: on a cluster each renewal is a CertificateSigningRequest, which Kubernetes keeps for an hour, and while nobody signs, pods whose certificate has expired call nobody and are not called. Clocks of nodes have to differ by less than half of it."},
 	{"proxyMaxProcs", "How many processors a proxy uses at most (GOMAXPROCS), of those that the node has; as long as one is enough it uses one. Counts for proxies that start from then on."},
 	{"annotations", "What holds for pods that lack an annotation of that name: [ANNOTATIONS.md](ANNOTATIONS.md) has them all. `weirmesh.io/quic: reject`, for example."},
 }
@@ -65,9 +81,10 @@ func Defaults() Options {
 			netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
 			netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fc00::/7"),
 		},
-		TrustDomain:   "cluster.local",
-		KeyExchange:   PostQuantum,
-		ProxyMaxProcs: 2,
+		TrustDomain:    "cluster.local",
+		KeyExchange:    PostQuantum,
+		CertificateTTL: Duration{identity.DefaultTTL},
+		ProxyMaxProcs:  2,
 	}
 }
 
@@ -103,6 +120,8 @@ func (o Options) Validate() error {
 		return errors.New("meshRanges: an entry is empty")
 	case o.KeyExchange != PostQuantum && o.KeyExchange != Classic:
 		return fmt.Errorf("keyExchange: %q is neither %s nor %s", o.KeyExchange, PostQuantum, Classic)
+	case o.CertificateTTL.Duration < identity.MinTTL || o.CertificateTTL.Duration > identity.MaxTTL:
+		return fmt.Errorf("certificateTTL: %s is none of %s to %s", o.CertificateTTL, identity.MinTTL, identity.MaxTTL)
 	case o.ProxyMaxProcs < 1 || o.ProxyMaxProcs > 64:
 		return fmt.Errorf("proxyMaxProcs: %d is none of 1 to 64", o.ProxyMaxProcs)
 	}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -39,6 +40,7 @@ keepClientAddress: false
 meshRanges: [10.1.2.3/16]
 trustDomain: example.org
 keyExchange: X25519
+certificateTTL: 90m
 proxyMaxProcs: 4
 annotations:
   weirmesh.io/quic: reject
@@ -58,6 +60,7 @@ annotations:
 		MeshRanges:          []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
 		TrustDomain:         "example.org",
 		KeyExchange:         Classic,
+		CertificateTTL:      Duration{90 * time.Minute},
 		ProxyMaxProcs:       4,
 		Annotations:         map[string]string{"weirmesh.io/quic": "reject", "weirmesh.io/exclude-outbound-ports": "3306,5432"},
 	}
@@ -86,6 +89,9 @@ func TestOptionsThatCannotBeMeant(t *testing.T) {
 	for document, want := range map[string]string{
 		"exemptNamespaces: [a, '']":                       "exemptNamespaces: an entry is empty",
 		"allowRuntimeClasses: ['']":                       "allowRuntimeClasses: an entry is empty; pods without a class are always allowed",
+		"certificateTTL: 1s":                              "certificateTTL: 1s is none of 10s to 24h0m0s",
+		"certificateTTL: 48h":                             "certificateTTL: 48h0m0s is none of 10s to 24h0m0s",
+		"certificateTTL: soon":                            `time: invalid duration "soon"`,
 		"proxyMaxProcs: 0":                                "proxyMaxProcs: 0 is none of 1 to 64",
 		"keyExchange: P256":                               `keyExchange: "P256" is neither X25519MLKEM768 nor X25519`,
 		"keyExchange: ''":                                 `keyExchange: "" is neither X25519MLKEM768 nor X25519`,

@@ -19,8 +19,12 @@ import (
 )
 
 const (
-	// DefaultTTL is how long a certificate is good for.
+	// DefaultTTL is how long a certificate is good for where nobody says.
 	DefaultTTL = 24 * time.Hour
+	// MinTTL is the least that may be said.
+	MinTTL = 10 * time.Second
+	// MaxTTL is the most that may be said.
+	MaxTTL = 24 * time.Hour
 	// RootLifetime is that of a root of our own making. It is replaced at half of it.
 	RootLifetime = 365 * 24 * time.Hour
 	// backdate is how far a certificate's beginning lies in the past: clocks may

@@ -33,7 +33,9 @@ type retired struct {
 }
 
 const (
-	// spread is how long a root has been announced, at least, before its CA signs.
+	// spread is how long a root has been announced, at most, before its CA signs, if
+	// everybody is known to trust it: there are others who read what is published. Where
+	// certificates are good for less than four times that it is a quarter of it.
 	spread = 10 * time.Minute
 	// spreadLimit is how long those who do not say that they trust a new root are
 	// waited for: a proxy that hangs keeps nobody from being rotated.
@@ -41,6 +43,10 @@ const (
 	// slack is added to the end of the last certificate, for clocks.
 	slack = backdate
 )
+
+// Pace is how often it is looked whether a rotation has to go on where certificates are
+// good for ttl, at most every most.
+func Pace(ttl, most time.Duration) time.Duration { return min(ttl/8, most) }
 
 // NewKeyring has one CA.
 func NewKeyring(a *Authority) Keyring { return Keyring{signs: a} }
@@ -63,6 +69,15 @@ func (k Keyring) Roots() []*x509.Certificate {
 	return out
 }
 
+// Digest is that of Roots.
+func (k Keyring) Digest() string {
+	var roots [][]byte
+	for _, r := range k.Roots() {
+		roots = append(roots, r.Raw)
+	}
+	return Digest(roots)
+}
+
 // Due reports whether another CA is to be made and announced: half of the life of the
 // one that signs is over, and none is.
 func (k Keyring) Due(now time.Time) bool {
@@ -77,16 +92,39 @@ func (k Keyring) Announce(next *Authority, now time.Time) Keyring {
 	return k
 }
 
+// Succeed announces another CA if one is to take over: given, the operator's, unless it
+// signs or is announced already; or where there is none, one that own makes, in time
+// (Due).
+func (k Keyring) Succeed(given *Authority, own func() (*Authority, error), now time.Time) (Keyring, error) {
+	switch {
+	case given != nil && (given.same(k.signs) || given.same(k.next)), given == nil && !k.Due(now):
+		return k, nil
+	case given != nil:
+		return k.Announce(given, now), nil
+	}
+	next, err := own()
+	if err != nil {
+		return k, err
+	}
+	return k.Announce(next, now), nil
+}
+
+// same reports whether two CAs are one; none is like no other.
+func (a *Authority) same(b *Authority) bool {
+	return b != nil && a.Issuer().Equal(b.Issuer()) && a.Root().Equal(b.Root())
+}
+
 // Advance is the keyring at now. trusted says that everybody is known to trust all of
-// Roots. ttl is the longest that a certificate is signed for.
+// Roots. ttl is how long certificates are signed for.
 //
 // A CA that was announced signs once everybody trusts its root and some minutes have
 // passed; without that knowledge a day later, or when the one before it could not sign
-// for ttl any more. A root is dropped when the last certificate below it has expired.
+// for ttl any more. A root is dropped when the last certificate below it has expired,
+// for however long it was signed.
 func (k Keyring) Advance(now time.Time, trusted bool, ttl time.Duration) Keyring {
 	if k.next != nil && k.maySwitch(now, trusted, ttl) {
 		if !k.next.Root().Equal(k.signs.Root()) {
-			k.old = append(k.old[:len(k.old):len(k.old)], retired{k.signs.Root(), now.Add(ttl + slack)})
+			k.old = append(k.old[:len(k.old):len(k.old)], retired{k.signs.Root(), k.signs.last(now).Add(slack)})
 		}
 		k.signs, k.next, k.announced = k.next, nil, time.Time{}
 	}
@@ -102,7 +140,16 @@ func (k Keyring) Advance(now time.Time, trusted bool, ttl time.Duration) Keyring
 
 func (k Keyring) maySwitch(now time.Time, trusted bool, ttl time.Duration) bool {
 	known := now.Sub(k.announced)
-	return trusted && known >= spread || known >= spreadLimit || now.Add(ttl).After(k.signs.End())
+	return trusted && known >= min(spread, ttl/4) || known >= spreadLimit || now.Add(ttl).After(k.signs.End())
+}
+
+// last is when all have expired that a CA has signed until now.
+func (a *Authority) last(now time.Time) time.Time {
+	last := now.Add(MaxTTL)
+	if end := a.End(); end.Before(last) {
+		return end
+	}
+	return last
 }
 
 // Equal reports whether both are at the same stage, with the same CAs.

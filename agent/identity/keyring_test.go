@@ -144,3 +144,79 @@ func TestAKeyringIsReadBackAtEveryStage(t *testing.T) {
 		t.Error("stages are equal")
 	}
 }
+
+// TestWhatIsShortLivedIsRotatedFaster: and its root is trusted as long as any certificate
+// may have been signed for, or could have been.
+func TestWhatIsShortLivedIsRotatedFaster(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		lifetime time.Duration // of the first
+		after    time.Duration
+		roots    string
+	}{
+		{"just announced", RootLifetime, 14 * time.Second, "first second"},
+		{"a quarter of a certificate's life later", RootLifetime, 15 * time.Second, "second first"},
+		{"some have been signed for a day", RootLifetime, 24*time.Hour + 15*time.Minute, "second first"},
+		{"all have expired", RootLifetime, 24*time.Hour + 16*time.Minute, "second"},
+		{"its CA has only just ended", time.Hour, time.Hour + 14*time.Minute, "second first"},
+		{"its CA has ended, and all with it", time.Hour, time.Hour + 16*time.Minute, "second"},
+	} {
+		names := map[string]*Authority{"first": authority(t, start, c.lifetime), "second": authority(t, start, RootLifetime)}
+		k := NewKeyring(names["first"]).Announce(names["second"], start)
+		for _, at := range []time.Duration{0, min(c.after, 15*time.Second), c.after} {
+			k = k.Advance(start.Add(at), true, time.Minute)
+		}
+		if got := roots(k, names); got != c.roots {
+			t.Errorf("%s: %s are trusted, want %s", c.name, got, c.roots)
+		}
+	}
+}
+
+func TestWhoSucceedsIsTheOperatorsToSayOrOneIsMadeInTime(t *testing.T) {
+	first, given, own := authority(t, start, RootLifetime), authority(t, start, RootLifetime), authority(t, start, RootLifetime)
+	again, err := ParseAuthority(pemOf(t, given)) // read anew
+	if err != nil {
+		t.Fatal(err)
+	}
+	const half = RootLifetime / 2
+	k := NewKeyring(first)
+	for _, c := range []struct {
+		name  string
+		k     Keyring
+		given *Authority
+		after time.Duration
+		want  *Authority
+	}{
+		{"nobody, in the first half", k, nil, half - time.Hour, nil},
+		{"one of our own", k, nil, half, own},
+		{"the operator's", k, given, time.Hour, given},
+		{"the operator's, which signs", NewKeyring(given), again, half, nil},
+		{"the operator's, which is announced", k.Announce(given, start), again, half, given},
+		{"another of the operator's", k.Announce(own, start), given, time.Hour, given},
+	} {
+		got, err := c.k.Succeed(c.given, func() (*Authority, error) { return own, nil }, start.Add(c.after))
+		if err != nil || got.Next() != c.want || got.Signs() != c.k.Signs() {
+			t.Errorf("%s: %v, %v", c.name, got.Next(), err)
+		}
+	}
+}
+
+// pemOf is an authority for ParseAuthority.
+func pemOf(t *testing.T, a *Authority) ([]byte, []byte, []byte) {
+	t.Helper()
+	certificates, key, err := a.PEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certificates, key, nil
+}
+
+func TestADigestIsOfCertificatesInWhateverOrder(t *testing.T) {
+	digests := map[string]bool{}
+	for _, list := range [][][]byte{{{1}, {2}}, {{2}, {1}}, {{1}}, {{1, 2}}, nil} {
+		digests[Digest(list)] = true
+	}
+	if len(digests) != 4 || !digests[Digest([][]byte{{2}, {1}})] {
+		t.Errorf("%v", digests)
+	}
+}

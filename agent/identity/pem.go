@@ -1,10 +1,14 @@
 package identity
 
 import (
+	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 const pemCertificate = "CERTIFICATE"
@@ -25,6 +29,16 @@ func EncodeChain(chain [][]byte) []byte {
 		out = append(out, pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: der})...)
 	}
 	return out
+}
+
+// Digest is the same for the same certificates (DER), in whatever order, and no other's.
+func Digest(certificates [][]byte) string {
+	hash := sha256.New()
+	for _, der := range slices.SortedFunc(slices.Values(certificates), bytes.Compare) {
+		one := sha256.Sum256(der)
+		hash.Write(one[:])
+	}
+	return hex.EncodeToString(hash.Sum(nil))
 }
 
 // ParseCertificates reads certificates in PEM, of which there is one at least, and

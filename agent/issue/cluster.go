@@ -61,19 +61,30 @@ func NewCluster(o ClusterOptions) *Cluster {
 // is nobody; nor is that one whom the watch does not show yet, or whose attachment was
 // rebuilt: he would not wait for a certificate.
 func (c *Cluster) Identity(a launch.Attachment) *proxypb.Identity {
-	c.mu.Lock()
-	roots := c.roots
-	c.mu.Unlock()
+	roots := c.Roots()
 	pod, known := podOf(a, c.opts.Pod)
 	if !known || len(roots) == 0 {
 		return nil
 	}
-	out := &proxypb.Identity{TrustDomain: c.opts.TrustDomain.Name()}
-	for _, r := range roots {
-		out.Roots = append(out.Roots, r.Raw)
-	}
+	out := &proxypb.Identity{TrustDomain: c.opts.TrustDomain.Name(), Roots: roots}
 	if id, err := identity.OfPod(c.opts.TrustDomain, pod); err == nil && !id.IsZero() {
 		out.Id = id.String()
+	}
+	return out
+}
+
+// Roots implements push.Issuer.
+func (c *Cluster) Roots() [][]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return raw(c.roots)
+}
+
+// raw are certificates in DER.
+func raw(list []*x509.Certificate) [][]byte {
+	var out [][]byte
+	for _, c := range list {
+		out = append(out, c.Raw)
 	}
 	return out
 }

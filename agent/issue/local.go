@@ -33,8 +33,12 @@ type Options struct {
 	// of this node and this boot: on a tmpfs it goes with them, and another CA is made.
 	Path        string
 	TrustDomain spiffeid.TrustDomain
-	TTL         time.Duration // of certificates; 0: identity.DefaultTTL
-	Lifetime    time.Duration // of a CA; 0: identity.RootLifetime
+	// Given is the folder of a CA to sign with, the operator's: tls.crt, tls.key and ca.crt,
+	// as in a Secret that cert-manager writes. Empty: Local makes its own. One that is
+	// another than before takes its place step by step.
+	Given    string
+	TTL      time.Duration // of certificates; 0: identity.DefaultTTL
+	Lifetime time.Duration // of a CA of its own; 0: identity.RootLifetime
 	// Pod finds a pod of this node by what the attachment says.
 	Pod func(namespace, name, uid string) (model.Pod, bool)
 	Log *slog.Logger
@@ -48,8 +52,7 @@ type Local struct {
 	ring identity.Keyring
 }
 
-// checkEvery is how often it is looked whether another CA is to take over, which takes
-// days. In the first minute of an agent not all proxies have said yet what they trust.
+// checkEvery is how often it is looked whether another CA is to take over, at least.
 const checkEvery = time.Minute
 
 // OpenLocal reads the CA, or makes one. One that cannot be read, or is of another trust
@@ -64,7 +67,7 @@ func OpenLocal(o Options) (*Local, error) {
 	l := &Local{opts: o}
 	found, err := l.read(time.Now())
 	if err == nil && !found {
-		err = l.begin(time.Now())
+		err = l.begin()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("CA: %w", err)
@@ -93,10 +96,10 @@ func (l *Local) read(now time.Time) (bool, error) {
 	return false, os.Rename(l.opts.Path, l.opts.Path+".bad")
 }
 
-// unfit says why a CA is of no use.
+// unfit says why a CA is of no use. The operator's may be for any trust domain.
 func (l *Local) unfit(ring identity.Keyring, now time.Time) error {
 	root := ring.Signs().Root()
-	if want := l.opts.TrustDomain.ID().String(); len(root.URIs) != 1 || root.URIs[0].String() != want {
+	if want := l.opts.TrustDomain.ID().String(); len(root.URIs) == 1 && root.URIs[0].String() != want {
 		return fmt.Errorf("it is for the trust domain %v, not %s", root.URIs, want)
 	}
 	if end := ring.Signs().End(); !now.Before(end) {
@@ -105,13 +108,48 @@ func (l *Local) unfit(ring identity.Keyring, now time.Time) error {
 	return nil
 }
 
-// begin makes the first CA.
-func (l *Local) begin(now time.Time) error {
-	a, err := identity.NewAuthority(l.opts.TrustDomain, now, l.opts.Lifetime)
+// begin has the first CA: the operator's, or one that is made.
+func (l *Local) begin() error {
+	a, err := l.given()
+	if err == nil && a == nil {
+		a, err = l.own()
+	}
 	if err != nil {
 		return err
 	}
 	return l.set(identity.NewKeyring(a))
+}
+
+// own makes a CA.
+func (l *Local) own() (*identity.Authority, error) {
+	return identity.NewAuthority(l.opts.TrustDomain, time.Now(), l.opts.Lifetime)
+}
+
+// given is the operator's CA, nil if he gives none.
+func (l *Local) given() (*identity.Authority, error) {
+	if l.opts.Given == "" {
+		return nil, nil
+	}
+	certificates, err := os.ReadFile(filepath.Join(l.opts.Given, "tls.crt"))
+	if err != nil {
+		return nil, err
+	}
+	key, err := os.ReadFile(filepath.Join(l.opts.Given, "tls.key"))
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.ReadFile(filepath.Join(l.opts.Given, "ca.crt"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	a, err := identity.ParseAuthority(certificates, key, root)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", l.opts.Given, err)
+	}
+	if end := a.End(); !time.Now().Before(end) {
+		return nil, fmt.Errorf("%s: %w: it was good until %s", l.opts.Given, identity.ErrExpired, end.UTC().Format(time.RFC3339))
+	}
+	return a, nil
 }
 
 // set writes a keyring down, and uses it once that is done. The file is synced: one that
@@ -138,15 +176,15 @@ func (l *Local) keyring() identity.Keyring {
 
 // Identity implements push.Issuer.
 func (l *Local) Identity(a launch.Attachment) *proxypb.Identity {
-	out := &proxypb.Identity{TrustDomain: l.opts.TrustDomain.Name()}
-	for _, r := range l.keyring().Roots() {
-		out.Roots = append(out.Roots, r.Raw)
-	}
+	out := &proxypb.Identity{TrustDomain: l.opts.TrustDomain.Name(), Roots: l.Roots()}
 	if id, err := l.id(a); err == nil && !id.IsZero() {
 		out.Id = id.String()
 	}
 	return out
 }
+
+// Roots implements push.Issuer.
+func (l *Local) Roots() [][]byte { return raw(l.keyring().Roots()) }
 
 // id is who the pod of an attachment is; the zero ID of nobody.
 func (l *Local) id(a launch.Attachment) (spiffeid.ID, error) {
@@ -169,7 +207,7 @@ func (l *Local) Issue(_ context.Context, a launch.Attachment, request []byte) ([
 	chain, err := l.keyring().Signs().Sign(request, id, time.Now(), l.opts.TTL)
 	switch {
 	case errors.Is(err, identity.ErrExpired):
-		return nil, err // another one is made in a minute
+		return nil, err // another one is made soon
 	case err != nil:
 		return nil, &push.RefusedError{Reason: err.Error(), Err: err}
 	}
@@ -193,7 +231,8 @@ func (l *Local) Ends() (time.Time, time.Time) {
 // whether all proxies are known to trust all roots that there are; changed is called when
 // these are others.
 func (l *Local) Run(ctx context.Context, trusted func() bool, changed func()) {
-	timer := time.NewTicker(checkEvery)
+	every := identity.Pace(l.opts.TTL, checkEvery)
+	timer := time.NewTicker(every)
 	defer timer.Stop()
 	for {
 		select {
@@ -202,29 +241,31 @@ func (l *Local) Run(ctx context.Context, trusted func() bool, changed func()) {
 		case <-timer.C:
 		}
 		if err := l.advance(time.Now(), trusted(), changed); err != nil {
-			l.opts.Log.Error("another CA cannot take over", "error", err, "retry", checkEvery)
+			l.opts.Log.Error("another CA cannot take over", "error", err, "retry", every)
 		}
 	}
 }
 
 func (l *Local) advance(now time.Time, trusted bool, changed func()) error {
 	before := l.keyring()
+	given, wrong := l.given()
 	ring := before
-	if ring.Due(now) {
-		next, err := identity.NewAuthority(l.opts.TrustDomain, now, l.opts.Lifetime)
-		if err != nil {
+	if wrong == nil {
+		var err error
+		if ring, err = ring.Succeed(given, l.own, now); err != nil {
 			return err
 		}
-		ring = ring.Announce(next, now)
 	}
-	ring = ring.Advance(now, trusted, l.opts.TTL)
+	if ring.Equal(before) { // else it is to be told first
+		ring = ring.Advance(now, trusted, l.opts.TTL)
+	}
 	if ring.Equal(before) {
-		return nil
+		return wrong
 	}
 	if err := l.set(ring); err != nil {
 		return err
 	}
-	l.opts.Log.Info("CA rotation", "signs", ring.Signs().Root().Subject.SerialNumber, "trusted", len(ring.Roots()), "until", ring.Signs().End())
+	l.opts.Log.Info("CA rotation", "signs", ring.Signs().Issuer().Subject.String(), "until", ring.Signs().End(), "roots", len(ring.Roots()), "announced", ring.Next() != nil)
 	changed()
-	return nil
+	return wrong
 }

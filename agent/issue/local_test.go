@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -202,5 +204,66 @@ func TestCAsTakeOverFromEachOther(t *testing.T) {
 		if again := open(t, o); !again.keyring().Equal(l.keyring()) {
 			t.Error("another agent does not go on where this one ended")
 		}
+	})
+}
+
+// give writes a CA to the operator's folder, in full or without its key.
+func give(t *testing.T, dir string, withKey bool) *identity.Authority {
+	t.Helper()
+	a, err := identity.NewAuthority(domain, time.Now(), 90*24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificates, key, err := a.PEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := map[string][]byte{"tls.crt": certificates, "ca.crt": certificates}
+	if withKey {
+		files["tls.key"] = key
+	}
+	for name, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return a
+}
+
+// TestTheOperatorsCATakesOver: once all proxies trust it, and never half written.
+func TestTheOperatorsCATakesOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := options(t)
+		o.Given, o.TTL = t.TempDir(), time.Hour
+		if _, err := OpenLocal(o); err == nil {
+			t.Fatal("there is none, and that is no error")
+		}
+		first := give(t, o.Given, true)
+		l := open(t, o)
+		var trusted atomic.Bool
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { l.Run(ctx, trusted.Load, func() {}) })
+		is := func(what string, signs *identity.Authority, roots int) {
+			t.Helper()
+			synctest.Wait()
+			if ring := l.keyring(); !ring.Signs().Root().Equal(signs.Root()) || len(ring.Roots()) != roots || len(l.Roots()) != roots {
+				t.Errorf("%s: %v signs, %d roots", what, ring.Signs().Root().Subject, len(ring.Roots()))
+			}
+		}
+		is("the first", first, 1)
+		give(t, o.Given, false)
+		time.Sleep(time.Hour)
+		is("half of another", first, 1)
+		second := give(t, o.Given, true)
+		time.Sleep(2 * time.Hour)
+		is("another, which not all trust", first, 2)
+		trusted.Store(true)
+		time.Sleep(2 * checkEvery)
+		is("another", second, 2)
+		time.Sleep(25 * time.Hour)
+		is("all certificates of the first have ended", second, 1)
+		cancel()
+		running.Wait()
 	})
 }

@@ -40,6 +40,8 @@ func (i *testIssuer) Identity(launch.Attachment) *proxypb.Identity {
 	return &proxypb.Identity{Id: "spiffe://cluster.local/ns/shop/sa/front", TrustDomain: "cluster.local", Roots: [][]byte{i.ca.Root().Raw}}
 }
 
+func (i *testIssuer) Roots() [][]byte { return [][]byte{i.ca.Root().Raw} }
+
 func (i *testIssuer) Issue(_ context.Context, a launch.Attachment, request []byte) ([][]byte, error) {
 	i.asked.Add(1)
 	if i.away.Load() {

@@ -1,12 +1,15 @@
 package model
 
-// Programmed is what one agent knows of the routes and policies of the cluster: how far
-// its node's proxies have them. An agent serves it as JSON, and the controller adds up
-// what all agents say.
+// Programmed is what one agent knows of the routes and policies of the cluster, and of the
+// roots: how far its node's proxies have them. An agent serves it as JSON, and the
+// controller adds up what all agents say.
 type Programmed struct {
 	// Known are all that the agent knows, by their full name, with the generation in
 	// which it does.
 	Known map[string]int64 `json:"known"`
+	// Trusted is identity.Digest of the roots that all proxies of the node are known to
+	// trust; empty: not all are.
+	Trusted string `json:"trusted,omitempty"`
 	// Uses are those that govern what a proxy of the node has asked for, or its callers.
 	Uses []Use `json:"uses"`
 }

@@ -1,8 +1,10 @@
 package push
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/weirmesh/weir/agent/launch"
@@ -16,6 +18,9 @@ type Issuer interface {
 	// nobody, and whom to believe; nil if that is not known yet: the proxy goes by what it
 	// was told before, or waits. Pusher.Changed has it asked for again.
 	Identity(launch.Attachment) *proxypb.Identity
+	// Roots are those that Identity tells everybody to trust (DER); none: they are not
+	// known yet.
+	Roots() [][]byte
 	// Issue has a request (PKCS #10, DER) signed for the pod, and returns the chain (DER)
 	// without the root. It may take as long as ctx allows. A *RefusedError says that it is
 	// not worth asking again soon.
@@ -175,9 +180,13 @@ func (s *session) keep(m *proxypb.CertificateKept) {
 }
 
 // Trusted reports whether all proxies are known to have the newest of what there is to be
-// trusted. One that has only begun is not; one that does not want to know is of a version
+// trusted.
+func (p *Pusher) Trusted() bool { return p.trusts(p.Issuer.Roots()) }
+
+// trusts reports whether all proxies are known to trust these roots, which are the newest.
+// One that has only begun is not; one that does not want to know is of a version
 // that trusts nobody.
-func (p *Pusher) Trusted() bool {
+func (p *Pusher) trusts(roots [][]byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := range p.live {
@@ -185,8 +194,12 @@ func (p *Pusher) Trusted() bool {
 		if s == nil {
 			return false
 		}
+		has, asked := s.has(proxypb.IdentityResource)
+		if !asked {
+			continue
+		}
 		r := p.identityResource(i)
-		if has, asked := s.has(proxypb.IdentityResource); asked && (r == nil || has != version(r)) {
+		if r == nil || has != version(r) || !slices.EqualFunc(r.GetIdentity().GetRoots(), roots, bytes.Equal) {
 			return false
 		}
 	}

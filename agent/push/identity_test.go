@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 
+	"github.com/weirmesh/weir/agent/identity"
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/proxypb"
 )
@@ -30,6 +31,8 @@ func (f *fakeIssuer) Identity(launch.Attachment) *proxypb.Identity {
 	defer f.mu.Unlock()
 	return f.told
 }
+
+func (f *fakeIssuer) Roots() [][]byte { return f.Identity(launch.Attachment{}).GetRoots() }
 
 func (f *fakeIssuer) tell(m *proxypb.Identity) {
 	f.mu.Lock()
@@ -109,8 +112,11 @@ func TestWhatIsSaidOfIdentitiesIsAResource(t *testing.T) {
 	if !i.pusher.Trusted() {
 		t.Error("not trusted after the acknowledgement")
 	}
+	if got := i.pusher.Programmed().Trusted; got != identity.Digest([][]byte{{1}}) {
+		t.Errorf("the agent says that %q are trusted", got)
+	}
 	i.issuer.tell(&proxypb.Identity{Id: "spiffe://cluster.local/ns/shop/sa/front", TrustDomain: "cluster.local", Roots: [][]byte{{1}, {2}}})
-	if i.pusher.Trusted() {
+	if i.pusher.Trusted() || i.pusher.Programmed().Trusted != "" {
 		t.Error("a new root is trusted before it was sent")
 	}
 	i.pusher.Changed()
@@ -120,8 +126,21 @@ func TestWhatIsSaidOfIdentitiesIsAResource(t *testing.T) {
 	}
 	i.ack(u)
 	i.silent("nothing changed")
-	if !i.pusher.Trusted() {
+	if !i.pusher.Trusted() || i.pusher.Programmed().Trusted != identity.Digest([][]byte{{2}, {1}}) {
 		t.Error("not trusted after the acknowledgement")
+	}
+}
+
+// TestANodeWithoutProxiesTrustsWhatItKnowsOf: nothing, as long as that is nothing.
+func TestANodeWithoutProxiesTrustsWhatItKnowsOf(t *testing.T) {
+	issuer := &fakeIssuer{}
+	p := &Pusher{View: &fakeView{}, Issuer: issuer}
+	if got := p.Programmed().Trusted; got != "" {
+		t.Errorf("%q", got)
+	}
+	issuer.tell(&proxypb.Identity{Roots: [][]byte{{1}}})
+	if got := p.Programmed().Trusted; got != identity.Digest([][]byte{{1}}) {
+		t.Errorf("%q", got)
 	}
 }
 

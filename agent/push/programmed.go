@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 
+	"github.com/weirmesh/weir/agent/identity"
 	"github.com/weirmesh/weir/agent/model"
 )
 
@@ -19,11 +20,11 @@ func (p *Pusher) ServeProgrammed(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(p.Programmed()) // who asked has gone
 }
 
-// Programmed is how far the node's proxies have the routes and policies there are. A
+// Programmed is how far the node's proxies have the routes and policies, and the roots, there are. A
 // proxy that waits for its first config for a Service has no requests under way that are
 // routed otherwise, and is not counted yet. One that does not answer has what it had.
 func (p *Pusher) Programmed() model.Programmed {
-	out := model.Programmed{Known: p.View.Known(), Uses: []model.Use{}}
+	out := model.Programmed{Known: p.View.Known(), Trusted: p.trusted(), Uses: []model.Use{}}
 	uses := map[use]*model.Use{}
 	p.mu.Lock()
 	sessions := slices.Collect(maps.Values(p.heard))
@@ -51,6 +52,18 @@ func (p *Pusher) Programmed() model.Programmed {
 		return cmp.Or(cmp.Compare(a.Object, b.Object), cmp.Compare(a.Parent, b.Parent))
 	})
 	return out
+}
+
+// trusted is the digest of the roots that Trusted is true of, "" if it is not.
+func (p *Pusher) trusted() string {
+	if p.Issuer == nil {
+		return ""
+	}
+	roots := p.Issuer.Roots()
+	if len(roots) == 0 || !p.trusts(roots) {
+		return ""
+	}
+	return identity.Digest(roots)
 }
 
 // use is of a route, for one of its parents, or of a policy.
