@@ -86,8 +86,10 @@ func TestTheBenchmarkOfConfigurationRuns(t *testing.T) {
 	r, _ := smoke(t, "config")
 	want := map[string]int{
 		nameSlices: smokeRuns * smokeChanges, nameRoutes: smokeRuns * smokeChanges,
+		namePolicies: smokeRuns * smokeChanges, namePeerings: 2 * smokeRuns * smokeChanges,
 		nameStormSlices: smokeRuns * smokeChanges, nameStormRoutes: smokeRuns * smokeChanges,
-		nameAgentCPURest: 2 * smokeChanges, nameAgentCPU: 1, nameAgentPeak: 1, nameGrownRSS: 1,
+		nameStormPolicies: smokeRuns * smokeChanges, nameStormPeerings: 2 * smokeRuns * smokeChanges,
+		nameAgentCPURest: 5 * smokeChanges, nameAgentCPU: 1, nameAgentPeak: 1, nameGrownRSS: 1,
 		nameProxy(used, smokeServices): 1, nameProxy(used, smokeGrown): 1, nameProxy(smokeGrown, smokeGrown): 1,
 	}
 	for _, s := range r.Series {

@@ -92,16 +92,20 @@ func checkCluster() error {
 
 // Names of the series.
 const (
-	nameSlices       = "an EndpointSlice, at rest"
-	nameRoutes       = "an HTTPRoute, at rest"
-	nameStormSlices  = "an EndpointSlice, in the storm"
-	nameStormRoutes  = "an HTTPRoute, in the storm"
-	nameAgentCPURest = "agent: CPU for a change and all its proxies, at rest"
-	nameAgentCPU     = "agent: share of a core, in the storm"
-	nameAgentPSS     = "agent: memory (PSS)"
-	nameAgentRSS     = "agent: memory (RSS)"
-	nameAgentPeak    = "agent: memory (RSS), the most since its start"
-	nameGrownRSS     = "agent: memory (RSS), after growth"
+	nameSlices        = "an EndpointSlice, at rest"
+	nameRoutes        = "an HTTPRoute, at rest"
+	namePolicies      = "an AuthorizationPolicy, at rest"
+	namePeerings      = "a PeerAuthentication, at rest"
+	nameStormSlices   = "an EndpointSlice, in the storm"
+	nameStormRoutes   = "an HTTPRoute, in the storm"
+	nameStormPolicies = "an AuthorizationPolicy, in the storm"
+	nameStormPeerings = "a PeerAuthentication, in the storm"
+	nameAgentCPURest  = "agent: CPU for a change and all its proxies, at rest"
+	nameAgentCPU      = "agent: share of a core, in the storm"
+	nameAgentPSS      = "agent: memory (PSS)"
+	nameAgentRSS      = "agent: memory (RSS)"
+	nameAgentPeak     = "agent: memory (RSS), the most since its start"
+	nameGrownRSS      = "agent: memory (RSS), after growth"
 )
 
 // nameProxy is the memory of a proxy that uses some of all Services.
@@ -147,11 +151,14 @@ func judgeConfig(r *report.Report, f configFlags) {
 		}
 		panic("no series " + name)
 	}
-	for _, name := range []string{nameSlices, nameRoutes, nameStormSlices, nameStormRoutes} {
+	for _, name := range []string{
+		nameSlices, nameRoutes, namePolicies, namePeerings,
+		nameStormSlices, nameStormRoutes, nameStormPolicies, nameStormPeerings,
+	} {
 		r.AtMost(name+", p99", find(name).Quantile(0.99), 1000, "ms")
 	}
 	// A wait of a fixed length would show in these.
-	for _, name := range []string{nameSlices, nameRoutes} {
+	for _, name := range []string{nameSlices, nameRoutes, namePolicies, namePeerings} {
 		r.AtMost(name+", p50", find(name).Quantile(0.5), 100, "ms")
 	}
 	r.AtMost(nameAgentPeak, find(nameAgentPeak).Quantile(0.5), 150, "MB")
@@ -214,7 +221,9 @@ func (c *configBench) measure(ctx context.Context) ([]report.Series, []string, e
 		return report.Series{Name: name, Unit: "ms", Samples: samples}
 	}
 	return []report.Series{
-			ms(nameSlices, rest.slices), ms(nameRoutes, rest.routes), ms(nameStormSlices, stormy.slices), ms(nameStormRoutes, stormy.routes),
+			ms(nameSlices, rest.slices), ms(nameRoutes, rest.routes), ms(namePolicies, rest.authorizations), ms(namePeerings, rest.peers),
+			ms(nameStormSlices, stormy.slices), ms(nameStormRoutes, stormy.routes),
+			ms(nameStormPolicies, stormy.authorizations), ms(nameStormPeerings, stormy.peers),
 			ms(nameAgentCPURest, rest.cpu),
 			{Name: nameAgentCPU, Unit: "×", Samples: []float64{(after - before).Seconds() / lasted.Seconds()}},
 			{Name: nameAgentPSS, Unit: "MB", Samples: agentPSS},
@@ -225,6 +234,8 @@ func (c *configBench) measure(ctx context.Context) ([]report.Series, []string, e
 		}, []string{
 			fmt.Sprintf("Times are from the API server's answer to the write until the answer to a request, in each of %d pods, shows the change: "+
 				"the first endpoint that is new, or the header that the route's new rule sets. Each pod asks every %v from the write on, on one connection.", c.f.proxies, askEvery),
+			"Policies are of the namespace of all pods. Theirs are from the write until the node, which asks each pod just so, is refused what is forbidden now; " +
+				"and until its connection is reset, as mTLS is demanded, and until it is answered again, as it is not any more.",
 			fmt.Sprintf("In the storm %.0f other changes a second were written, nine of ten to EndpointSlices, the rest to HTTPRoutes.", float64(written)/lasted.Seconds()),
 		}, nil
 }

@@ -11,9 +11,11 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/weirmesh/weir/tests/bench/report"
@@ -34,10 +36,12 @@ const (
 	memoryEvery = time.Second
 )
 
-// caller is a pod that asks Services, each on one connection that stays.
+// caller is a pod that asks Services, each on one connection that stays. The node asks it
+// in turn.
 type caller struct {
 	pod   *pod.Pod
 	conns map[netip.Addr]*keptConn
+	asked *keptConn // the node's, to what the pod serves; nil: none
 }
 
 type keptConn struct {
@@ -54,23 +58,52 @@ func (c *caller) ask(ctx context.Context, service netip.Addr) (http.Header, erro
 			return nil, err
 		}
 	}
-	if err := conn.SetDeadline(time.Now().Add(arriveTimeout)); err != nil {
-		return nil, err
-	}
-	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: service\r\n\r\n"); err != nil {
-		return nil, err
-	}
-	answer, err := http.ReadResponse(conn.r, nil)
+	answer, err := conn.get("/")
 	if err != nil {
-		return nil, err
-	}
-	if _, err := io.Copy(io.Discard, answer.Body); err != nil {
 		return nil, err
 	}
 	if answer.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("pod %s: %s from %s: %s", c.pod.ID(), answer.Status, service, answer.Header.Get("Proxy-Status"))
 	}
 	return answer.Header, nil
+}
+
+// get sends a request and reads the answer.
+func (c *keptConn) get(path string) (*http.Response, error) {
+	if err := c.SetDeadline(time.Now().Add(arriveTimeout)); err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: service\r\n\r\n"); err != nil {
+		return nil, err
+	}
+	answer, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		return nil, err
+	}
+	_, err = io.Copy(io.Discard, answer.Body)
+	return answer, err
+}
+
+// status is what the node, which has no identity, is answered by what the pod serves: the
+// status, or 0 if its connection is reset.
+func (c *caller) status(ctx context.Context, path string) (int, error) {
+	if c.asked == nil {
+		conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp4", netip.AddrPortFrom(c.pod.Address(false), serverPort).String())
+		if err != nil {
+			return 0, err
+		}
+		c.asked = &keptConn{conn, bufio.NewReaderSize(conn, 1<<10)}
+	}
+	answer, err := c.asked.get(path)
+	if err == nil {
+		return answer.StatusCode, nil
+	}
+	c.asked.Close()
+	c.asked = nil
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return 0, nil
+	}
+	return 0, fmt.Errorf("pod %s: %w", c.pod.ID(), err)
 }
 
 func (c *caller) dial(ctx context.Context, service netip.Addr) (*keptConn, error) {
@@ -95,6 +128,9 @@ func (c *caller) close() {
 		conn.Close()
 	}
 	c.conns = nil
+	if c.asked != nil {
+		c.asked.Close()
+	}
 }
 
 // use asks each Service once, and waits for one that is not known yet: a Service that
@@ -122,18 +158,16 @@ func (c *caller) use(ctx context.Context, services []netip.Addr) error {
 	return nil
 }
 
-// arrives asks a Service until an answer shows a change, and returns when that was.
-func (c *caller) arrives(ctx context.Context, service netip.Addr, shows func(http.Header) bool) (time.Time, error) {
+// arrives looks until a change shows, and returns when that was.
+func (c *caller) arrives(ctx context.Context, shows shown) (time.Time, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, arriveTimeout, fmt.Errorf("pod %s: the change has not arrived after %v", c.pod.ID(), arriveTimeout))
 	defer cancel()
 	next := time.NewTicker(askEvery)
 	defer next.Stop()
 	for {
-		header, err := c.ask(ctx, service)
-		if err != nil {
+		if arrived, err := shows(ctx, c); err != nil {
 			return time.Time{}, err
-		}
-		if shows(header) {
+		} else if arrived {
 			return time.Now(), nil
 		}
 		select {
@@ -146,9 +180,12 @@ func (c *caller) arrives(ctx context.Context, service netip.Addr, shows func(htt
 
 // taken is what changes took: each into each proxy, in ms, and each of the agent's
 // CPU time in all, in ms.
-type taken struct{ slices, routes, cpu []float64 }
+type taken struct{ slices, routes, authorizations, peers, cpu []float64 }
 
-// changes measures changes of both kinds, one at a time.
+// shown looks once, as a pod or at it, whether a change is in force there.
+type shown func(context.Context, *caller) (bool, error)
+
+// changes measures changes of each kind, one at a time.
 func (c *configBench) changes(ctx context.Context, when string) (taken, error) {
 	var out taken
 	for n := range c.f.changes {
@@ -156,18 +193,20 @@ func (c *configBench) changes(ctx context.Context, when string) (taken, error) {
 			fmt.Fprintf(c.progress, "%s: change %d of %d\n", when, n+1, c.f.changes)
 		}
 		for _, kind := range []struct {
-			service int
-			write   func(context.Context, int) (func(http.Header) bool, error)
+			write   func(context.Context) (shown, error)
 			samples *[]float64
 		}{
-			{slicesProbe, c.changeSlice, &out.slices},
-			{routesProbe, c.changeRoute, &out.routes},
+			{func(ctx context.Context) (shown, error) { return c.changeSlice(ctx, slicesProbe) }, &out.slices},
+			{func(ctx context.Context) (shown, error) { return c.changeRoute(ctx, routesProbe) }, &out.routes},
+			{c.changeAuthorization, &out.authorizations},
+			{func(ctx context.Context) (shown, error) { return c.changePeers(ctx, "Strict") }, &out.peers},
+			{func(ctx context.Context) (shown, error) { return c.changePeers(ctx, "Permissive") }, &out.peers},
 		} {
 			before, err := pod.CPUTime(c.agent.PID())
 			if err != nil {
 				return out, err
 			}
-			took, err := c.change(ctx, kind.service, kind.write)
+			took, err := c.change(ctx, kind.write)
 			if err != nil {
 				return out, err
 			}
@@ -188,8 +227,8 @@ func (c *configBench) changes(ctx context.Context, when string) (taken, error) {
 }
 
 // change writes one change and waits until it shows in every pod.
-func (c *configBench) change(ctx context.Context, service int, write func(context.Context, int) (func(http.Header) bool, error)) ([]float64, error) {
-	shows, err := write(ctx, service)
+func (c *configBench) change(ctx context.Context, write func(context.Context) (shown, error)) ([]float64, error) {
+	shows, err := write(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +238,7 @@ func (c *configBench) change(ctx context.Context, service int, write func(contex
 	for i, caller := range c.callers {
 		running.Go(func() {
 			var at time.Time
-			at, errs[i] = caller.arrives(ctx, c.ips[service], shows)
+			at, errs[i] = caller.arrives(ctx, shows)
 			took[i] = millis(at.Sub(written))
 		})
 	}
@@ -217,23 +256,66 @@ func (c *configBench) next(service int) int {
 
 // changeSlice puts other endpoints in the place of all that a Service has, and
 // returns what shows that in an answer.
-func (c *configBench) changeSlice(ctx context.Context, service int) (func(http.Header) bool, error) {
+func (c *configBench) changeSlice(ctx context.Context, service int) (shown, error) {
 	s := slice(service, c.next(service))
 	fresh := map[string]bool{}
 	for _, e := range s.Endpoints {
 		fresh[e.Addresses[0]] = true
 	}
 	_, err := c.client.DiscoveryV1().EndpointSlices(namespace).Update(ctx, s, metav1.UpdateOptions{})
-	return func(h http.Header) bool { return fresh[h.Get(endpointHeader)] }, err
+	return c.answers(service, func(h http.Header) bool { return fresh[h.Get(endpointHeader)] }), err
 }
 
 // changeRoute has a Service's route set another header, and returns what shows that
 // in an answer.
-func (c *configBench) changeRoute(ctx context.Context, service int) (func(http.Header) bool, error) {
+func (c *configBench) changeRoute(ctx context.Context, service int) (shown, error) {
 	want := strconv.Itoa(c.next(service))
 	patch := fmt.Sprintf(`[{"op":"replace","path":"/spec/rules/0/filters/0/responseHeaderModifier/set/0/value","value":%q}]`, want)
 	_, err := c.gateway.GatewayV1().HTTPRoutes(namespace).Patch(ctx, serviceName(service), types.JSONPatchType, []byte(patch), metav1.PatchOptions{})
-	return func(h http.Header) bool { return h.Get(generationHeader) == want }, err
+	return c.answers(service, func(h http.Header) bool { return h.Get(generationHeader) == want }), err
+}
+
+// answers is a change that an answer of a Service shows.
+func (c *configBench) answers(service int, shows func(http.Header) bool) shown {
+	return func(ctx context.Context, from *caller) (bool, error) {
+		header, err := from.ask(ctx, c.ips[service])
+		return err == nil && shows(header), err
+	}
+}
+
+// Policies of the namespace, which govern all of its pods.
+var (
+	authorizations = schema.GroupVersionResource{Group: "policy.weirmesh.io", Version: "v1alpha1", Resource: "authorizationpolicies"}
+	peerings       = schema.GroupVersionResource{Group: "policy.weirmesh.io", Version: "v1alpha1", Resource: "peerauthentications"}
+)
+
+// changeAuthorization has the namespace's policy refuse another path.
+func (c *configBench) changeAuthorization(ctx context.Context) (shown, error) {
+	path := fmt.Sprintf("/refused/%d", c.next(authorizationProbe))
+	err := c.patch(ctx, authorizations, fmt.Sprintf(`[{"op":"replace","path":"/spec/rules/0/http/paths/0/value","value":%q}]`, path))
+	return func(ctx context.Context, of *caller) (bool, error) {
+		status, err := of.status(ctx, path)
+		if err == nil && status != http.StatusForbidden && status != http.StatusOK {
+			err = fmt.Errorf("pod %s: the node gets %d", of.pod.ID(), status)
+		}
+		return status == http.StatusForbidden, err
+	}, err
+}
+
+// changePeers has the namespace's pods demand mTLS, or not any more.
+func (c *configBench) changePeers(ctx context.Context, mode string) (shown, error) {
+	want := map[string]int{"Strict": 0, "Permissive": http.StatusOK}[mode]
+	err := c.patch(ctx, peerings, fmt.Sprintf(`[{"op":"replace","path":"/spec/mode","value":%q}]`, mode))
+	return func(ctx context.Context, of *caller) (bool, error) {
+		status, err := of.status(ctx, "/")
+		return status == want, err
+	}, err
+}
+
+// patch changes the policy of a kind that there is.
+func (c *configBench) patch(ctx context.Context, kind schema.GroupVersionResource, patch string) error {
+	_, err := c.policies.Resource(kind).Namespace(namespace).Patch(ctx, policyName, types.JSONPatchType, []byte(patch), metav1.PatchOptions{})
+	return err
 }
 
 // startStorm writes other changes, to all Services by turns, at the rate that is

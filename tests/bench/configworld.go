@@ -19,6 +19,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -40,6 +43,10 @@ const (
 	// slicesProbe and routesProbe are the Services whose slice and whose route the
 	// measured changes are to.
 	slicesProbe, routesProbe = 0, routeEach
+	// authorizationProbe is no Service: it counts the changes of the policy.
+	authorizationProbe = -1
+	// policyName is that of the namespace's AuthorizationPolicy and PeerAuthentication.
+	policyName = "all"
 	// maxServices is what endpointAddress has room for.
 	maxServices = 1 << 14
 	// generations are the sets of addresses a Service's endpoints have by turns.
@@ -67,8 +74,9 @@ type configBench struct {
 	agent    *pod.Agent
 	progress io.Writer
 
-	client  kubernetes.Interface
-	gateway gateway.Interface
+	client   kubernetes.Interface
+	gateway  gateway.Interface
+	policies dynamic.Interface
 	// ips are the ClusterIPs of the Services, by number.
 	ips     []netip.Addr
 	callers []*caller
@@ -107,6 +115,9 @@ func newConfigBench(ctx context.Context, f configFlags, node *pod.Node, progress
 	if err := c.createServices(ctx, 0, f.services); err != nil {
 		return nil, err
 	}
+	if err := c.createPolicies(ctx); err != nil {
+		return nil, err
+	}
 	if c.agent, err = node.StartAgent(ctx, binaries, io.Discard, "--manifests", "", "--kubeconfig", control.Kubeconfig); err != nil {
 		return nil, err
 	}
@@ -115,11 +126,14 @@ func newConfigBench(ctx context.Context, f configFlags, node *pod.Node, progress
 	}
 	fmt.Fprintf(progress, "%d captured pods\n", f.proxies)
 	for i := range f.proxies {
-		pod, err := c.addPod(ctx, fmt.Sprintf("caller-%d", i))
+		p, err := c.addPod(ctx, fmt.Sprintf("caller-%d", i))
 		if err != nil {
 			return nil, err
 		}
-		caller := &caller{pod: pod}
+		if err := pod.In(p.Netns, func() error { return serve(ctx) }); err != nil {
+			return nil, err
+		}
+		caller := &caller{pod: p}
 		if err := caller.use(ctx, c.servicesOf(i*used, used, f.services)); err != nil {
 			return nil, err
 		}
@@ -139,7 +153,10 @@ func (c *configBench) connect(kubeconfig string) error {
 	if c.client, err = kubernetes.NewForConfig(config); err != nil {
 		return err
 	}
-	c.gateway, err = gateway.NewForConfig(custom)
+	if c.gateway, err = gateway.NewForConfig(custom); err != nil {
+		return err
+	}
+	c.policies, err = dynamic.NewForConfig(custom)
 	return err
 }
 
@@ -182,6 +199,12 @@ func serveEndpoints(ctx context.Context) error {
 	if err := netlink.RouteAdd(local); err != nil {
 		return fmt.Errorf("endpoints' addresses: %w", err)
 	}
+	return serve(ctx)
+}
+
+// serve answers on the server's port, in the network namespace that it is called in, until
+// ctx is done.
+func serve(ctx context.Context) error {
 	listener, err := net.Listen("tcp4", fmt.Sprintf(":%d", serverPort))
 	if err != nil {
 		return err
@@ -208,6 +231,29 @@ func (c *configBench) createNamespace(ctx context.Context) error {
 	}
 	_, err = core.ServiceAccounts(namespace).Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default"}}, metav1.CreateOptions{})
 	return err
+}
+
+// createPolicies makes the policies whose changes are measured: one refuses a path, by the
+// other nothing is demanded.
+func (c *configBench) createPolicies(ctx context.Context) error {
+	for _, p := range []struct {
+		of         schema.GroupVersionResource
+		kind, spec string
+	}{
+		{authorizations, "AuthorizationPolicy", `{"action": "DENY", "rules": [{"http": {"paths": [{"type": "Exact", "value": "/refused/0"}]}}]}`},
+		{peerings, "PeerAuthentication", `{"mode": "Permissive"}`},
+	} {
+		object := &unstructured.Unstructured{}
+		err := object.UnmarshalJSON(fmt.Appendf(nil, `{"apiVersion": %q, "kind": %q, "metadata": {"name": %q}, "spec": %s}`,
+			p.of.GroupVersion(), p.kind, policyName, p.spec))
+		if err == nil {
+			_, err = c.policies.Resource(p.of).Namespace(namespace).Create(ctx, object, metav1.CreateOptions{})
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.kind, err)
+		}
+	}
+	return nil
 }
 
 // createServices makes the Services from one number up to another, with their slices
