@@ -22,7 +22,7 @@ BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags=$(TAGS) -ld
 PROGRAMS = out/bin/weir-cni out/bin/weir-agent out/bin/weir-proxy out/bin/weir-install
 
 # Packages whose tests are stages of their own.
-SUITES     = tests/netns tests/demo tests/chain tests/environments tests/interop tests/cluster tests/e2e tests/bench
+SUITES     = tests/netns tests/demo tests/chain tests/rotation tests/environments tests/interop tests/cluster tests/e2e tests/bench
 UNIT       = $(GO) list ./... | grep -vE '/($(shell echo $(SUITES) | tr ' ' '|'))(/|$$)'
 TEST       = $(GO) test -count=1 -v
 
@@ -115,7 +115,7 @@ unit: ## unit tests with the race detector; some need root and say so
 fuzz: ## each fuzz target for FUZZTIME
 	.ci/fuzz
 
-.PHONY: netns demo-test verbs old-runtime cycles first-packets environments interop cluster-test e2e conformance bench-smoke
+.PHONY: netns demo-test verbs old-runtime cycles first-packets rotations environments interop cluster-test e2e conformance bench-smoke
 netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 5m ./tests/netns
 	$(TEST) -timeout 2m -run ClientAddressMany ./proxy
@@ -129,6 +129,8 @@ cycles: ## attach and detach, CYCLES times (500): nothing is left behind; needs 
 	$(TEST) -timeout 60m -run 'Cycles|Left' ./tests/chain $(if $(CYCLES),-cycles $(CYCLES))
 first-packets: ## of PODS pods (100), flooding as ADD returns: none gets away uncaptured; needs root
 	$(TEST) -timeout 30m -run FirstPackets ./tests/chain $(if $(PODS),-pods $(PODS))
+rotations: ## renew certificates ROTATIONS times (100), of PODS pods (30) that call each other, and change the CA TAKEOVERS times (1): no request fails; needs root
+	$(TEST) -timeout 90m ./tests/rotation $(if $(ROTATIONS),-rotations $(ROTATIONS)) $(if $(TAKEOVERS),-takeovers $(TAKEOVERS)) $(if $(PODS),-pods $(PODS))
 environments: ## nodes that are not like others; needs root
 	$(TEST) -timeout 5m ./tests/environments
 interop: ## clients and servers that others wrote, through both proxies; needs root
