@@ -17,6 +17,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -92,6 +93,8 @@ type Holder struct {
 	trusts  uint64        // counts the roots of current
 	trust   *Trust        // nil: the agent has not said
 	foreign bool          // the certificate is not below a root that is trusted now
+	first   time.Time     // when the first key is to be made; zero: the pod has had no ID yet
+	wanted  bool          // somebody has waited: the first key is to be made now
 	renewal time.Time     // when another certificate is to be asked for
 	asked   *asked        // nil: nothing is
 	number  uint64        // of the last request
@@ -126,16 +129,14 @@ func (h *Holder) Current() *Snapshot {
 	return s
 }
 
-// Wait is Current, and waits until ctx is done for there to be one. The error is ErrNone,
-// at once, or a *MissingError.
+// Wait is Current, and waits until ctx is done for there to be one; the first is asked for
+// at once then. The error is ErrNone, at once, or a *MissingError.
 func (h *Holder) Wait(ctx context.Context) (*Snapshot, error) {
 	for {
 		if s := h.Current(); s != nil {
 			return s, nil
 		}
-		h.mu.Lock()
-		changed, none := h.changed, h.trust != nil && h.trust.id == ""
-		h.mu.Unlock()
+		changed, none := h.want()
 		if s := h.Current(); s != nil { // before changed was looked at
 			return s, nil
 		}
@@ -148,6 +149,18 @@ func (h *Holder) Wait(ctx context.Context) (*Snapshot, error) {
 			return nil, h.missing()
 		}
 	}
+}
+
+// want notes that somebody waits, and returns what is closed when that may be over; true:
+// there will be no identity.
+func (h *Holder) want() (<-chan struct{}, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.wanted {
+		h.wanted = true
+		wake(h.work)
+	}
+	return h.changed, h.trust != nil && h.trust.id == ""
 }
 
 // missing says why there is no certificate.
@@ -176,6 +189,9 @@ func (h *Holder) Told(t Trust) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.trust = &t
+	if h.first.IsZero() && t.id != "" {
+		h.first = time.Now().Add(minFirst + rand.N(maxFirst-minFirst))
+	}
 	if s := h.current.Load(); s != nil && len(t.roots) > 0 {
 		h.trusting(s, t.roots)
 	}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"math/big"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -130,6 +131,13 @@ func (h *holder) asks() *proxypb.CertificateRequest {
 	return m
 }
 
+// asksFirst is asks, when nobody has waited and the first key is due.
+func (h *holder) asksFirst() *proxypb.CertificateRequest {
+	h.Helper()
+	time.Sleep(maxFirst)
+	return h.asks()
+}
+
 // asksWithin is asks, after a while.
 func (h *holder) asksWithin(limit time.Duration) *proxypb.CertificateRequest {
 	h.Helper()
@@ -166,7 +174,7 @@ func TestAKeyIsMadeOnceThePodIsKnownToHaveAnIdentity(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.silent("the agent has said nothing")
 		h.Told(trust(t, front, c))
-		m := h.asks()
+		m := h.asksFirst()
 		h.silent("it has asked")
 		if h.Current() != nil {
 			t.Fatal("a certificate before there is an answer")
@@ -177,6 +185,88 @@ func TestAKeyIsMadeOnceThePodIsKnownToHaveAnIdentity(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		h.silent("it has what it wants")
+	})
+}
+
+// TestTheFirstKeyIsMadeAfterAPause: other pods may be on their way at the same time, and
+// those that came together do not ask together.
+func TestTheFirstKeyIsMadeAfterAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, moments := newCA(t), map[time.Duration]bool{}
+		var all []*holder
+		for range 20 {
+			h := run(t, New())
+			h.Told(trust(t, front, c))
+			all = append(all, h)
+		}
+		began := time.Now()
+		time.Sleep(minFirst - time.Millisecond)
+		for _, h := range all {
+			h.silent("it is early")
+			h.Told(trust(t, front, c, newCA(t))) // which begins no other pause
+		}
+		for len(all) > 0 && time.Since(began) < maxFirst {
+			time.Sleep(time.Millisecond)
+			synctest.Wait()
+			all = slices.DeleteFunc(all, func(h *holder) bool {
+				asks := h.Next(h.session) != nil
+				if asks {
+					moments[time.Since(began)] = true
+				}
+				return asks
+			})
+		}
+		if len(all) > 0 || len(moments) < 10 {
+			t.Errorf("%d have not asked, the others at %d moments", len(all), len(moments))
+		}
+	})
+}
+
+// TestWhoWaitsEndsThePause: before the pod's ID is known, during the pause, and as it ends.
+func TestWhoWaitsEndsThePause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCA(t)
+		wait := func(h *holder) <-chan error {
+			waited := make(chan error, 1)
+			go func() {
+				_, err := h.Source().Wait(t.Context())
+				waited <- err
+			}()
+			return waited
+		}
+		answered := func(h *holder, waited <-chan error) {
+			t.Helper()
+			h.Answered(c.answer(h.asks(), front, time.Hour))
+			if err := <-waited; err != nil {
+				t.Error(err)
+			}
+			h.has()
+			time.Sleep(maxFirst)
+			h.silent("it has what it wants")
+		}
+
+		before := run(t, New())
+		waited := wait(before)
+		before.silent("the agent has said nothing")
+		before.Told(trust(t, front, c))
+		answered(before, waited)
+
+		during := run(t, New())
+		during.Told(trust(t, front, c))
+		time.Sleep(minFirst / 2)
+		during.silent("nobody waits")
+		waited = wait(during)
+		answered(during, waited)
+
+		for range 20 {
+			both := run(t, New())
+			both.Told(trust(t, front, c))
+			both.mu.Lock()
+			end := both.first
+			both.mu.Unlock()
+			time.Sleep(time.Until(end))
+			answered(both, wait(both))
+		}
 	})
 }
 
@@ -229,7 +319,7 @@ func TestACertificateIsRenewedAtHalfOfItsLifeWithAnotherKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.Told(trust(t, front, c))
-		h.Answered(c.answer(h.asks(), front, 24*time.Hour))
+		h.Answered(c.answer(h.asksFirst(), front, 24*time.Hour))
 		before := h.has()
 		time.Sleep(9*time.Hour + 30*time.Minute)
 		h.silent("before two fifths of its life")
@@ -249,7 +339,7 @@ func TestWhatCannotBeRenewedIsKeptUntilItExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.Told(trust(t, front, c))
-		h.Answered(c.answer(h.asks(), front, 24*time.Hour))
+		h.Answered(c.answer(h.asksFirst(), front, 24*time.Hour))
 		s := h.has()
 		asked := 0
 		for begin := time.Now(); time.Since(begin) < 25*time.Hour; time.Sleep(time.Second) {
@@ -275,7 +365,7 @@ func TestTheAgentMaySayWhenItIsWorthAskingAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.Told(trust(t, front, c))
-		h.Answered(&proxypb.Certificate{Number: h.asks().GetNumber(), Error: "denied", RetryAfter: int64(20 * time.Minute)})
+		h.Answered(&proxypb.Certificate{Number: h.asksFirst().GetNumber(), Error: "denied", RetryAfter: int64(20 * time.Minute)})
 		time.Sleep(15 * time.Minute)
 		h.silent("it is not worth it")
 		h.asksWithin(10 * time.Minute)
@@ -286,7 +376,7 @@ func TestARequestIsSaidAgainInAnotherSessionAndGivenUpInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.Told(trust(t, front, c))
-		first := h.asks()
+		first := h.asksFirst()
 		old := h.session
 		h.session++
 		h.Resume(h.session)
@@ -311,7 +401,7 @@ func TestAnAnswerThatDoesNotFitIsNotTaken(t *testing.T) {
 		c, other := newCA(t), newCA(t)
 		h := run(t, New())
 		h.Told(trust(t, front, c))
-		strange := c.answer(h.asks(), front, time.Hour)
+		strange := c.answer(h.asksFirst(), front, time.Hour)
 		for name, spoil := range map[string]func(*proxypb.CertificateRequest) *proxypb.Certificate{
 			"no certificate": func(*proxypb.CertificateRequest) *proxypb.Certificate { return &proxypb.Certificate{} },
 			"another's":      func(m *proxypb.CertificateRequest) *proxypb.Certificate { return c.answer(m, front+"-2", time.Hour) },
@@ -348,7 +438,7 @@ func TestRootsMayChangeByThemselves(t *testing.T) {
 		c, next := newCA(t), newCA(t)
 		h := run(t, New())
 		h.Told(trust(t, front, c))
-		h.Answered(c.answer(h.asks(), front, time.Hour))
+		h.Answered(c.answer(h.asksFirst(), front, time.Hour))
 		before := h.has()
 		h.Told(trust(t, front, c))
 		if h.Current() != before {
@@ -376,7 +466,7 @@ func TestHandshakesSeeWhatThereIs(t *testing.T) {
 			t.Error("an identity before there is one")
 		}
 		h.Told(trust(t, front, c))
-		h.Answered(c.answer(h.asks(), front, time.Hour))
+		h.Answered(c.answer(h.asksFirst(), front, time.Hour))
 		first, err := source.Wait(t.Context())
 		if err != nil || first != source.Current() || first.Certificate.Leaf != h.has().Certificate.Leaf || first.TrustDomain != "cluster.local" {
 			t.Errorf("%+v, %v", first, err)
@@ -407,7 +497,7 @@ func TestAnotherIDNeedsAnotherCertificate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.Told(trust(t, front, c))
-		h.Answered(c.answer(h.asks(), front, time.Hour))
+		h.Answered(c.answer(h.asksFirst(), front, time.Hour))
 		h.has()
 		const moved = "spiffe://example.org/ns/shop/sa/front"
 		h.Told(trust(t, moved, c))
@@ -422,7 +512,7 @@ func TestTheNextProxyHasTheIdentityOfTheOneBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.Told(trust(t, front, c))
-		h.Answered(c.answer(h.asks(), front, 24*time.Hour))
+		h.Answered(c.answer(h.asksFirst(), front, 24*time.Hour))
 		s := h.has()
 		time.Sleep(8 * time.Hour)
 		next := New()
@@ -460,7 +550,7 @@ func TestAMemoryFileIsSealedWhole(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.Told(trust(t, front, c))
-		h.Answered(c.answer(h.asks(), front, time.Hour))
+		h.Answered(c.answer(h.asksFirst(), front, time.Hour))
 		fd := handed(t, h.Holder)
 		defer unix.Close(fd)
 		if _, err := unix.Write(fd, []byte("x")); !errors.Is(err, unix.EPERM) {
@@ -479,7 +569,7 @@ func TestAMemoryFileThatIsNotGoodIsNotTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.Told(trust(t, front, c))
-		h.Answered(c.answer(h.asks(), front, time.Hour))
+		h.Answered(c.answer(h.asksFirst(), front, time.Hour))
 		good, err := encode(h.Current())
 		if err != nil {
 			t.Fatal(err)

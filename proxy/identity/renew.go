@@ -9,6 +9,12 @@ import (
 )
 
 const (
+	// minFirst and maxFirst bound how long the first key waits from when the pod's ID is
+	// known, unless somebody waits for it. Pods that start together would have their keys
+	// made and signed while others of them are still on their way: of 110 on two
+	// processors, that takes a second.
+	minFirst = time.Second
+	maxFirst = 3 * time.Second
 	// answerTimeout is how long an answer may take before it is asked again. Signing may
 	// wait for somebody's approval, but a request that got lost is asked for anew.
 	answerTimeout = 2 * time.Minute
@@ -27,8 +33,9 @@ const (
 	idle = 24 * time.Hour
 )
 
-// Run asks for certificates, when there is none and when half of the life of the one
-// there is is over, until ctx is done.
+// Run asks for certificates until ctx is done: for the first one to three seconds after
+// the pod's ID is known, or when somebody waits for it, and for another when half of the
+// life of the one there is is over.
 func (h *Holder) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -62,7 +69,10 @@ func (h *Holder) step(now time.Time) time.Duration {
 		h.fail(errSilent, 0)
 	}
 	due := h.renewal
-	if s := h.current.Load(); s == nil || h.foreign || s.ID != h.trust.id {
+	switch s := h.current.Load(); {
+	case s == nil && !h.wanted:
+		due = h.first
+	case s == nil, h.foreign, s.ID != h.trust.id:
 		due = now
 	}
 	if due.Before(h.retry) {
