@@ -47,7 +47,7 @@ func TestOnlyASealedMemoryFileIsKeptForAProxy(t *testing.T) {
 		want  string // part of the error, "" for none
 	}{
 		{"a sealed one", []*os.File{good}, proxypb.LaunchReply_IDENTITY, ""},
-		{"none", nil, proxypb.LaunchReply_IDENTITY, "0 descriptors where one was due"},
+		{"none", nil, proxypb.LaunchReply_IDENTITY, "no certificate"},
 		{"two", []*os.File{good, good}, proxypb.LaunchReply_IDENTITY, "2 descriptors where one was due"},
 		{"a file", []*os.File{plain}, proxypb.LaunchReply_IDENTITY, "not a memory file"},
 		{"one that is not sealed", []*os.File{memoryFile(t, 1000, unix.F_SEAL_WRITE)}, proxypb.LaunchReply_IDENTITY, "not sealed"},

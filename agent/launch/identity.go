@@ -14,7 +14,7 @@ import (
 
 // A proxy keeps its key and certificate in a memory file. The agent has a copy of the
 // descriptor, does not read what is in it, and hands it to the pod's next proxy. An agent
-// that has started again gets it from the proxy, as it gets the listeners.
+// that has started again gets it from the proxy as it adopts it, as it gets the listeners.
 
 const (
 	// identitySeals are those of a memory file that nobody can change any more.
@@ -32,6 +32,19 @@ func (i *Instance) IdentityKept() error {
 		return nil
 	}
 	return i.manager.keepIdentity(i)
+}
+
+// errNoIdentity is a proxy that has no memory file.
+var errNoIdentity = errors.New("the proxy has no certificate")
+
+// adoptIdentity has the memory file of a proxy that runs; nil: there is none to be had, and
+// the pod's next proxy has to ask for a certificate.
+func (m *Manager) adoptIdentity(st Attachment) *os.File {
+	file, err := fetchIdentity(m.socketPath(st.ContainerID, st.Generation))
+	if err != nil && !errors.Is(err, errNoIdentity) {
+		m.opts.Log.Warn("proxy adopted without its certificate", "pod", st.PodNamespace+"/"+st.PodName, "error", err)
+	}
+	return file
 }
 
 func (m *Manager) keepIdentity(i *Instance) error {
@@ -80,7 +93,11 @@ func fetchIdentity(socket string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(fds) != 1 {
+	switch len(fds) {
+	case 0:
+		return nil, errNoIdentity
+	case 1:
+	default:
 		closeAll(fds)
 		return nil, fmt.Errorf("%d descriptors where one was due", len(fds))
 	}

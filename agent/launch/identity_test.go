@@ -1,8 +1,13 @@
 package launch_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -108,4 +113,69 @@ func TestAProxyThatIsKilledLeavesItsCertificateToTheNext(t *testing.T) {
 	same("with another agent")
 	kill()
 	same("killed with another agent")
+}
+
+// TestAnAgentHasACertificateBeforeItsProxyHasSaidAnything: a proxy that dies just after it
+// was adopted, while the agent does not know yet what to tell it, leaves its certificate
+// all the same.
+func TestAnAgentHasACertificateBeforeItsProxyHasSaidAnything(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		lose string // below the agent's folder
+	}{{"as it was left", "nothing"}, {"its file is lost", "attachments"}} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNode(t)
+			issuer := newTestIssuer(t)
+			n.pusher.Issuer = issuer
+			ns, req := n.sandbox("c1")
+			adopted := n.start(req).Generation
+			if err := n.manager.Commit("c1"); err != nil {
+				t.Fatal(err)
+			}
+			end := n.certified()
+			issuer.away.Store(true)
+			n.manager.Close()
+			if err := os.RemoveAll(filepath.Join(n.opts.RunDir, c.lose)); err != nil {
+				t.Fatal(err)
+			}
+			n.opts.NetnsDir = t.TempDir() // where a proxy is found of which no file speaks
+			if err := os.Symlink(ns.Path(), filepath.Join(n.opts.NetnsDir, "c1")); err != nil {
+				t.Fatal(err)
+			}
+			n.opts.Session = func(ctx context.Context, i *launch.Instance) {
+				if i.Attachment.Generation == adopted {
+					<-ctx.Done()
+					return
+				}
+				n.pusher.Session(ctx, i)
+			}
+			n.open()
+			if err := syscall.Kill(n.pid("c1"), syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if got := n.certified(); !got.Equal(end) || issuer.asked.Load() != 1 {
+				t.Errorf("until %s, want %s; asked %d times", got, end, issuer.asked.Load())
+			}
+		})
+	}
+}
+
+// TestAProxyWithoutACertificateIsAdopted, and gets one.
+func TestAProxyWithoutACertificateIsAdopted(t *testing.T) {
+	n := newNode(t)
+	var log bytes.Buffer
+	n.opts.Log = slog.New(slog.NewTextHandler(&log, nil))
+	_, req := n.sandbox("c1")
+	n.start(req)
+	if err := n.manager.Commit("c1"); err != nil {
+		t.Fatal(err)
+	}
+	pid := n.pid("c1")
+	n.manager.Close()
+	n.pusher.Issuer = newTestIssuer(t)
+	n.open()
+	if got := log.String(); n.pid("c1") != pid || strings.Contains(got, "level=WARN") {
+		t.Errorf("process %d, before %d: %s", n.pid("c1"), pid, got)
+	}
+	n.certified()
 }

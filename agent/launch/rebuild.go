@@ -84,6 +84,7 @@ func (m *Manager) rebuilt(id string) (*attachment, error) {
 	m.mu.Unlock()
 	a.life.Lock()
 	defer a.life.Unlock()
+	a.identity = m.adoptIdentity(st)
 	m.supervise(a, m.instance(st))
 	return a, nil
 }

@@ -58,7 +58,7 @@ func (m *Manager) resume(a *attachment) {
 	if len(pids) == 1 {
 		p, listeners, err := m.adopt(st, pids[0])
 		if err == nil {
-			a.process, a.listeners = p, listeners
+			a.process, a.listeners, a.identity = p, listeners, m.adoptIdentity(st)
 			if st.Released {
 				p.signal(unix.SIGTERM) // in case nobody had come to that
 			}
