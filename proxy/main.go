@@ -134,7 +134,7 @@ func serve(args []string) error {
 	controlled := make(chan error, 1)
 	traffic := &relay.Server{
 		Config: store, Drain: drain, MaxConnections: connections, KeepClient: launch.KeepNetRaw,
-		TLS:   &mtls.Handshaker{Source: holder.Source(), Classic: store.ClassicKeyExchange},
+		TLS:   &mtls.Handshaker{Source: holder, Classic: store.ClassicKeyExchange},
 		Begun: meter.Begin, Failed: meter.Failed, Ejected: meter.Ejected,
 		Log: func(r *telemetry.Record) {
 			meter.End(r)

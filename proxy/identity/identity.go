@@ -5,43 +5,33 @@
 // said to it goes through there (Next). A key never leaves the process but in the memory
 // file (memfd) that the pod's next proxy gets: see memory.go.
 //
-// What is done with an identity, TLS, is package mtls's business: Source is for it, and
-// has one that has expired, too, where Current and Wait do not.
+// What is done with an identity, TLS, is package mtls's business.
 package identity
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/weirmesh/weir/agent/proxypb"
-	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/mtls"
 )
 
-// Snapshot is a pod's identity at one time. It does not change; another one takes its
-// place when the certificate or the roots do.
-type Snapshot struct {
-	ID          string // spiffe://TRUST DOMAIN/ns/NAMESPACE/sa/SERVICE ACCOUNT
-	TrustDomain string
-	Certificate tls.Certificate // with key, chain and leaf
-	Roots       *x509.CertPool  // whom to believe
-	NotAfter    time.Time       // the certificate's end
-
-	roots    [][]byte  // those in Roots, in DER
-	received time.Time // when the certificate was
-
-	shaking mtls.Identity // the same, for handshakes
+// held is a pod's identity at one time. It does not change; another one takes its place
+// when the certificate or the roots do.
+type held struct {
+	mtls.Identity
+	roots    []*x509.Certificate // those in Roots
+	received time.Time           // when the certificate was
 }
+
+func (s *held) notAfter() time.Time { return s.Certificate.Leaf.NotAfter }
 
 // Trust is what the agent says of identities (proxypb.Identity).
 type Trust struct {
@@ -81,10 +71,10 @@ func (e *MissingError) Error() string {
 	return fmt.Sprintf("the certificate expired at %s, and there is no other: %s", e.Expired.UTC().Format(time.RFC3339), e.Cause)
 }
 
-// Holder holds the identity and keeps it fresh. Make it with New; Run has to run for
-// there to be a certificate.
+// Holder holds the identity and keeps it fresh: an mtls.Source. Make it with New; Run has
+// to run for there to be a certificate.
 type Holder struct {
-	current atomic.Pointer[Snapshot]
+	current atomic.Pointer[held]
 	work    chan struct{} // buffered: Run has something to look at
 	woken   chan struct{} // buffered: Next has something to say
 
@@ -120,25 +110,34 @@ func New() *Holder {
 	return &Holder{work: make(chan struct{}, 1), woken: make(chan struct{}, 1), changed: make(chan struct{}), file: -1}
 }
 
-// Current is the identity there is; nil: none, or its certificate has expired.
-func (h *Holder) Current() *Snapshot {
+// Current is the identity there is, expired or not: who shakes hands with it says so, and
+// waits for nothing. nil: there has been none yet.
+func (h *Holder) Current() *mtls.Identity {
+	if s := h.current.Load(); s != nil {
+		return &s.Identity
+	}
+	return nil
+}
+
+// good is the identity there is; nil: none, or its certificate has expired.
+func (h *Holder) good() *held {
 	s := h.current.Load()
-	if s == nil || !time.Now().Before(s.NotAfter) {
+	if s == nil || !time.Now().Before(s.notAfter()) {
 		return nil
 	}
 	return s
 }
 
-// Wait is Current, and waits until ctx is done for there to be one; the first is asked for
-// at once then. The error is ErrNone, at once, or a *MissingError.
-func (h *Holder) Wait(ctx context.Context) (*Snapshot, error) {
+// Wait waits until ctx is done for there to be an identity that has not expired; the first
+// is asked for at once then. The error is ErrNone, at once, or a *MissingError.
+func (h *Holder) Wait(ctx context.Context) (*mtls.Identity, error) {
 	for {
-		if s := h.Current(); s != nil {
-			return s, nil
+		if s := h.good(); s != nil {
+			return &s.Identity, nil
 		}
 		changed, none := h.want()
-		if s := h.Current(); s != nil { // before changed was looked at
-			return s, nil
+		if s := h.good(); s != nil { // before changed was looked at
+			return &s.Identity, nil
 		}
 		if none {
 			return nil, ErrNone
@@ -169,7 +168,7 @@ func (h *Holder) missing() *MissingError {
 	defer h.mu.Unlock()
 	out := &MissingError{}
 	if s := h.current.Load(); s != nil {
-		out.Expired = s.NotAfter
+		out.Expired = s.notAfter()
 	}
 	switch {
 	case h.cause != nil:
@@ -222,32 +221,29 @@ func (h *Holder) Answered(msg *proxypb.Certificate) {
 }
 
 // take makes s the identity there is.
-func (h *Holder) take(s *Snapshot) {
+func (h *Holder) take(s *held) {
 	h.renewal = renewal(s)
 	h.publish(s)
 	h.keep(s)
 }
 
 // publish has everybody find s.
-func (h *Holder) publish(s *Snapshot) {
-	if before := h.current.Load(); before == nil || !slices.EqualFunc(before.roots, s.roots, bytes.Equal) {
+func (h *Holder) publish(s *held) {
+	if before := h.current.Load(); before == nil || !same(before.roots, s.roots) {
 		h.trusts++
 	}
-	s.shaking = mtls.Identity{
-		ID: authz.ParseIdentity(s.ID), Certificate: &s.Certificate,
-		Roots: s.Roots, Trust: h.trusts, TrustDomain: s.TrustDomain,
-	}
+	s.Trust = h.trusts
 	h.current.Store(s)
 }
 
 // trusting changes the roots that are trusted, if they are others.
-func (h *Holder) trusting(s *Snapshot, roots []*x509.Certificate) {
+func (h *Holder) trusting(s *held, roots []*x509.Certificate) {
 	if same(s.roots, roots) {
 		return
 	}
 	next := *s
-	next.Roots, next.roots = pool(roots)
-	h.foreign = verify(next.Certificate, next.Roots, time.Now()) != nil
+	next.Roots, next.roots = pool(roots), roots
+	h.foreign = next.Verify(time.Now()) != nil
 	h.publish(&next)
 	h.keep(&next)
 }

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/mtls"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -157,13 +158,13 @@ func (h *holder) silent(why string) {
 }
 
 // has says that there is a certificate, as it was told.
-func (h *holder) has() *Snapshot {
+func (h *holder) has() *held {
 	h.Helper()
-	s := h.Current()
+	s := h.good()
 	if s == nil {
 		h.Fatalf("there is no certificate: %v", h.missing())
 	}
-	if h.next().GetCertificateKept().GetNotAfterUnixNanos() != s.NotAfter.UnixNano() {
+	if h.next().GetCertificateKept().GetNotAfterUnixNanos() != s.notAfter().UnixNano() {
 		h.Fatal("the agent is not told that there is a memory file")
 	}
 	return s
@@ -176,12 +177,12 @@ func TestAKeyIsMadeOnceThePodIsKnownToHaveAnIdentity(t *testing.T) {
 		h.Told(trust(t, front, c))
 		m := h.asksFirst()
 		h.silent("it has asked")
-		if h.Current() != nil {
+		if h.good() != nil {
 			t.Fatal("a certificate before there is an answer")
 		}
 		h.Answered(c.answer(m, front, 24*time.Hour))
 		s := h.has()
-		if s.ID != front || s.TrustDomain != "cluster.local" || time.Until(s.NotAfter) > 24*time.Hour || s.Certificate.Leaf == nil {
+		if s.ID.String() != front || s.TrustDomain != "cluster.local" || time.Until(s.notAfter()) > 24*time.Hour || s.Certificate.Leaf == nil {
 			t.Errorf("%+v", s)
 		}
 		h.silent("it has what it wants")
@@ -229,7 +230,7 @@ func TestWhoWaitsEndsThePause(t *testing.T) {
 		wait := func(h *holder) <-chan error {
 			waited := make(chan error, 1)
 			go func() {
-				_, err := h.Source().Wait(t.Context())
+				_, err := h.Wait(t.Context())
 				waited <- err
 			}()
 			return waited
@@ -324,7 +325,7 @@ func TestACertificateIsRenewedAtHalfOfItsLifeWithAnotherKey(t *testing.T) {
 		time.Sleep(9*time.Hour + 30*time.Minute)
 		h.silent("before two fifths of its life")
 		m := h.asksWithin(5 * time.Hour)
-		if h.Current() != before {
+		if h.good() != before {
 			t.Error("another one before there is an answer")
 		}
 		h.Answered(c.answer(m, front, 24*time.Hour))
@@ -347,7 +348,7 @@ func TestWhatCannotBeRenewedIsKeptUntilItExpires(t *testing.T) {
 				asked++
 				h.Answered(&proxypb.Certificate{Number: m.GetNumber(), Error: "the API server is away"})
 			}
-			if good := time.Now().Before(s.NotAfter); good != (h.Current() == s) {
+			if good := time.Now().Before(s.notAfter()); good != (h.good() == s) {
 				t.Fatalf("it is good: %v, and kept: %v", good, !good)
 			}
 		}
@@ -388,7 +389,7 @@ func TestARequestIsSaidAgainInAnotherSessionAndGivenUpInTime(t *testing.T) {
 		}
 		second := h.asksWithin(answerTimeout + 2*minBackoff)
 		h.Answered(c.answer(first, front, time.Hour))
-		if h.Current() != nil {
+		if h.good() != nil {
 			t.Error("an answer to a request that was given up counts")
 		}
 		h.Answered(c.answer(second, front, time.Hour))
@@ -426,7 +427,7 @@ func TestAnAnswerThatDoesNotFitIsNotTaken(t *testing.T) {
 			a.Number = m.GetNumber()
 			h.Answered(a)
 			synctest.Wait()
-			if h.Current() != nil || h.missing().Cause == "" {
+			if h.good() != nil || h.missing().Cause == "" {
 				t.Errorf("%s: taken", name)
 			}
 		}
@@ -441,8 +442,8 @@ func TestRootsMayChangeByThemselves(t *testing.T) {
 		h.Answered(c.answer(h.asksFirst(), front, time.Hour))
 		before := h.has()
 		h.Told(trust(t, front, c))
-		if h.Current() != before {
-			t.Error("nothing has changed, and there is another snapshot")
+		if h.good() != before {
+			t.Error("nothing has changed, and there is another identity")
 		}
 		h.Told(trust(t, front, c, next))
 		after := h.has() // and another memory file
@@ -461,7 +462,7 @@ func TestHandshakesSeeWhatThereIs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, next := newCA(t), newCA(t)
 		h := run(t, New())
-		source := h.Source()
+		var source mtls.Source = h.Holder
 		if source.Current() != nil {
 			t.Error("an identity before there is one")
 		}
@@ -482,7 +483,7 @@ func TestHandshakesSeeWhatThereIs(t *testing.T) {
 			t.Errorf("another root: roots %d after %d", third.Trust, first.Trust)
 		}
 		time.Sleep(2 * time.Hour)
-		if expired := source.Current(); expired == nil || h.Current() != nil {
+		if expired := source.Current(); expired == nil || h.good() != nil {
 			t.Error("expired")
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -502,7 +503,7 @@ func TestAnotherIDNeedsAnotherCertificate(t *testing.T) {
 		const moved = "spiffe://example.org/ns/shop/sa/front"
 		h.Told(trust(t, moved, c))
 		h.Answered(c.answer(h.asks(), moved, time.Hour))
-		if s := h.has(); s.ID != moved {
+		if s := h.has(); s.ID.String() != moved {
 			t.Errorf("it is %s", s.ID)
 		}
 	})
@@ -521,7 +522,7 @@ func TestTheNextProxyHasTheIdentityOfTheOneBefore(t *testing.T) {
 		}
 		n := run(t, next)
 		got := n.has()
-		if got.ID != s.ID || got.TrustDomain != s.TrustDomain || !got.NotAfter.Equal(s.NotAfter) || !bytes.Equal(got.Certificate.Certificate[0], s.Certificate.Certificate[0]) ||
+		if got.ID != s.ID || got.TrustDomain != s.TrustDomain || !got.notAfter().Equal(s.notAfter()) || !bytes.Equal(got.Certificate.Certificate[0], s.Certificate.Certificate[0]) ||
 			!got.Roots.Equal(s.Roots) || !got.received.Equal(s.received) {
 			t.Errorf("%+v, want %+v", got, s)
 		}
@@ -570,7 +571,7 @@ func TestAMemoryFileThatIsNotGoodIsNotTaken(t *testing.T) {
 		c, h := newCA(t), run(t, New())
 		h.Told(trust(t, front, c))
 		h.Answered(c.answer(h.asksFirst(), front, time.Hour))
-		good, err := encode(h.Current())
+		good, err := encode(h.good())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -610,7 +611,7 @@ func TestAMemoryFileThatIsNotGoodIsNotTaken(t *testing.T) {
 			if err := next.Adopt(c.fd); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%s: %v, want %s", c.name, err, c.want)
 			}
-			if next.Current() != nil || next.file >= 0 {
+			if next.good() != nil || next.file >= 0 {
 				t.Errorf("%s: taken", c.name)
 			}
 		}

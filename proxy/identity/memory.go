@@ -70,7 +70,7 @@ func (h *Holder) drop() {
 
 // keep writes s down for the next proxy. If that cannot be, there is nothing to hand on:
 // what there was is older. The caller holds h.mu.
-func (h *Holder) keep(s *Snapshot) {
+func (h *Holder) keep(s *held) {
 	h.drop()
 	fd, err := writeFile(s)
 	if err != nil {
@@ -81,7 +81,7 @@ func (h *Holder) keep(s *Snapshot) {
 	wake(h.woken)
 }
 
-func writeFile(s *Snapshot) (int, error) {
+func writeFile(s *held) (int, error) {
 	document, err := encode(s)
 	if err != nil {
 		return -1, err
@@ -118,7 +118,7 @@ func create() (int, error) {
 	return fd, err
 }
 
-func encode(s *Snapshot) ([]byte, error) {
+func encode(s *held) ([]byte, error) {
 	key, err := x509.MarshalPKCS8PrivateKey(s.Certificate.PrivateKey)
 	if err != nil {
 		return nil, fmt.Errorf("memory file: %w", err)
@@ -131,14 +131,14 @@ func encode(s *Snapshot) ([]byte, error) {
 		err = errors.Join(err, pem.Encode(&out, &pem.Block{Type: blockChain, Bytes: c}))
 	}
 	for _, r := range s.roots {
-		err = errors.Join(err, pem.Encode(&out, &pem.Block{Type: blockRoot, Bytes: r}))
+		err = errors.Join(err, pem.Encode(&out, &pem.Block{Type: blockRoot, Bytes: r.Raw}))
 	}
 	return out.Bytes(), err
 }
 
 // readFile reads the identity in a memory file, if it is good now. Where in the file the
 // descriptor is, others have a say in.
-func readFile(fd int, now time.Time) (*Snapshot, error) {
+func readFile(fd int, now time.Time) (*held, error) {
 	has, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	switch {
 	case err != nil:
@@ -165,11 +165,11 @@ func readFile(fd int, now time.Time) (*Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s, verify(s.Certificate, s.Roots, now)
+	return s, s.Verify(now)
 }
 
 // decode is the inverse of encode.
-func decode(document []byte) (*Snapshot, error) {
+func decode(document []byte) (*held, error) {
 	var key *ecdsa.PrivateKey
 	var chain [][]byte
 	var roots []*x509.Certificate
@@ -197,7 +197,7 @@ func decode(document []byte) (*Snapshot, error) {
 	if key == nil {
 		return nil, errors.New("there is no key")
 	}
-	return newSnapshot(chain, key, roots, domain, received)
+	return newHeld(chain, key, roots, domain, received)
 }
 
 func parseKey(der []byte) (*ecdsa.PrivateKey, error) {

@@ -72,7 +72,7 @@ func (h *Holder) step(now time.Time) time.Duration {
 	switch s := h.current.Load(); {
 	case s == nil && !h.wanted:
 		due = h.first
-	case s == nil, h.foreign, s.ID != h.trust.id:
+	case s == nil, h.foreign, s.ID.String() != h.trust.id:
 		due = now
 	}
 	if due.Before(h.retry) {
@@ -113,8 +113,8 @@ func (h *Holder) fail(cause error, after time.Duration) {
 
 // renewal is when half of a certificate's life, from when it was received, is over: by the
 // clock on the wall, whatever the machine did meanwhile.
-func renewal(s *Snapshot) time.Time {
-	life := s.NotAfter.Sub(s.received)
+func renewal(s *held) time.Time {
+	life := s.notAfter().Sub(s.received)
 	return s.received.Round(0).Add(max(jittered(life/2), minRenewal))
 }
 
@@ -155,7 +155,7 @@ func (h *Holder) Next(session uint64) *proxypb.FromProxy {
 		return &proxypb.FromProxy{Message: &proxypb.FromProxy_CertificateRequest{CertificateRequest: h.asked.message}}
 	case h.file >= 0 && !h.told:
 		h.told = true
-		kept := &proxypb.CertificateKept{NotAfterUnixNanos: h.current.Load().NotAfter.UnixNano()}
+		kept := &proxypb.CertificateKept{NotAfterUnixNanos: h.current.Load().notAfter().UnixNano()}
 		return &proxypb.FromProxy{Message: &proxypb.FromProxy_CertificateKept{CertificateKept: kept}}
 	}
 	return nil

@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,9 +8,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
+	"github.com/weirmesh/weir/proxy/mtls"
 )
 
 var errSilent = fmt.Errorf("the agent has not answered within %s", answerTimeout)
@@ -32,23 +34,23 @@ func newRequest() (*ecdsa.PrivateKey, []byte, error) {
 
 // accept checks an answer: it must be for the key and the ID that were asked for, and
 // good now for both ends of a connection, by the roots that come with it.
-func accept(asked *asked, msg *proxypb.Certificate, trust *Trust, now time.Time) (*Snapshot, error) {
+func accept(asked *asked, msg *proxypb.Certificate, trust *Trust, now time.Time) (*held, error) {
 	roots, err := parseAll(msg.GetRoots())
 	if err != nil {
 		return nil, fmt.Errorf("roots: %w", err)
 	}
-	s, err := newSnapshot(msg.GetChain(), asked.key, roots, trust.domain, now)
+	s, err := newHeld(msg.GetChain(), asked.key, roots, trust.domain, now)
 	if err != nil {
 		return nil, err
 	}
-	if s.ID != asked.id {
-		return nil, fmt.Errorf("it is for %s, this pod is %s", s.ID, asked.id)
+	if s.ID.String() != asked.id {
+		return nil, fmt.Errorf("it is for %s, this pod is %s", s.Certificate.Leaf.URIs[0], asked.id)
 	}
-	return s, verify(s.Certificate, s.Roots, now)
+	return s, s.Verify(now)
 }
 
-// newSnapshot puts an identity together, for which chain and key must fit.
-func newSnapshot(chain [][]byte, key *ecdsa.PrivateKey, roots []*x509.Certificate, domain string, received time.Time) (*Snapshot, error) {
+// newHeld puts an identity together, for which chain and key must fit.
+func newHeld(chain [][]byte, key *ecdsa.PrivateKey, roots []*x509.Certificate, domain string, received time.Time) (*held, error) {
 	certificates, err := parseAll(chain)
 	switch {
 	case err != nil:
@@ -65,31 +67,14 @@ func newSnapshot(chain [][]byte, key *ecdsa.PrivateKey, roots []*x509.Certificat
 	case len(leaf.URIs) != 1:
 		return nil, fmt.Errorf("it has %d URIs, an identity is one", len(leaf.URIs))
 	}
-	s := &Snapshot{
-		ID: leaf.URIs[0].String(), TrustDomain: domain, NotAfter: leaf.NotAfter, received: received,
-		Certificate: tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf},
-	}
-	s.Roots, s.roots = pool(roots)
-	return s, nil
-}
-
-// verify is what peers will do.
-func verify(c tls.Certificate, roots *x509.CertPool, now time.Time) error {
-	between := x509.NewCertPool()
-	for _, der := range c.Certificate[1:] {
-		parsed, err := x509.ParseCertificate(der)
-		if err != nil {
-			return err
-		}
-		between.AddCert(parsed)
-	}
-	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
-		_, err := c.Leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage}})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return &held{
+		Identity: mtls.Identity{
+			ID:          authz.ParseIdentity(leaf.URIs[0].String()),
+			Certificate: &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf},
+			Roots:       pool(roots), TrustDomain: domain,
+		},
+		roots: roots, received: received,
+	}, nil
 }
 
 func parseAll(list [][]byte) ([]*x509.Certificate, error) {
@@ -104,24 +89,14 @@ func parseAll(list [][]byte) ([]*x509.Certificate, error) {
 	return out, nil
 }
 
-// pool is a list of roots to verify by, and to keep.
-func pool(roots []*x509.Certificate) (*x509.CertPool, [][]byte) {
-	out, list := x509.NewCertPool(), make([][]byte, len(roots))
-	for i, r := range roots {
+func pool(roots []*x509.Certificate) *x509.CertPool {
+	out := x509.NewCertPool()
+	for _, r := range roots {
 		out.AddCert(r)
-		list[i] = r.Raw
 	}
-	return out, list
+	return out
 }
 
-func same(list [][]byte, roots []*x509.Certificate) bool {
-	if len(list) != len(roots) {
-		return false
-	}
-	for i := range list {
-		if !bytes.Equal(list[i], roots[i].Raw) {
-			return false
-		}
-	}
-	return true
+func same(a, b []*x509.Certificate) bool {
+	return slices.EqualFunc(a, b, (*x509.Certificate).Equal)
 }

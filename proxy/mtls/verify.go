@@ -73,13 +73,7 @@ var errNoProtocol = errors.New("no ALPN protocol " + Protocol)
 
 // chain verifies that a certificate hangs on the roots, now and for its usage.
 func (v *verifier) chain(chain []*x509.Certificate, now time.Time) *reason.Error {
-	options := x509.VerifyOptions{
-		Roots: v.own.Roots, Intermediates: x509.NewCertPool(), CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{v.usage},
-	}
-	for _, c := range chain[1:] {
-		options.Intermediates.AddCert(c)
-	}
-	_, err := chain[0].Verify(options)
+	err := v.own.verify(chain, v.usage, now)
 	if err == nil {
 		return nil
 	}
@@ -94,6 +88,37 @@ func (v *verifier) chain(chain []*x509.Certificate, now time.Time) *reason.Error
 		return &reason.Error{Reason: reason.CertUntrusted, Err: err}
 	}
 	return &reason.Error{Reason: reason.CertMalformed, Err: err}
+}
+
+// verify verifies that a certificate hangs on the roots, at that time and for its usage.
+func (id *Identity) verify(chain []*x509.Certificate, usage x509.ExtKeyUsage, at time.Time) error {
+	options := x509.VerifyOptions{
+		Roots: id.Roots, Intermediates: x509.NewCertPool(), CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage},
+	}
+	for _, c := range chain[1:] {
+		options.Intermediates.AddCert(c)
+	}
+	_, err := chain[0].Verify(options)
+	return err
+}
+
+// Verify does with the pod's own certificate what peers do that trust the same roots: it
+// has to be good at that time, at both ends of a connection. Errors are crypto/x509's.
+func (id *Identity) Verify(at time.Time) error {
+	chain := []*x509.Certificate{id.Certificate.Leaf}
+	for _, der := range id.Certificate.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		chain = append(chain, c)
+	}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		if err := id.verify(chain, usage, at); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // idOf reads the one SPIFFE ID that a workload's certificate has (X509-SVID, sections
