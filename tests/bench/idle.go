@@ -7,6 +7,9 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,7 +43,8 @@ func idlePod(i int) *pod.Pod {
 }
 
 // idle makes n pods whose proxies know all destinations, and measures the proxies'
-// memory some time after their last connections have ended.
+// memory some time after their last connections have ended and they have their
+// certificates.
 func (b *memoryBench) idle(ctx context.Context, n, destinations int) (report.Series, error) {
 	var serving sync.WaitGroup
 	defer serving.Wait()
@@ -63,6 +67,11 @@ func (b *memoryBench) idle(ctx context.Context, n, destinations int) (report.Ser
 			return report.Series{}, fmt.Errorf("pod %s: %w", p.ID(), err)
 		}
 		pods = append(pods, p)
+	}
+	for _, p := range pods {
+		if err := awaitCertificate(ctx, b.node, p); err != nil {
+			return report.Series{}, err
+		}
 	}
 	if err := wait(ctx, calm); err != nil {
 		return report.Series{}, err
@@ -144,6 +153,14 @@ func proxyMemory(node *pod.Node, name string, pods []*pod.Pod) (report.Series, e
 
 // proxyPSS is the memory of a pod's proxy, in MB.
 func proxyPSS(node *pod.Node, p *pod.Pod) (float64, error) {
+	pid, err := proxyPID(node, p)
+	if err != nil {
+		return 0, err
+	}
+	return pss(pid)
+}
+
+func proxyPID(node *pod.Node, p *pod.Pod) (int, error) {
 	pids, err := node.CgroupPIDs(p.ContainerID)
 	if err != nil {
 		return 0, err
@@ -151,7 +168,34 @@ func proxyPSS(node *pod.Node, p *pod.Pod) (float64, error) {
 	if len(pids) != 1 {
 		return 0, fmt.Errorf("pod %s: %d proxies", p.ID(), len(pids))
 	}
-	return pss(pids[0])
+	return pids[0], nil
+}
+
+// awaitCertificate waits until a pod's proxy has a certificate, which it keeps in a memory
+// file.
+func awaitCertificate(ctx context.Context, node *pod.Node, p *pod.Pod) error {
+	pid, err := proxyPID(node, p)
+	if err != nil {
+		return err
+	}
+	fds := fmt.Sprintf("/proc/%d/fd", pid)
+	for end := time.Now().Add(30 * time.Second); ; {
+		entries, err := os.ReadDir(fds)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if to, err := os.Readlink(filepath.Join(fds, e.Name())); err == nil && strings.HasPrefix(to, "/memfd:weir-identity") {
+				return nil
+			}
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("pod %s: its proxy has no certificate", p.ID())
+		}
+		if err := wait(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
 }
 
 // lines counts the records of the access log that name a Service: each shows
