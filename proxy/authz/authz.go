@@ -19,7 +19,6 @@
 package authz
 
 import (
-	"slices"
 	"strings"
 )
 
@@ -44,12 +43,16 @@ func (i Identity) String() string {
 // ParseIdentity is the inverse of String. What is no workload's ID is nobody's.
 func ParseIdentity(id string) Identity {
 	rest, ok := strings.CutPrefix(id, "spiffe://")
-	parts := strings.Split(rest, "/")
-	if !ok || len(parts) != 5 || parts[1] != "ns" || parts[3] != "sa" || slices.Contains(parts, "") {
+	domain, rest, _ := strings.Cut(rest, "/")
+	rest, inNamespace := strings.CutPrefix(rest, "ns/")
+	namespace, account, isAccount := strings.Cut(rest, "/sa/")
+	if !ok || !inNamespace || !isAccount || domain == "" || !isSegment(namespace) || !isSegment(account) {
 		return Identity{}
 	}
-	return Identity{TrustDomain: parts[0], Namespace: parts[2], ServiceAccount: parts[4]}
+	return Identity{TrustDomain: domain, Namespace: namespace, ServiceAccount: account}
 }
+
+func isSegment(s string) bool { return s != "" && !strings.Contains(s, "/") }
 
 // NoPolicy is in place of a policy's name where none allowed a request.
 const NoPolicy = "no policy allowed it"

@@ -17,11 +17,12 @@ var errSuperseded = errors.New("a newer session has begun")
 type update struct {
 	config       *proxyConfig // nil: unchanged
 	trust        *trust       // nil: unchanged
-	destinations map[netip.AddrPort]answer
+	destinations []answer     // if one is there twice, the last one counts
 	removed      []netip.AddrPort
 }
 
 type answer struct {
+	addr    netip.AddrPort
 	version string
 	value   route.Destination
 }
@@ -34,7 +35,7 @@ type trust struct {
 
 // parse checks all of an Update.
 func parse(msg *proxypb.Update) (update, error) {
-	out := update{destinations: map[netip.AddrPort]answer{}}
+	var out update
 	for _, r := range msg.GetResources() {
 		if err := out.add(r); err != nil {
 			return update{}, fmt.Errorf("resource %q: %w", r.GetName(), err)
@@ -89,7 +90,7 @@ func (u *update) add(r *proxypb.Resource) error {
 		if err != nil {
 			return err
 		}
-		u.destinations[addr] = answer{r.GetVersion(), value}
+		u.destinations = append(u.destinations, answer{addr, r.GetVersion(), value})
 	default:
 		return errors.New("neither a ProxyConfig, an Identity nor a Destination")
 	}
@@ -174,8 +175,8 @@ func (s *Store) take(session uint64, u update) error {
 		s.trusted = u.trust.version
 		s.identity.Told(u.trust.value)
 	}
-	for addr, a := range u.destinations {
-		h := s.destinations[addr]
+	for _, a := range u.destinations {
+		h := s.destinations[a.addr]
 		if h == nil {
 			continue
 		}

@@ -408,7 +408,8 @@ func (m *Meter) endpoints(now time.Time) []*proxypb.Endpoints {
 			delete(m.ejected, k)
 		}
 	}
-	seen, byPeers := map[endpointKey]bool{}, map[peers]*proxypb.Endpoints{}
+	destinations := m.destinations()
+	seen, byPeers := make(map[endpointKey]bool, len(destinations)), map[peers]*proxypb.Endpoints{}
 	var out []*proxypb.Endpoints
 	add := func(service string, endpoints []route.Endpoint) {
 		for i := range endpoints {
@@ -435,7 +436,7 @@ func (m *Meter) endpoints(now time.Time) []*proxypb.Endpoints {
 			}
 		}
 	}
-	for _, d := range m.destinations() {
+	for _, d := range destinations {
 		add(d.Service, d.Endpoints)
 		if d.Routes == nil {
 			continue
