@@ -38,7 +38,7 @@ type failedAt struct {
 	why      *reason.Error
 }
 
-// records are lent to requests of HTTP/1.
+// records are lent to connections, and to requests of HTTP/1.
 var records = sync.Pool{New: func() any { return &record{} }}
 
 func newRecord(c listen.Conn) *record {

@@ -199,7 +199,9 @@ var errDescriptors = errors.New("the proxy has no descriptor left")
 func (s *Server) handle(ctx context.Context, c listen.Conn) {
 	defer s.handlers.Done()
 	defer c.Close()
-	r := newRecord(c)
+	r := records.Get().(*record)
+	defer records.Put(r)
+	r.reset(c)
 	requests, err := s.serve(ctx, c, r)
 	if err != nil {
 		r.fail(err)
