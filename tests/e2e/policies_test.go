@@ -119,6 +119,7 @@ type policyKind struct{ name, resource string }
 var (
 	trafficPolicy       = policyKind{"TrafficPolicy", v1alpha1.TrafficPolicyResource}
 	authorizationPolicy = policyKind{"AuthorizationPolicy", v1alpha1.AuthorizationPolicyResource}
+	peerAuthentication  = policyKind{"PeerAuthentication", v1alpha1.PeerAuthenticationResource}
 )
 
 func createPolicy(t *testing.T, namespace string, kind policyKind, name, spec string) error {

@@ -36,6 +36,7 @@ var undisturbed = []promise{
 	{"an AuthorizationPolicy that means nothing is refused, and another says what comes of it", authorizationStatus},
 	{"pods of the mesh call each other by mTLS, on both nodes", encrypted},
 	{"who may call is the AuthorizationPolicy's to say", whoMayCall},
+	{"callers show who they are where that is demanded, and kubelet need not", callersShow},
 	{"a forged request for a certificate is denied, by name", forgedDenied},
 	{"a route and a policy say how many proxies have acknowledged them", programmed},
 	{"an agent writes about its own node only, the controller takes off one taint only", ownNodeOnly},

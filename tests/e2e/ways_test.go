@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,7 +18,8 @@ const served = "served"
 // way is a protocol by which a pod can be called that runs serveAll.
 type way struct {
 	name    string
-	refused string // outcome of a call that is not allowed
+	refused string // outcome of a call that no policy allows
+	reset   string // outcome of one in plaintext where mTLS is demanded
 	// call calls a Service and says a word to it; the outcome is served, or in words what
 	// else came.
 	call func(t *testing.T, from *corev1.Pod, to, word string) string
@@ -27,9 +27,9 @@ type way struct {
 
 // ways are all of them.
 var ways = []way{
-	{"HTTP", "403", overHTTP},
-	{"gRPC", "7", overGRPC},
-	{"TCP", "reset", overTCP},
+	{"HTTP", "403", "reset", overHTTP},
+	{"gRPC", "7", "14", overGRPC},
+	{"TCP", "reset", "reset", overTCP},
 }
 
 // serveAll is a pod that can be called in all ways.
@@ -52,7 +52,7 @@ func overHTTP(t *testing.T, from *corev1.Pod, to, word string) string {
 	case r.Status != 0:
 		return strconv.Itoa(r.Status)
 	}
-	return r.Error
+	return outcomeOfBytes(r.Error)
 }
 
 func overGRPC(t *testing.T, from *corev1.Pod, to, word string) string {
@@ -78,34 +78,50 @@ func overTCP(t *testing.T, from *corev1.Pod, to, word string) string {
 }
 
 func outcomeOfTalk(err error) string {
-	switch {
-	case err == nil:
+	if err == nil {
 		return served
-	case strings.Contains(err.Error(), "connection reset by peer"):
+	}
+	return outcomeOfBytes(err.Error())
+}
+
+// outcomeOfBytes is that of a connection that failed.
+func outcomeOfBytes(failure string) string {
+	if strings.Contains(failure, "connection reset by peer") {
 		return "reset"
 	}
-	return err.Error()
+	return failure
 }
 
 // outcomes are those of all ways, as "HTTP served, gRPC served, TCP served".
 func outcomes(t *testing.T, from *corev1.Pod, to string) string {
 	t.Helper()
-	var all []string
-	for _, w := range ways {
-		all = append(all, w.name+" "+w.call(t, from, to, "word"))
-	}
-	return strings.Join(all, ", ")
+	return outcomesOf(func(w way) string { return w.call(t, from, to, "word") })
 }
 
-// expectedOutcomes are those of a caller that is allowed these ways alone.
+// expectedOutcomes are those of a caller whom policies allow these ways alone.
 func expectedOutcomes(allowed func(way string) bool) string {
+	return outcomesOf(func(w way) string {
+		if allowed(w.name) {
+			return served
+		}
+		return w.refused
+	})
+}
+
+// plaintextOutcomes are those of a caller in plaintext who may come by these ways alone.
+func plaintextOutcomes(allowed func(way string) bool) string {
+	return outcomesOf(func(w way) string {
+		if allowed(w.name) {
+			return served
+		}
+		return w.reset
+	})
+}
+
+func outcomesOf(of func(way) string) string {
 	var all []string
 	for _, w := range ways {
-		outcome := w.refused
-		if allowed(w.name) {
-			outcome = served
-		}
-		all = append(all, fmt.Sprintf("%s %s", w.name, outcome))
+		all = append(all, w.name+" "+of(w))
 	}
 	return strings.Join(all, ", ")
 }

@@ -12,8 +12,8 @@ import (
 )
 
 // talk keeps one connection to an echo server, says a line every -interval and
-// waits for it to come back, until its standard input ends. Any failure ends it, with
-// an error: without one, all lines have come back.
+// waits for it to come back, until its standard input ends. It says so once the first
+// has. Any failure ends it, with an error: without one, all lines have come back.
 func talk(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("app talk", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -30,7 +30,6 @@ func talk(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 		return err
 	}
 	defer conn.Close()
-	fmt.Fprintln(stdout, "connected", conn.LocalAddr(), conn.RemoteAddr())
 
 	ctx = untilEOF(ctx, stdin)
 	lines := bufio.NewReader(conn)
@@ -48,6 +47,9 @@ func talk(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 		}
 		if heard != said {
 			return fmt.Errorf("line %d: heard %q", i, heard)
+		}
+		if i == 1 {
+			fmt.Fprintln(stdout, "connected", conn.LocalAddr(), conn.RemoteAddr())
 		}
 		if sleep(ctx, *interval) != nil {
 			fmt.Fprintln(stdout, "lines", i)
