@@ -62,6 +62,26 @@ func TestAcceptDirect(t *testing.T) {
 	}
 }
 
+// TestWhatCameAsTheListenerClosesIsServed: that its spare descriptor is gone by then says
+// nothing of how many there are.
+func TestWhatCameAsTheListenerClosesIsServed(t *testing.T) {
+	l, to := wrap(t, "127.0.0.1:0")
+	client, err := net.Dial("tcp", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	l.spare.end() // as Close begins
+	c, err := l.Accept(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c.Shed {
+		t.Error("it is shed")
+	}
+}
+
 // TestAcceptExhausted: without descriptors it waits, and goes on when there are.
 func TestAcceptExhausted(t *testing.T) {
 	l, to := wrap(t, "127.0.0.1:0")

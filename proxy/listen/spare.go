@@ -15,12 +15,13 @@ type spare struct {
 	ended bool
 }
 
-// keep sees to it that there is one, and reports whether that can be.
+// keep sees to it that there is one, and reports whether that can be. Of a listener that
+// is being closed there is none, and none is wanting.
 func (s *spare) keep(l *net.TCPListener) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd > 0 || s.ended {
-		return s.fd > 0
+		return true
 	}
 	raw, err := l.SyscallConn()
 	if err != nil {
