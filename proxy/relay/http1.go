@@ -22,9 +22,10 @@ const (
 	// headTimeout is Server.Head's, and how long a body may take that is to be kept.
 	headTimeout = 30 * time.Second
 	// keepAlive is how long a client's connection may be idle, lastIdle how long
-	// once the proxy is to end.
+	// once the proxy is to end. Where nobody accepts before it has, those who call
+	// wait for that: it is much less than mtls.Timeout, which is another proxy's patience.
 	keepAlive = time.Hour
-	lastIdle  = 5 * time.Second
+	lastIdle  = time.Second
 	// lastTrusted is the same of one whose peer is trusted no more.
 	lastTrusted = time.Second
 	// lingering is how long a client that is still sending may take to read an
