@@ -20,6 +20,7 @@ type Conn struct {
 	tls    *tls.Conn
 	wire   *wire
 	peer   string
+	until  time.Time
 	client bool
 
 	verified int64         // when the peer was, in Unix seconds
@@ -39,6 +40,9 @@ var (
 
 // Peer is the other end's SPIFFE ID.
 func (c *Conn) Peer() string { return c.peer }
+
+// Until is when the first of the two certificates ends that it was made with.
+func (c *Conn) Until() time.Time { return c.until }
 
 // ReadNow is sock.Read of what is decrypted. It takes all there is, unless p is full.
 // Errors are unix.EAGAIN, the socket's, TLS's, or an ErrTruncated or ErrRefused.

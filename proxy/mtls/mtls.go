@@ -172,7 +172,7 @@ func handshake(ctx context.Context, tcp *net.TCPConn, first []byte, v *verifier,
 		return nil, v.explain(err)
 	}
 	w.nonblocking = true
-	c.peer, c.client, c.verified = v.peer, v.expected != "", v.verified
+	c.peer, c.until, c.client, c.verified = v.peer, v.until, v.expected != "", v.verified
 	c.trust.Store(v.own.Trust)
 	return c, nil
 }

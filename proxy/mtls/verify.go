@@ -26,6 +26,7 @@ type verifier struct {
 
 	offered *tls.ClientHelloInfo // of a server
 	peer    string               // SPIFFE ID
+	until   time.Time            // the end of the peer's certificate, or of the own
 	failed  *reason.Error
 
 	verified int64 // when that was, in Unix seconds
@@ -65,7 +66,10 @@ func (v *verifier) examine(state tls.ConnectionState) *reason.Error {
 	case v.expected != "" && id.String() != v.expected:
 		return &reason.Error{Reason: reason.PeerIdentity, Err: fmt.Errorf("%s, not %s", id, v.expected)}
 	}
-	v.peer, v.verified = id.String(), now.Unix()
+	v.peer, v.verified, v.until = id.String(), now.Unix(), leaf.NotAfter
+	if own := v.own.Certificate.Leaf.NotAfter; own.Before(v.until) {
+		v.until = own
+	}
 	return nil
 }
 

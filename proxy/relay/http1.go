@@ -67,7 +67,7 @@ type http1Conn struct {
 	upload   *upload
 	awaited  atomic.Pointer[httpUpstream] // for abort
 	aborted  atomic.Bool
-	strange  atomic.Bool // the client's root is trusted no more
+	strange  atomic.Bool // the client's root is trusted no more, or a certificate has ended
 	asked    *http1.Head // the request's, of which policies may change; nil: it is no HTTP to them
 	changed  atomic.Bool // they have
 	poking   sync.Mutex  // is held while awaited is woken for that
@@ -95,6 +95,7 @@ func (s *Server) serveHTTP1(ctx context.Context, c listen.Conn, client *conn, ea
 	h.quick.at = away
 	s.watch(h)
 	defer s.unwatch(h)
+	defer endsWith(client.secure, h.estrange)()
 	defer h.end()
 	if err := s.review().Check(client.secure); err != nil {
 		return 0, err // its root went before it was watched

@@ -77,6 +77,7 @@ func (s *Server) serveHTTP2(ctx context.Context, c listen.Conn, client *conn, d 
 	}
 	s.watch(h)
 	defer s.unwatch(h)
+	defer endsWith(client.secure, h.drain)()
 	if s.draining.Load() {
 		h.server.Drain()
 	}

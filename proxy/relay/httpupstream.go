@@ -74,8 +74,9 @@ func (u *httpUpstream) key() upstream.Key {
 	return key
 }
 
-// Quiet reports whether nothing has come since the last answer.
-func (u *httpUpstream) Quiet() bool { return u.quiet() }
+// Quiet reports whether nothing has come since the last answer, and the connection is
+// good for another request.
+func (u *httpUpstream) Quiet() bool { return u.quiet() && !pastEnd(u.dialled, time.Now()) }
 
 // attemptError is an attempt that failed before the client saw anything of it.
 type attemptError struct {
@@ -155,7 +156,7 @@ func (h *http1Conn) obtain(ctx context.Context, tried []netip.AddrPort, fresh bo
 	if up := h.held; up != nil {
 		h.held = nil
 		err := error(nil)
-		if !fresh && up.quiet() && !up.dialled.Looped() && !h.outdated(up.dialled) {
+		if !fresh && up.quiet() && !up.dialled.Looped() && !h.outdated(up.dialled, time.Now()) {
 			// One that was dialled before there was a request may lead to this very pod.
 			if h.plan.direct {
 				return up, nil
@@ -320,7 +321,7 @@ func (h *http1Conn) giveBack(now time.Time) {
 	h.up = nil
 	switch {
 	case up == nil:
-	case up.spent || len(up.bytes()) > 0 || up.dialled.Looped() || h.outdated(up.dialled):
+	case up.spent || len(up.bytes()) > 0 || up.dialled.Looped() || h.outdated(up.dialled, now):
 		up.Close()
 	case up.shared:
 		h.pool.Put(up.key(), up, now)

@@ -345,7 +345,7 @@ func (h *http1Conn) ordinary() (route.Destination, bool) {
 // or it has to be stood in line for, or may be refused here.
 func (h *http1Conn) reuse() *httpUpstream {
 	if up := h.held; up != nil {
-		if !h.plan.direct && h.toOwn(up.endpoint.Addr) || up.dialled.Looped() || h.outdated(up.dialled) || h.record.accepted.Sub(up.since) >= upstream.Fresh && !up.quiet() {
+		if !h.plan.direct && h.toOwn(up.endpoint.Addr) || up.dialled.Looped() || h.outdated(up.dialled, h.record.accepted) || h.record.accepted.Sub(up.since) >= upstream.Fresh && !up.quiet() {
 			return nil
 		}
 		h.held = nil

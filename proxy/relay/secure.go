@@ -191,6 +191,20 @@ func (s *Server) keyOf(owner upstream.Owner, e route.Endpoint) upstream.Key {
 	return key
 }
 
+// overtime is how long after its certificates' end a client's connection goes on that is
+// not used: a proxy that calls has let go of it by then, and no request crosses the end.
+const overtime = 2 * time.Second
+
+// endsWith has an inbound connection end soon once a certificate has that it was made
+// with: whoever is at its other end has to show another. What it returns is called when
+// the connection has ended.
+func endsWith(secure *mtls.Conn, drain func()) func() bool {
+	if secure == nil {
+		return func() bool { return false }
+	}
+	return time.AfterFunc(time.Until(secure.Until().Add(overtime)), drain).Stop
+}
+
 // secured is an upstream connection whose bytes go through TLS, for package http2.
 type secured struct {
 	*mtls.Conn

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -404,6 +405,74 @@ func TestOtherRootsAreOtherConnections(t *testing.T) {
 		}
 		over(t, near, f)
 	}
+}
+
+// brief is of a certificate that ends soon: it has whole seconds.
+func brief(c *x509.Certificate) {
+	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(2*time.Second)
+}
+
+// TestAConnectionIsUsedNoLongerThanItsCertificates: of the caller, and of the callee.
+func TestAConnectionIsUsedNoLongerThanItsCertificates(t *testing.T) {
+	app := serving2(t, func(http.ResponseWriter, *http.Request) {})
+	for whose, change := range map[string][2]func(*x509.Certificate){"the caller's": {brief, nil}, "the callee's": {nil, brief}} {
+		for _, version := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s, HTTP/%d", whose, version), func(t *testing.T) {
+				t.Parallel()
+				ca := mtlstest.NewCA(t)
+				front, back := ca.Identity(frontID, change[0]), ca.Identity(backID, change[1])
+				f := newFar(t, back, route.Permissive, app)
+				near := newNear(t, front, route.HTTP, f.addr)
+				end := front.Certificate.Leaf.NotAfter
+				if other := back.Certificate.Leaf.NotAfter; other.Before(end) {
+					end = other
+				}
+				got := near.try(t, version)
+				for ; time.Now().Before(end) && got == "200"; time.Sleep(10 * time.Millisecond) {
+					got = near.try(t, version)
+				}
+				if got != "200" && time.Now().Before(end) {
+					t.Fatalf("%s, before the end", got)
+				}
+				// HTTP/2's goes on until the other end has it end.
+				for limit := time.Now().Add(10 * time.Second); version == 2 && got == "200" && time.Now().Before(limit); time.Sleep(10 * time.Millisecond) {
+					got = near.try(t, version)
+				}
+				if got = near.try(t, version); !strings.HasPrefix(got, "503") || !strings.Contains(got, "cert_expired") {
+					t.Errorf("%s, after the end", got)
+				}
+				over(t, near, f)
+			})
+		}
+	}
+}
+
+// TestAnInboundConnectionEndsWithItsCertificates: whatever its client would have.
+func TestAnInboundConnectionEndsWithItsCertificates(t *testing.T) {
+	app := serving(t, func(http.ResponseWriter, *http.Request) {})
+	ca := mtlstest.NewCA(t)
+	f := newFar(t, ca.Identity(backID, nil), route.Permissive, app)
+	conn, err := net.Dial("tcp", f.addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	caller := ca.Identity(frontID, brief)
+	client, err := (&mtls.Handshaker{}).Client(t.Context(), conn.(*net.TCPConn), caller, backID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = client.SetDeadline(time.Now().Add(20 * time.Second))
+	r := bufio.NewReader(client)
+	if _, err := io.WriteString(client, hello); err != nil {
+		t.Fatal(err)
+	}
+	answered(t, r, "GET")
+	_, err = r.ReadByte()
+	if after := time.Since(caller.Certificate.Leaf.NotAfter); after < 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%s after the certificate: %v", after, err)
+	}
+	f.ended(t)
 }
 
 // TestWhatAPortTakes: plain connections, an application's own TLS, servers that speak

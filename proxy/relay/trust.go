@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net"
+	"time"
 
 	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/upstream"
@@ -23,7 +24,14 @@ func (s *Server) review() *mtls.Review {
 
 // distrust has the connection end if its client is trusted no more.
 func (h *http1Conn) distrust(review *mtls.Review) {
-	if review.Check(h.client.secure) == nil || h.strange.Swap(true) {
+	if review.Check(h.client.secure) != nil {
+		h.estrange()
+	}
+}
+
+// estrange has the connection end with the request that it carries.
+func (h *http1Conn) estrange() {
+	if h.strange.Swap(true) {
 		return
 	}
 	h.idle.shorten(h.client, lastTrusted)
@@ -42,13 +50,20 @@ func (h *http2Conn) distrust(review *mtls.Review) {
 }
 
 // outdated reports whether a connection to an endpoint was made under other roots than
-// those of now.
-func (s *Server) outdated(c *upstream.Conn) bool { return c.Secure != nil && c.Trust != s.TLS.Trust() }
+// those of now, or with a certificate that has ended.
+func (s *Server) outdated(c *upstream.Conn, now time.Time) bool {
+	return c.Secure != nil && c.Trust != s.TLS.Trust() || pastEnd(c, now)
+}
+
+// pastEnd reports whether a certificate has ended that a connection was made with.
+func pastEnd(c *upstream.Conn, now time.Time) bool {
+	return c.Secure != nil && !now.Before(c.Secure.Until())
+}
 
 // usable is outdated for package http2.
 func (s *Server) usable(c net.Conn) bool {
 	to, secure := c.(secured)
-	return !secure || !s.outdated(to.dialled)
+	return !secure || !s.outdated(to.dialled, time.Now())
 }
 
 // closeOutdated closes connections that are kept for others and outdated.
