@@ -53,6 +53,7 @@ var disturbing = []promise{
 	{"without an agent new pods wait and running ones go on", agentAway},
 	{"without the API server agents and proxies start again and traffic goes on", apiAway},
 	{"a controller that ends, or is killed, is followed by the other", controllerFollowed},
+	{"clocks may differ by 10 minutes, and where a certificate has ended calls fail until there is another", certificatesEnd},
 	{"a node that registers with the taint keeps it until its agent is ready", taintedUntilReady},
 	{"after a reboot no captured pod runs uncaptured", rebooted},
 	{"a restart of the DaemonSet leaves the chain as it is, all the time", restarted},
