@@ -42,14 +42,15 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 	switch declared {
 	case route.Opaque:
 	case route.Undeclared:
-		if silence, refused := s.refusedOpaque(c); refused {
+		silence, refused := s.refusedOpaque(c)
+		if refused {
 			// No connection is opened for whom nothing but a request is allowed.
 			protocol = s.look(client, time.Now().Add(silence))
-			break
-		}
-		var err error
-		if early, picked, err = s.overture(ctx, c, client, d, r); err != nil {
-			return 0, err
+		} else {
+			var err error
+			if early, picked, err = s.overture(ctx, c, client, d, r); err != nil {
+				return 0, err
+			}
 		}
 		if s.saysHello(c, client) {
 			if early != nil {
@@ -66,7 +67,7 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 			}
 			early, picked = nil, pick{}
 		}
-		if len(client.bytes()) > 0 {
+		if !refused && len(client.bytes()) > 0 {
 			protocol = s.look(client, time.Now().Add(sniffTimeout))
 		}
 	default:

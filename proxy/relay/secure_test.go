@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/mtls/mtlstest"
@@ -572,17 +573,25 @@ type readFirst struct {
 func (r readFirst) Read(p []byte) (int, error) { return r.Reader.Read(p) }
 
 // TestAProxyIsKnownHoweverItIsAwaited: where plain connections are the rule, and where
-// it may take its time to say hello.
+// it may take its time to say hello; and where nobody else is allowed.
 func TestAProxyIsKnownHoweverItIsAwaited(t *testing.T) {
+	front := authz.Source{TrustDomain: mtlstest.TrustDomain, Namespace: "shop", ServiceAccount: "front"}
 	for _, mode := range []route.PeerMode{route.Permissive, route.Strict, route.Disable} {
-		app := serving2(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "served") })
-		near, far := inMesh(t, route.HTTP, mode, app)
-		for _, version := range []int{1, 2} {
-			if got := near.try(t, version); got != "200" {
-				t.Errorf("mode %d, HTTP/%d: %q", mode, version, got)
+		for _, governed := range []bool{false, true} {
+			app := serving2(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "served") })
+			ca, config := mtlstest.NewCA(t), &fakeConfig{peers: mode}
+			if governed {
+				config.govern(t, allowing(authz.Rule{Sources: []authz.Source{front}}))
 			}
+			far := newFarOf(t, ca.Identity(backID, nil), config, app)
+			near := newNear(t, ca.Identity(frontID, nil), route.HTTP, far.addr)
+			for _, version := range []int{1, 2} {
+				if got := near.try(t, version); got != "200" {
+					t.Errorf("mode %d, governed %t, HTTP/%d: %q", mode, governed, version, got)
+				}
+			}
+			over(t, near, far)
 		}
-		over(t, near, far)
 	}
 }
 
