@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,16 +22,19 @@ import (
 )
 
 // apiAway takes the API server away. Meanwhile the agents are killed and start
-// again, and so do proxies on both sides: all of them on what was known last, and with
-// the certificates that they had, as whoever shows none is refused all the time. What
-// is run in pods is run by the machine, as kubectl exec would need the server.
+// again, and so do proxies on both sides, and others are upgraded: all of them on what was
+// known last, and with the certificates that they had, as whoever shows none is refused all
+// the time. What is run in pods is run by the machine, as kubectl exec would need the server.
 func apiAway(t *testing.T) {
 	ns := newNamespace(t, captured())
+	next := buildProxy(t)
 	back, echo, unseen := service(t, ns, "back", 8080), service(t, ns, "echo", 9000), service(t, ns, "unseen", 8080)
 	pods := startAll(t, ns, onNode(appPod("back", "serve"), 1), onNode(appPod("echo", "serve", "-echo", ":9000"), 1),
 		onNode(appPod("unseen", "serve"), 1), onNode(appPod("front", "serve"), 0), onNode(appPod("crashes", "serve"), 0))
 	plain := start(t, ns, onNode(labelled(appPod("plain", "serve"), captureLabel, "disabled"), 0))
 	front, crashes := pods[3], pods[4]
+	// A callee's proxy, that of one who is not called, and a caller's.
+	victims := []*corev1.Pod{pods[0], pods[2], crashes}
 	expectCaptured(t, pods...)
 	for _, pod := range pods {
 		identified(t, pod)
@@ -57,8 +61,9 @@ func apiAway(t *testing.T) {
 
 	agents, err := bed.agentPods(t.Context())
 	must(t, err)
-	load := load{beginLocally(t, front, "get", "-n", "0", "-interval", "20ms", urlOf(back))}
-	load.waitFor(t, 5)
+	loads := []load{beginLoadLocally(t, front, urlOf(back)), beginLoadLocally(t, crashes, urlOf(back))}
+	waitForEach(t, loads, 5)
+	certificates := leavesOf(t, victims)
 	talk := beginLocally(t, front, "talk", echo.Spec.ClusterIP+":9000")
 	waitSaid(t, talk, "connected")
 
@@ -69,7 +74,7 @@ func apiAway(t *testing.T) {
 	})
 	must(t, bed.Fabric.Stop(t.Context(), "kube-apiserver"))
 	away := time.Now()
-	load.waitFor(t, 20)
+	waitForEach(t, loads, 20)
 
 	for _, pod := range agents {
 		node := bed.node(pod.Spec.NodeName)
@@ -83,26 +88,29 @@ func apiAway(t *testing.T) {
 			return nil
 		})
 	}
-	old, others := proxyOf(t, crashes), proxyOf(t, pods[2])
-	for node, proxy := range map[*cluster.Node]process{bed.Nodes[0]: old, bed.Nodes[1]: others} {
-		waitIdentityKept(t, node, proxy)
-		must(t, proxy.kill())
-	}
+	killing, killed := crash(t, victims)
 	// A destination that none of the proxies has heard of, and one whose proxy is new.
 	for _, from := range []*corev1.Pod{front, crashes} {
 		began := time.Now()
 		allServed(t, from.Name+", to what its proxy has not seen", getLocally(t, from, "-n", "3", urlOf(unseen)))
 		t.Logf("%s reached what its proxy had not seen after %s", from.Name, time.Since(began).Round(time.Millisecond))
 	}
-	if proxyOf(t, crashes).pid == old.pid || proxyOf(t, pods[2]).pid == others.pid {
-		t.Errorf("the proxies %d and %d were not both killed", old.pid, others.pid)
-	}
+	waitForEach(t, loads, 20)
+	sameLeaves(t, "after a crash", victims, certificates)
+	strangerRefused()
+	upgrade(t, victims, next)
+	waitForEach(t, loads, 20)
+	sameLeaves(t, "after an upgrade", victims, certificates)
 	strangerRefused()
 	expectCaptured(t, pods...)
-	load.waitFor(t, 20)
+	waitForEach(t, loads, 20)
 	t.Logf("the API server was away for %s", time.Since(away).Round(100*time.Millisecond))
 	must(t, startAPI(t.Context()))
-	allServed(t, "while the API server was away", load.end(t))
+	for _, load := range loads {
+		allServed(t, "while the API server was away, "+load.what, slices.DeleteFunc(load.end(t), func(r report.Result) bool {
+			return r.Start.Before(killed) && r.Start.Add(r.Took).After(killing) // under way at a proxy that crashed
+		}))
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), soon)
 	defer cancel()
 	if said, err := talk.finish(ctx); err != nil {
@@ -281,6 +289,20 @@ func beginLocally(t *testing.T, pod *corev1.Pod, args ...string) *command {
 	go func() { c.done <- cmd.Wait() }()
 	t.Cleanup(func() { stdin.Close() })
 	return c
+}
+
+// beginLoadLocally is beginLoad without the API server.
+func beginLoadLocally(t *testing.T, pod *corev1.Pod, url string) load {
+	t.Helper()
+	return load{beginLocally(t, pod, "get", "-n", "0", "-interval", "20ms", url)}
+}
+
+// waitForEach waits until each loop has got n results more.
+func waitForEach(t *testing.T, loads []load, n int) {
+	t.Helper()
+	for _, l := range loads {
+		l.waitFor(t, n)
+	}
 }
 
 // getLocally is get without the API server.

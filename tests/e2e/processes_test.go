@@ -106,8 +106,27 @@ func (p process) status() (map[string][]string, error) {
 	return status, nil
 }
 
-// kill sends SIGKILL.
-func (p process) kill() error { return unix.Kill(p.pid, unix.SIGKILL) }
+// kill sends SIGKILL, and returns when the process has ended: until then it may accept
+// connections still.
+func (p process) kill() error {
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if err != nil {
+		return fmt.Errorf("pid %d: %w", p.pid, err)
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil {
+		return fmt.Errorf("pid %d: %w", p.pid, err)
+	}
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		if !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// end sends SIGTERM.
+func (p process) end() error { return unix.Kill(p.pid, unix.SIGTERM) }
 
 // inode is the number of the file behind a path.
 func inode(path string) (uint64, error) {
