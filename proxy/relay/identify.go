@@ -38,11 +38,14 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 	}
 	var early *upstream.Conn
 	var picked pick
-	protocol := sniff.Opaque
-	switch declared {
-	case route.Opaque:
-	case route.Undeclared:
+	protocol, opaque := sniff.Opaque, declared == route.Opaque
+	switch {
+	case opaque && !s.mayBeProxy(c, client):
+	case opaque, declared == route.Undeclared:
 		silence, refused := s.refusedOpaque(c)
+		if opaque {
+			silence = refusedSilence // no request of HTTP is waited for
+		}
 		if refused {
 			// No connection is opened for whom nothing but a request is allowed.
 			protocol = s.look(client, time.Now().Add(silence))
@@ -67,7 +70,10 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 			}
 			early, picked = nil, pick{}
 		}
-		if !refused && len(client.bytes()) > 0 {
+		switch {
+		case opaque:
+			protocol = sniff.Opaque
+		case !refused && len(client.bytes()) > 0:
 			protocol = s.look(client, time.Now().Add(sniffTimeout))
 		}
 	default:

@@ -128,10 +128,14 @@ func (s *Server) accepts(ctx context.Context, c *listen.Conn, client *conn) erro
 	return nil
 }
 
+// mayBeProxy reports whether a client may be a proxy that has not said hello yet.
+func (s *Server) mayBeProxy(c listen.Conn, client *conn) bool {
+	return c.Direction == listen.Inbound && s.TLS != nil && client.secure == nil
+}
+
 // saysHello reports whether an inbound client that was not waited for may be a proxy.
 func (s *Server) saysHello(c listen.Conn, client *conn) bool {
-	return c.Direction == listen.Inbound && s.TLS != nil && client.secure == nil &&
-		len(client.bytes()) > 0 && sniff.LookHello(client.bytes(), mtls.Protocol) != sniff.HelloNone
+	return s.mayBeProxy(c, client) && len(client.bytes()) > 0 && sniff.LookHello(client.bytes(), mtls.Protocol) != sniff.HelloNone
 }
 
 // reach connects to an endpoint, with mTLS if it has to show its identity. One of this

@@ -595,6 +595,27 @@ func TestAProxyIsKnownHoweverItIsAwaited(t *testing.T) {
 	}
 }
 
+// TestAProxyIsKnownWhereNobodyLooks: on a port that is opaque.
+func TestAProxyIsKnownWhereNobodyLooks(t *testing.T) {
+	front := authz.Source{TrustDomain: mtlstest.TrustDomain, Namespace: "shop", ServiceAccount: "front"}
+	for _, mode := range []route.PeerMode{route.Permissive, route.Strict, route.Disable} {
+		for _, governed := range []bool{false, true} {
+			app := echoing(t)
+			ca, config := mtlstest.NewCA(t), &fakeConfig{peers: mode, opaque: app.Port()}
+			if governed {
+				config.govern(t, allowing(authz.Rule{Sources: []authz.Source{front}}))
+			}
+			far := newFarOf(t, ca.Identity(backID, nil), config, app)
+			near := newNear(t, ca.Identity(frontID, nil), route.Opaque, far.addr)
+			exchange(t, near.conn(t, listen.Outbound, vip), 16)
+			_, inbound := over(t, near, far)
+			if len(inbound) != 1 || inbound[0].Reason != "" || inbound[0].PeerIdentity != frontID {
+				t.Errorf("mode %d, governed %t: records %v", mode, governed, inbound)
+			}
+		}
+	}
+}
+
 // TestAnEndpointOfThisVeryPodIsNotGoneToThroughAProxy: it is handed over in here.
 func TestAnEndpointOfThisVeryPodIsNotGoneToThroughAProxy(t *testing.T) {
 	ca := mtlstest.NewCA(t)
