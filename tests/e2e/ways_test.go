@@ -73,7 +73,7 @@ func overTCP(t *testing.T, from *corev1.Pod, to, word string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
 	defer cancel()
-	_, err := begin(t, from, "talk", "-word", word, to+":9000").finish(ctx)
+	_, err := begin(t, from, "talk", "-n", "1", "-word", word, to+":9000").wait(ctx)
 	return outcomeOfTalk(err)
 }
 

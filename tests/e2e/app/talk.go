@@ -12,12 +12,13 @@ import (
 )
 
 // talk keeps one connection to an echo server, says a line every -interval and
-// waits for it to come back, until its standard input ends. It says so once the first
-// has. Any failure ends it, with an error: without one, all lines have come back.
+// waits for it to come back, -n times or until its standard input ends. It says so once
+// the first has. Any failure ends it, with an error: without one, all lines have come back.
 func talk(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("app talk", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	interval := flags.Duration("interval", 50*time.Millisecond, "pause between lines")
+	n := flags.Int("n", 0, "lines to say; 0: until standard input ends")
 	word := flags.String("word", "line", "what each line begins with")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -31,7 +32,9 @@ func talk(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	}
 	defer conn.Close()
 
-	ctx = untilEOF(ctx, stdin)
+	if *n == 0 {
+		ctx = untilEOF(ctx, stdin)
+	}
 	lines := bufio.NewReader(conn)
 	for i := 1; ; i++ {
 		if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
@@ -51,7 +54,7 @@ func talk(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 		if i == 1 {
 			fmt.Fprintln(stdout, "connected", conn.LocalAddr(), conn.RemoteAddr())
 		}
-		if sleep(ctx, *interval) != nil {
+		if i == *n || sleep(ctx, *interval) != nil {
 			fmt.Fprintln(stdout, "lines", i)
 			return nil
 		}
