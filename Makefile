@@ -115,7 +115,7 @@ unit: ## unit tests with the race detector; some need root and say so
 fuzz: ## each fuzz target for FUZZTIME
 	.ci/fuzz
 
-.PHONY: netns demo-test verbs old-runtime cycles first-packets rotations environments interop cluster-test e2e conformance bench-smoke
+.PHONY: netns demo-test verbs old-runtime cycles first-packets rotations environments interop cluster-test e2e cluster-rotations conformance bench-smoke
 netns: ## rules, proxies and kernel in network namespaces; needs root
 	$(TEST) -timeout 5m ./tests/netns
 	$(TEST) -timeout 2m -run ClientAddressMany ./proxy
@@ -141,6 +141,8 @@ bench-smoke: ## the benchmarks run, for seconds; nothing is judged; needs root
 	$(TEST) -timeout 5m ./tests/bench/...
 e2e: ## Weir on a real Kubernetes; needs root
 	$(TEST) -timeout 20m ./tests/e2e
+cluster-rotations: ## the same as rotations on a real Kubernetes, by CertificateSigningRequests: ROTATIONS (200), TAKEOVERS (10); needs root
+	$(TEST) -timeout 60m -run 'TestWeir/certificates_are_renewed' ./tests/e2e -rotations $(or $(ROTATIONS),200) -takeovers $(or $(TAKEOVERS),10)
 conformance: ## the Gateway API's mesh conformance suite; its report goes to tests/conformance/reports; needs root
 	$(GO) run ./tests/conformance $(CONFORMANCE_FLAGS)
 

@@ -52,6 +52,7 @@ var disturbing = []promise{
 	{"an agent that is killed is not missed", agentKilled},
 	{"without an agent new pods wait and running ones go on", agentAway},
 	{"without the API server agents and proxies start again and traffic goes on", apiAway},
+	{"certificates are renewed and CAs take over, and no request fails", rotated},
 	{"a controller that ends, or is killed, is followed by the other", controllerFollowed},
 	{"clocks may differ by 10 minutes, and where a certificate has ended calls fail until there is another", certificatesEnd},
 	{"a node that registers with the taint keeps it until its agent is ready", taintedUntilReady},
