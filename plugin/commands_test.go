@@ -128,7 +128,7 @@ func TestCheck(t *testing.T) {
 			pod.Run(t, "nft", "add", "rule", "inet", "weir", "guard", "tcp", "dport", "22", "accept")
 		}, "chain guard: rule"},
 		"a foreign chain":           {func(t *testing.T, _ *agent, pod *nstest.NS) { pod.Run(t, "nft", "add", "chain", "inet", "weir", "x") }, "chain x is not ours"},
-		"a bypass cgroup made anew": {func(_ *testing.T, a *agent, _ *nstest.NS) { a.checked.Spec.BypassId++ }, "chain out: rule 2"},
+		"a bypass cgroup made anew": {func(_ *testing.T, a *agent, _ *nstest.NS) { a.checked.Spec.BypassId++ }, "chain guard_out: rule 3"},
 		"the proxy is gone":         {func(_ *testing.T, a *agent, _ *nstest.NS) { a.checked.Fault = "the proxy does not run" }, "the proxy does not run"},
 		"not to be captured":        {func(_ *testing.T, a *agent, _ *nstest.NS) { a.checked = nil }, "there are capture rules"},
 	} {

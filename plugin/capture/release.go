@@ -11,7 +11,7 @@ import "slices"
 func Released(s Spec) Ruleset {
 	out := Rules(s)
 	out.Counters = []string{GuardPort}
-	out.Chains = slices.DeleteFunc(out.Chains, func(c Chain) bool { return c.Name == "quic" })
+	out.Chains = slices.DeleteFunc(out.Chains, func(c Chain) bool { return c.Name == "guard_out" })
 	hold := []Rule{{Matches: []Match{FirstPacket{}, Untranslated{}}, Verdict: Verdict{Kind: Return}}}
 	for i := range out.Chains {
 		switch c := &out.Chains[i]; {

@@ -17,7 +17,8 @@ const (
 	OutOwn      = "out_own"      // the proxy's own connections, let by
 	GuardPort   = "guard_port"   // refused packets of direct dials to the proxy's ports
 	GuardMissed = "guard_missed" // refused: arrived while nobody listened (see guard)
-	QUICRefused = "quic_refused" // refused datagrams to UDP port 443 (see quic)
+	GuardOut    = "guard_out"    // refused: would leave without having been turned aside (see leaving)
+	QUICRefused = "quic_refused" // refused datagrams to UDP port 443 (see refuseQUIC)
 )
 
 // Ruleset is what a pod's network namespace is to hold: plain data, in one
@@ -131,15 +132,14 @@ const (
 func Rules(s Spec) Ruleset {
 	n := normal(s)
 	r := Ruleset{
-		Counters: []string{InTurned, OutTurned, OutOwn, GuardPort, GuardMissed},
-		Chains:   []Chain{inbound(n), outbound(n), guard(n)},
+		Counters: []string{InTurned, OutTurned, OutOwn, GuardPort, GuardMissed, GuardOut},
+		Chains:   []Chain{leaving(n), inbound(n), outbound(n), guard(n)},
 	}
 	if n.KeepClient {
 		r.Chains = append([]Chain{client(n)}, r.Chains...)
 	}
 	if n.RefuseQUIC {
 		r.Counters = append(r.Counters, QUICRefused)
-		r.Chains = append(r.Chains, quic(n))
 	}
 	return r
 }
@@ -181,18 +181,44 @@ func outbound(s Spec) Chain {
 		{Matches: []Match{OwnSocket{s.Bypass}}, Counter: OutOwn, Verdict: Verdict{Kind: Return}},
 	}
 	rules = append(rules, leaveOutbound(s)...)
-	rules = append(rules, leavePorts(s.ExcludeOutboundPorts)...)
-	turn := func(where ...Match) Rule {
-		matches := append([]Match{FirstPacket{}}, onlyPorts(s.IncludeOutboundPorts)...)
-		return Rule{Matches: append(matches, where...), Counter: OutTurned, Verdict: Verdict{Redirect, s.OutboundPort}}
+	rules = append(rules, dialled(s, Rule{Counter: OutTurned, Verdict: Verdict{Redirect, s.OutboundPort}})...)
+	return Chain{Name: "out", Type: "nat", Hook: "output", Priority: natPriority, Rules: rules}
+}
+
+// dialled does something with what a Spec captures of what is dialled, after
+// leaveOutbound.
+func dialled(s Spec, what Rule, more ...Match) []Rule {
+	rules := leavePorts(s.ExcludeOutboundPorts)
+	where := append([]Match{FirstPacket{}}, onlyPorts(s.IncludeOutboundPorts)...)
+	rule := func(to ...Match) Rule {
+		return Rule{Matches: slices.Concat(where, to, more), Counter: what.Counter, Verdict: what.Verdict}
 	}
 	if len(s.IncludeOutboundCIDRs) == 0 {
-		rules = append(rules, turn())
+		return append(rules, rule())
 	}
 	for _, prefixes := range families(s.IncludeOutboundCIDRs) {
-		rules = append(rules, turn(DestAddr{prefixes}))
+		rules = append(rules, rule(DestAddr{prefixes}))
 	}
-	return Chain{Name: "out", Type: "nat", Hook: "output", Priority: natPriority, Rules: rules}
+	return rules
+}
+
+// leaving refuses what is not to leave the pod. First of all what outbound was not asked
+// about: a connection from the port that the proxy dialled the same address from, and had
+// no answer; for two minutes conntrack takes it for that one, which is not turned aside.
+// (What is turned aside leaves by lo from here on.) And QUIC, where that is asked for. It
+// is the first chain, which iptables puts in force last.
+func leaving(s Spec) Chain {
+	rules := []Rule{
+		leave(Loopback{Out: true}),
+		{Matches: []Match{FirstPacket{Not: true}}, Verdict: Verdict{Kind: Return}}, // as in guard
+		leave(OwnSocket{s.Bypass}),
+	}
+	rules = append(rules, leaveOutbound(s)...)
+	if s.RefuseQUIC {
+		rules = append(rules, refuseQUIC(s)...)
+	}
+	rules = append(rules, dialled(s, Rule{Counter: GuardOut, Verdict: Verdict{Kind: Reject}}, Untranslated{})...)
+	return Chain{Name: "guard_out", Type: "filter", Hook: "output", Priority: guardPriority, Rules: rules}
 }
 
 // guard refuses two things. Direct dials of the proxy's own ports, from inside

@@ -86,6 +86,24 @@ var checks = map[string]check{
 		w.proxy.forget()
 		return errors.Join(w.udp(f.peer, f, true), w.udp(f.pod, f, false), w.proxy.idle())
 	},
+	"what conntrack takes for a call of the proxy's is refused": func(w *world, f family) error {
+		// Nobody answers, so that conntrack waits on.
+		to := at(f.nobody, 8080)
+		if err := w.dialInVain(to); err != nil {
+			return err
+		}
+		var err error
+		w.pod.Do(func() {
+			var c net.Conn
+			if c, err = (&net.Dialer{Timeout: time.Second, LocalAddr: &net.TCPAddr{Port: inVain}}).Dial("tcp", to); err == nil {
+				c.Close()
+			}
+		})
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("from the proxy's port: %w", err)
+		}
+		return nil
+	},
 	"both directions half-close": func(w *world, f family) error {
 		return serving(w.peer, ":8085", func() error {
 			c, err := dial(w.pod, at(f.peer, 8085))
@@ -111,6 +129,27 @@ func (w *world) dialAsProxyUID(addr string) error {
 	}
 	if !captured {
 		return errors.New("a process with the proxy's uid was not captured")
+	}
+	return nil
+}
+
+// inVain is the port that dialInVain dials from.
+const inVain = 20_001
+
+// dialInVain dials from the proxy's cgroup, and wants no answer.
+func (w *world) dialInVain(addr string) error {
+	dir, err := os.Open(w.cgroup.Dir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), asDialer+"="+addr, fmt.Sprintf("%s=%d", dialFrom, inVain))
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	var said []byte
+	w.pod.Do(func() { said, err = cmd.CombinedOutput() })
+	if err == nil || !strings.Contains(string(said), "i/o timeout") {
+		return fmt.Errorf("as the proxy: %w: %s", err, said)
 	}
 	return nil
 }
@@ -225,6 +264,9 @@ func TestEachRuleMatters(t *testing.T) {
 		"in: own ports captured":     {gone("in", "dport"), "the proxy's ports are refused from outside"},
 		"in: UDP is captured":        {gone("in", "redirect") + `; nft add rule inet weir in meta l4proto { tcp, udp } socket transparent "<=" 1 redirect to :15006`, "UDP passes"},
 		"guard: ports open":          {gone("guard", "dport"), "the proxy's ports are refused from inside"},
+		"guard_out: gone":            {"nft flush chain inet weir guard_out", "what conntrack takes for a call of the proxy's is refused"},
+		"guard_out: lo is guarded":   {gone("guard_out", "oif"), "the pod to itself is direct"},
+		"guard_out: bypass gone":     {gone("guard_out", "cgroupv2"), "outbound is captured"},
 		"guard: refuses too much":    {"nft insert rule inet weir guard tcp dport '{ 15001, 15006 }' reject with tcp reset", "outbound is captured"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -261,7 +303,7 @@ func TestDeleteRule(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range families {
-		err := serving(w.peer, ":8080", func() error { return w.direct(w.pod, at(f.peer, 8080)) })
+		err := serving(w.peer, ":8080", func() error { return w.refused(w.pod, at(f.peer, 8080)) })
 		if err := errors.Join(err, checks["inbound is captured"](w, f)); err != nil {
 			t.Error(err)
 		}
@@ -448,6 +490,7 @@ func TestCounters(t *testing.T) {
 				{"inbound is captured", map[string]uint64{capture.InTurned: 1}},
 				{"the proxy's ports are refused from outside", map[string]uint64{capture.GuardPort: 2}},
 				{"a closed port is refused", map[string]uint64{capture.GuardMissed: 1}},
+				{"what conntrack takes for a call of the proxy's is refused", map[string]uint64{capture.OutOwn: 1, capture.GuardOut: 1}},
 				{"the pod to itself is direct", nil},
 				{"UDP passes", nil},
 			} {

@@ -345,7 +345,7 @@ func TestEachOptionalRuleMatters(t *testing.T) {
 	gone := func(chain, words string) string {
 		return fmt.Sprintf(`nft delete rule inet weir %s handle $(nft -a list chain inet weir %[1]s | sed -n 's/.*%s.*handle //p' | head -1)`, chain, words)
 	}
-	refuse := "; nft add rule inet weir quic udp dport 443 reject with icmpx "
+	refuse := "; nft add rule inet weir guard_out udp dport 443 reject with icmpx "
 	w := newWorld(t, b, 1<<20)
 	w.newSecondWire(t)
 	for name, c := range map[string]struct{ script, sees string }{
@@ -359,18 +359,18 @@ func TestEachOptionalRuleMatters(t *testing.T) {
 		"in: every interface":           {"nft insert rule inet weir in iifname != lo return", "what enters by an excluded interface is not captured"},
 		"guard: interface gone":         {gone("guard", "iifname.*"+excludedIface), "what enters by an excluded interface is not captured"},
 		"guard: interface let by whole": {"nft insert rule inet weir guard iifname " + excludedIface + " return", "the proxy's ports are refused by every interface"},
-		"quic: reject gone":             {gone("quic", "reject"), "QUIC is refused"},
-		"quic: silent":                  {gone("quic", "reject") + "; nft add rule inet weir quic udp dport 443 drop", "QUIC is refused"},
-		"quic: another ICMP error":      {gone("quic", "reject") + refuse + "admin-prohibited", "QUIC is refused"},
-		"quic: all ports":               {"nft add rule inet weir quic meta l4proto udp reject", "other UDP passes"},
+		"quic: reject gone":             {gone("guard_out", "reject"), "QUIC is refused"},
+		"quic: silent":                  {gone("guard_out", "reject") + "; nft add rule inet weir guard_out udp dport 443 drop", "QUIC is refused"},
+		"quic: another ICMP error":      {gone("guard_out", "reject") + refuse + "admin-prohibited", "QUIC is refused"},
+		"quic: all ports":               {"nft add rule inet weir guard_out meta l4proto udp reject", "other UDP passes"},
 		"out: not port 443":             {"nft insert rule inet weir out tcp dport 443 return", "TCP to port 443 is captured"},
 		"guard: silent":                 {"nft insert rule inet weir guard iifname " + excludedIface + " drop", "a closed port is refused by every interface"},
-		"quic: bypass gone":             {gone("quic", "cgroupv2"), "QUIC of the proxy passes"},
-		"quic: lo gone":                 {gone("quic", "oif "), "QUIC to the pod, and of the pod to itself, passes"},
-		"quic: users gone":              {gone("quic", "skuid"), "QUIC of an excluded user passes"},
-		"quic: groups gone":             {gone("quic", "skgid"), "QUIC of an excluded group passes"},
-		"quic: interface gone":          {gone("quic", "oifname.*"+excludedIface), "QUIC by an excluded interface passes"},
-		"quic: sources too":             {"nft add rule inet weir quic udp sport 443 reject", "QUIC to the pod, and of the pod to itself, passes"},
+		"quic: bypass gone":             {gone("guard_out", "cgroupv2"), "QUIC of the proxy passes"},
+		"quic: lo gone":                 {gone("guard_out", "oif "), "QUIC to the pod, and of the pod to itself, passes"},
+		"quic: users gone":              {gone("guard_out", "skuid"), "QUIC of an excluded user passes"},
+		"quic: groups gone":             {gone("guard_out", "skgid"), "QUIC of an excluded group passes"},
+		"quic: interface gone":          {gone("guard_out", "oifname.*"+excludedIface), "QUIC by an excluded interface passes"},
+		"quic: sources too":             {"nft add rule inet weir guard_out udp sport 443 reject", "QUIC to the pod, and of the pod to itself, passes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w.apply(t, options) // whole again

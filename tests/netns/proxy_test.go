@@ -26,6 +26,7 @@ const (
 	asProxy  = "WEIR_NETNS_TEST_PROXY" // the value is how many connections it takes
 	asDialer = "WEIR_NETNS_TEST_DIAL"  // the value is an address
 	asSender = "WEIR_NETNS_TEST_SEND"  // the value is an address
+	dialFrom = "WEIR_NETNS_TEST_FROM"  // for asDialer: the value is a port
 
 	proxyUID = 23456
 	// A bypass that does not work is a storm of connections; this ends it.
@@ -150,7 +151,8 @@ func originalDst(c *net.TCPConn) (netip.AddrPort, error) {
 
 // dialMain dials, and prints what the server says first.
 func dialMain(addr string) int {
-	c, err := net.DialTimeout("tcp", addr, time.Second)
+	port, _ := strconv.Atoi(os.Getenv(dialFrom)) // none: any
+	c, err := (&net.Dialer{Timeout: time.Second, LocalAddr: &net.TCPAddr{Port: port}}).Dial("tcp", addr)
 	if err != nil {
 		fmt.Println(err)
 		return 1

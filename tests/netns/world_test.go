@@ -68,13 +68,14 @@ type family struct {
 	pod, peer, own netip.Addr
 	other          netip.Addr // another address of the peer
 	vip, ownVIP    netip.Addr // addresses of nobody, which the proxy has lead to the peer and to the pod
+	nobody         netip.Addr // an address of nobody
 }
 
 var families = []family{
 	{"IPv4", netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("10.77.0.1"), netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.1"),
-		netip.MustParseAddr("10.96.0.77"), netip.MustParseAddr("10.96.0.78")},
+		netip.MustParseAddr("10.96.0.77"), netip.MustParseAddr("10.96.0.78"), netip.MustParseAddr("10.96.0.79")},
 	{"IPv6", netip.MustParseAddr("fd77::2"), netip.MustParseAddr("fd77::1"), netip.MustParseAddr("::1"), netip.MustParseAddr("2001:db8::1"),
-		netip.MustParseAddr("fd96::77"), netip.MustParseAddr("fd96::78")},
+		netip.MustParseAddr("fd96::77"), netip.MustParseAddr("fd96::78"), netip.MustParseAddr("fd96::79")},
 }
 
 // stacks are the families that a pod may have.

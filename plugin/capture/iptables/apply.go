@@ -11,10 +11,10 @@ import (
 
 // ours are all chains that there may be.
 var ours = []chain{
+	{table: "filter", builtin: "OUTPUT", name: "WEIR_GUARD_OUT"},
 	{table: "nat", builtin: "PREROUTING", name: "WEIR_IN"},
 	{table: "nat", builtin: "OUTPUT", name: "WEIR_OUT"},
 	{table: "filter", builtin: "INPUT", name: "WEIR_GUARD"},
-	{table: "filter", builtin: "OUTPUT", name: "WEIR_QUIC"},
 }
 
 // without are those of ours that chains have not.

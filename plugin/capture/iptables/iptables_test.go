@@ -45,6 +45,10 @@ func lines(t *testing.T, s capture.Spec, v6 bool) string {
 func TestRender(t *testing.T) {
 	got := lines(t, spec(capture.Bypass{Path: "weir", ID: 1, Level: 1}), false)
 	want := strings.TrimLeft(`
+-t filter -A WEIR_GUARD_OUT -o lo -j RETURN
+-t filter -A WEIR_GUARD_OUT -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN
+-t filter -A WEIR_GUARD_OUT -m cgroup --path weir -j RETURN
+-t filter -A WEIR_GUARD_OUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack ! --ctstate DNAT -m comment --comment weir:guard_out -j REJECT --reject-with tcp-reset
 -t nat -A WEIR_IN -i lo -j RETURN
 -t nat -A WEIR_IN -m addrtype ! --dst-type LOCAL -j RETURN
 -t nat -A WEIR_IN -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j RETURN
@@ -105,6 +109,13 @@ func TestRenderExclusions(t *testing.T) {
 		}
 	}
 	want := strings.TrimLeft(`
+-t filter -A WEIR_GUARD_OUT -o net1 -j RETURN
+-t filter -A WEIR_GUARD_OUT -o net2 -j RETURN
+-t filter -A WEIR_GUARD_OUT -m owner --uid-owner 0 -j RETURN
+-t filter -A WEIR_GUARD_OUT -m owner --uid-owner 1000-1999 -j RETURN
+-t filter -A WEIR_GUARD_OUT -m owner --gid-owner 7-4294967294 -j RETURN
+-t filter -A WEIR_GUARD_OUT -p udp -m multiport --dports 443 -d fd00::/8 -m comment --comment weir:quic_refused -j REJECT --reject-with icmp6-port-unreachable
+-t filter -A WEIR_GUARD_OUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -d fd00::/8 -m conntrack ! --ctstate DNAT -m comment --comment weir:guard_out -j REJECT --reject-with tcp-reset
 -t nat -A WEIR_IN -i net1 -j RETURN
 -t nat -A WEIR_IN -i net2 -j RETURN
 -t nat -A WEIR_OUT -o net1 -j RETURN
@@ -115,14 +126,6 @@ func TestRenderExclusions(t *testing.T) {
 -t nat -A WEIR_OUT -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -d fd00::/8 -m comment --comment weir:out_turned -j REDIRECT --to-ports 15001
 -t filter -A WEIR_GUARD -i net1 -j RETURN
 -t filter -A WEIR_GUARD -i net2 -j RETURN
--t filter -A WEIR_QUIC -o lo -j RETURN
--t filter -A WEIR_QUIC -m cgroup --path weir -j RETURN
--t filter -A WEIR_QUIC -o net1 -j RETURN
--t filter -A WEIR_QUIC -o net2 -j RETURN
--t filter -A WEIR_QUIC -m owner --uid-owner 0 -j RETURN
--t filter -A WEIR_QUIC -m owner --uid-owner 1000-1999 -j RETURN
--t filter -A WEIR_QUIC -m owner --gid-owner 7-4294967294 -j RETURN
--t filter -A WEIR_QUIC -p udp -m multiport --dports 443 -d fd00::/8 -m comment --comment weir:quic_refused -j REJECT --reject-with icmp6-port-unreachable
 `, "\n")
 	if diff := cmp.Diff(want, more.String()); diff != "" {
 		t.Error(diff)
@@ -173,12 +176,12 @@ func TestApplyExclusions(t *testing.T) {
 			}
 		}
 		with := b.save(t, ns)
-		for _, want := range []string{"-j WEIR_QUIC", "--uid-owner 1000-1999", "--gid-owner 7-4294967294", "-A WEIR_GUARD -i net1 -j RETURN"} {
+		for _, want := range []string{"weir:quic_refused", "--uid-owner 1000-1999", "--gid-owner 7-4294967294", "-A WEIR_GUARD -i net1 -j RETURN"} {
 			if !strings.Contains(with, want) {
 				t.Errorf("no %q in\n%s", want, with)
 			}
 		}
-		ns.Run(t, "ip6tables"+b.Variant, "-F", "WEIR_QUIC")
+		ns.Run(t, "ip6tables"+b.Variant, "-F", "WEIR_GUARD_OUT")
 		if changed, err := apply(ns, b, s); err != nil || !changed {
 			t.Errorf("flushed: changed %v, error %v", changed, err)
 		}
@@ -266,7 +269,7 @@ func TestApply(t *testing.T) {
 			t.Fatalf("first: changed %v, error %v", changed, err)
 		}
 		first := b.save(t, ns)
-		for _, want := range []string{"-A PREROUTING -p tcp -m tcp --dport 81", "-j WEIR_IN", "-j WEIR_OUT", "-j WEIR_GUARD", "--to-ports 15006"} {
+		for _, want := range []string{"-A PREROUTING -p tcp -m tcp --dport 81", "-j WEIR_IN", "-j WEIR_OUT", "-j WEIR_GUARD\n", "-j WEIR_GUARD_OUT\n", "--to-ports 15006"} {
 			if strings.Count(first, want) != 2 {
 				t.Errorf("not in both families: %q\n%s", want, first)
 			}

@@ -237,12 +237,12 @@ func TestDriftOfExclusionsIsSeen(t *testing.T) {
 		"interfaces' beginning": replace("out", "oifname", "oifname 'net1*' return"),
 		"all other interfaces":  replace("in", "iifname", "iifname != net1 return"),
 		"in for out":            replace("out", "oifname", "meta oifkind net1 return"),
-		"TCP for UDP":           replace("quic", "dport", "tcp dport 443 counter name quic_refused reject with icmpx port-unreachable"),
-		"source for dest":       replace("quic", "dport", "udp sport 443 counter name quic_refused reject with icmpx port-unreachable"),
-		"all of UDP":            replace("quic", "dport", "meta l4proto udp counter name quic_refused reject with icmpx port-unreachable"),
-		"another error":         replace("quic", "dport", "udp dport '{ 443 }' counter name quic_refused reject with icmpx admin-prohibited"),
-		"IPv4's error":          replace("quic", "dport", "udp dport '{ 443 }' counter name quic_refused reject with icmp port-unreachable"),
-		"no QUIC chain":         "nft flush chain inet weir quic; nft delete chain inet weir quic",
+		"TCP for UDP":           replace("guard_out", "dport", "tcp dport 443 counter name quic_refused reject with icmpx port-unreachable"),
+		"source for dest":       replace("guard_out", "dport", "udp sport 443 counter name quic_refused reject with icmpx port-unreachable"),
+		"all of UDP":            replace("guard_out", "dport", "meta l4proto udp counter name quic_refused reject with icmpx port-unreachable"),
+		"another error":         replace("guard_out", "dport", "udp dport '{ 443 }' counter name quic_refused reject with icmpx admin-prohibited"),
+		"IPv4's error":          replace("guard_out", "dport", "udp dport '{ 443 }' counter name quic_refused reject with icmp port-unreachable"),
+		"no outgoing guard":     "nft flush chain inet weir guard_out; nft delete chain inet weir guard_out",
 	} {
 		t.Run(name, func(t *testing.T) {
 			ns := nstest.New(t)
