@@ -88,6 +88,8 @@ func (s *service) Session(stream stream) error {
 			err = current.identify()
 		case <-ready:
 			ready, err = current.gather(pause)
+		case <-s.records.Filling():
+			ready, err = current.gather(pause)
 		case <-pause.C:
 			ready, err = current.gather(pause)
 		case <-measured:
@@ -189,9 +191,10 @@ func (s *session) subscribe(m *proxypb.Subscribe) error {
 
 const (
 	// gatherFor is how long records wait for each other, after those that were sent
-	// last. Each message costs more than it seems: the Go runtime's monitor wakes with
-	// the system call, and looks around every 20 µs for a millisecond.
-	gatherFor = 100 * time.Millisecond
+	// last, unless the ring fills up. Each message costs more than it seems: the Go runtime's
+	// monitor wakes with the system call, and looks around every 20 µs for a millisecond;
+	// and whichever request comes by here or where the agent writes its log is late.
+	gatherFor = 500 * time.Millisecond
 	// breath is between messages while there are more: all at once would keep requests
 	// waiting, here and where the agent writes its log.
 	breath = time.Millisecond

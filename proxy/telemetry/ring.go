@@ -14,9 +14,11 @@ import (
 )
 
 const (
-	// Limit is how many records are kept, of some 400 bytes each: those of 100 ms at
-	// 40,000 requests a second, before the first of them are sent.
+	// Limit is how many records are kept, of some 400 bytes each.
 	Limit = 4096
+	// filling is how many are not to wait any longer for others: as many as that come
+	// in 50 ms at 40,000 requests a second.
+	filling = Limit / 2
 	// Batch is how many of them are sent at once.
 	Batch = 64
 )
@@ -26,7 +28,8 @@ const smallest = 16
 
 // Ring is a queue of records. Make it with NewRing.
 type Ring struct {
-	ready chan struct{}
+	ready   chan struct{}
+	filling chan struct{}
 
 	mu      sync.Mutex
 	records []Record // a circle; a power of two
@@ -38,7 +41,9 @@ type Ring struct {
 }
 
 // NewRing returns an empty one.
-func NewRing() *Ring { return &Ring{ready: make(chan struct{}, 1)} }
+func NewRing() *Ring {
+	return &Ring{ready: make(chan struct{}, 1), filling: make(chan struct{}, 1)}
+}
 
 // Put takes a copy of a record.
 func (r *Ring) Put(record *Record) {
@@ -51,8 +56,12 @@ func (r *Ring) Put(record *Record) {
 	*at = *record
 	at.open = nil
 	r.n++
+	full := r.n == filling
 	r.mu.Unlock()
 	r.Wake()
+	if full {
+		wake(r.filling)
+	}
 }
 
 // at is the place of the i-th oldest.
@@ -82,9 +91,11 @@ func (r *Ring) dropOldest() {
 }
 
 // Wake makes Ready have a value.
-func (r *Ring) Wake() {
+func (r *Ring) Wake() { wake(r.ready) }
+
+func wake(c chan<- struct{}) {
 	select {
-	case r.ready <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -153,3 +164,6 @@ func (r *Ring) Flush(limit time.Duration) {
 
 // Ready has a value when records may wait. One reader.
 func (r *Ring) Ready() <-chan struct{} { return r.ready }
+
+// Filling has a value when so many wait that they should not for long. One reader.
+func (r *Ring) Filling() <-chan struct{} { return r.filling }

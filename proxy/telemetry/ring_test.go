@@ -49,6 +49,25 @@ func TestRingDropsTheOldest(t *testing.T) {
 	}
 }
 
+// TestRingSaysThatItFillsUp: before any is lost.
+func TestRingSaysThatItFillsUp(t *testing.T) {
+	r := NewRing()
+	for i := 0; ; i++ {
+		r.Put(record(i))
+		select {
+		case <-r.Filling():
+			if r.Len() != Limit/2 {
+				t.Errorf("at %d of %d", r.Len(), Limit)
+			}
+			return
+		default:
+		}
+		if i == Limit {
+			t.Fatal("it does not")
+		}
+	}
+}
+
 // TestRingCountsEveryRecord: whatever happens, taken and dropped add up.
 func TestRingCountsEveryRecord(t *testing.T) {
 	r := NewRing()
