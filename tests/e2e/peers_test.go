@@ -56,6 +56,8 @@ func callersShow(t *testing.T) {
 	plaintextSeen(t, back, stranger)
 	onlyProbesPass(t, back)
 	waitProbed(t, back, time.Now())
+	ctx, cancel = context.WithTimeout(t.Context(), soon)
+	defer cancel()
 	if said, err := stays.finish(ctx); err != nil {
 		t.Errorf("the member's connection that stays: %q, %v", said, err)
 	}
