@@ -61,10 +61,18 @@ func (m *Manager) drained(st Attachment) {
 // done.
 func (m *Manager) attend(ctx context.Context, i *Instance, p *process) {
 	ctx, cancel := context.WithCancel(ctx)
-	session, dead := make(chan struct{}), make(chan struct{})
+	session, dead, turns := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(session)
 		m.opts.Session(ctx, i)
+	}()
+	go func() {
+		defer close(turns)
+		select {
+		case <-i.acked:
+			p.takeShortTurns()
+		case <-ctx.Done():
+		}
 	}()
 	go func() {
 		defer close(dead)
@@ -80,6 +88,7 @@ func (m *Manager) attend(ctx context.Context, i *Instance, p *process) {
 	}
 	cancel()
 	<-session
+	<-turns
 }
 
 // replace starts a proxy on the listeners of the one that died, again and again
