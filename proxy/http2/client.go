@@ -79,9 +79,7 @@ func (c *Client) Open(t *Turn, s *Stream, fields []Field) {
 // pick returns a connection with room for a stream. c.mu is held.
 func (c *Client) pick() *clientConn {
 	for _, cc := range c.conns {
-		if c.Usable != nil && !c.Usable(cc.nc) {
-			cc.finish()
-		}
+		c.retire(cc)
 		if cc.room() {
 			return cc
 		}
@@ -94,9 +92,14 @@ func (c *Client) Review() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, cc := range c.conns {
-		if !c.Usable(cc.nc) {
-			cc.finish()
-		}
+		c.retire(cc)
+	}
+}
+
+// retire has a connection end with its streams if none may begin on it. c.mu is held.
+func (c *Client) retire(cc *clientConn) {
+	if c.Usable != nil && !c.Usable(cc.nc) {
+		cc.finish()
 	}
 }
 

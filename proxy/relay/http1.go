@@ -22,12 +22,10 @@ const (
 	// headTimeout is Server.Head's, and how long a body may take that is to be kept.
 	headTimeout = 30 * time.Second
 	// keepAlive is how long a client's connection may be idle, lastIdle how long
-	// once the proxy is to end. Where nobody accepts before it has, those who call
-	// wait for that: it is much less than mtls.Timeout, which is another proxy's patience.
+	// once it, or the proxy, is to end. Where nobody accepts before the proxy has, those
+	// who call wait for that: it is much less than mtls.Timeout, another proxy's patience.
 	keepAlive = time.Hour
 	lastIdle  = time.Second
-	// lastTrusted is the same of one whose peer is trusted no more.
-	lastTrusted = time.Second
 	// lingering is how long a client that is still sending may take to read an
 	// answer that ends the connection.
 	lingering = time.Second
@@ -190,7 +188,7 @@ func (h *http1Conn) readRequest() error {
 			}
 			continue
 		}
-		h.idle.begin(h.client, h.lastIdle)
+		h.idle.begin(h.client, h.leaving)
 		err = h.client.fill()
 		h.idle.end(h.client)
 		if err != nil {
@@ -202,23 +200,12 @@ func (h *http1Conn) readRequest() error {
 // drain has the connection end soon, if it is idle. Its client may be about to send
 // a request: this is no worse than what any server does, and rarer.
 func (h *http1Conn) drain() {
-	h.idle.shorten(h.client, lastIdle)
+	h.idle.shorten(h.client)
 	h.takeBack(true)
 }
 
 // leaving reports whether the connection is to end with the request that it carries.
 func (h *http1Conn) leaving() bool { return h.draining.Load() || h.strange.Load() }
-
-// lastIdle is how long the connection may be idle; 0: as ever.
-func (h *http1Conn) lastIdle() time.Duration {
-	switch {
-	case h.strange.Load():
-		return lastTrusted
-	case h.draining.Load():
-		return lastIdle
-	}
-	return 0
-}
 
 // idleness is whether a client's connection is between requests, when its time may
 // be shortened from another goroutine.
@@ -228,22 +215,22 @@ type idleness struct {
 	short bool // the deadline is not the connection's owner's
 }
 
-// begin is when c is idle from now on; allowed is asked after whoever shortens it knows.
-func (i *idleness) begin(c *conn, allowed func() time.Duration) {
+// begin is when c is idle from now on; leaving is asked after whoever shortens it knows.
+func (i *idleness) begin(c *conn, leaving func() bool) {
 	i.mu.Lock()
 	i.idle = true
 	i.mu.Unlock()
-	if last := allowed(); last > 0 {
-		i.shorten(c, last)
+	if leaving() {
+		i.shorten(c)
 	}
 }
 
-func (i *idleness) shorten(c *conn, last time.Duration) {
+func (i *idleness) shorten(c *conn) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.idle && !i.short {
 		i.short = true
-		_ = c.SetReadDeadline(time.Now().Add(last))
+		_ = c.SetReadDeadline(time.Now().Add(lastIdle))
 	}
 }
 

@@ -31,11 +31,9 @@ func (h *http1Conn) distrust(review *mtls.Review) {
 
 // estrange has the connection end with the request that it carries.
 func (h *http1Conn) estrange() {
-	if h.strange.Swap(true) {
-		return
+	if !h.strange.Swap(true) {
+		h.drain()
 	}
-	h.idle.shorten(h.client, lastTrusted)
-	h.takeBack(true)
 }
 
 // distrust has the connection end if its client is trusted no more; and what leads to
