@@ -54,8 +54,8 @@ type Recorder struct {
 }
 
 // NewRecorder makes a Recorder that writes events to the API server from
-// goroutines of its own, as long as the process runs. Repeated events are counted in one, and a
-// pod gets at most 25 at once, then one every five minutes.
+// goroutines of its own, as long as the process runs. Repeated events are counted in
+// one, and a pod gets at most 25 at once, then one every five minutes.
 func (a *API) NewRecorder() *Recorder {
 	ctx := klog.NewContext(context.Background(), logr.FromSlogHandler(a.log.Handler()))
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))

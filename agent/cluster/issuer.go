@@ -46,9 +46,9 @@ type Issuer struct {
 // Ready returns once the signer can know that a pod is captured, or an error with ctx.
 type Ready func(ctx context.Context, pod model.Pod) error
 
-// leastTTL is the least that the API server lets anybody ask for. A signer may sign for
+// LeastTTL is the least that the API server lets anybody ask for. A signer may sign for
 // less.
-const leastTTL = 10 * time.Minute
+const LeastTTL = 10 * time.Minute
 
 // NewIssuer makes an Issuer for the pods in a Store that RunAPI fills.
 func (a *API) NewIssuer(s *Store, ttl time.Duration) *Issuer {
@@ -59,7 +59,7 @@ func (a *API) NewIssuer(s *Store, ttl time.Duration) *Issuer {
 // it to be good for ttl.
 func NewIssuer(client kubernetes.Interface, ready Ready, ttl time.Duration, log *slog.Logger) *Issuer {
 	return &Issuer{
-		client: client.CertificatesV1().CertificateSigningRequests(), ready: ready, ttl: max(ttl, leastTTL),
+		client: client.CertificatesV1().CertificateSigningRequests(), ready: ready, ttl: max(ttl, LeastTTL),
 		state: Reachability{Kind: "certificatesigningrequests", Log: log},
 	}
 }
@@ -157,12 +157,5 @@ func answerOf(r *certificatesv1.CertificateSigningRequest) ([]byte, error) {
 // parseChain reads certificates in PEM, of which there is one at least.
 func parseChain(document []byte) ([][]byte, error) {
 	certificates, err := identity.ParseCertificates(document)
-	if err != nil {
-		return nil, err
-	}
-	var out [][]byte
-	for _, c := range certificates {
-		out = append(out, c.Raw)
-	}
-	return out, nil
+	return identity.DER(certificates), err
 }

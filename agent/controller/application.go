@@ -43,12 +43,8 @@ func refuse(reason, format string, args ...any) *refusal {
 // extraNode is where the API server notes the node of the pod that a token is bound to.
 const extraNode = "authentication.kubernetes.io/node-name"
 
-// Bounds of how long a certificate is good for. The API server lets nobody ask for less
-// than 10 minutes.
-const (
-	leastTTL = 10 * time.Minute
-	mostTTL  = identity.MaxTTL
-)
+// mostTTL is how long a certificate is good for at most.
+const mostTTL = identity.MaxTTL
 
 // usages are those of every request.
 var usages = []certificatesv1.KeyUsage{certificatesv1.UsageClientAuth, certificatesv1.UsageDigitalSignature, certificatesv1.UsageServerAuth}
@@ -86,7 +82,7 @@ func toApplication(r *certificatesv1.CertificateSigningRequest, agent string) (a
 	}
 	ttl := mostTTL
 	if s := r.Spec.ExpirationSeconds; s != nil {
-		ttl = min(max(time.Duration(*s)*time.Second, leastTTL), mostTTL)
+		ttl = min(max(time.Duration(*s)*time.Second, cluster.LeastTTL), mostTTL)
 	}
 	return application{subject, nodes[0], block.Bytes, ttl}, nil
 }

@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/weirmesh/weir/agent/cluster"
 	"github.com/weirmesh/weir/agent/identity"
 )
 
@@ -164,17 +165,13 @@ func (k *caKeeper) advance(ctx context.Context, secret *corev1.Secret, ring iden
 	return k.publish(ctx, identity.EncodeCertificates(next.Roots()))
 }
 
-// next is the keyring as it should be now: an operator's CA that is another is
-// announced, and where there is none, one of our own in time.
+// next is the keyring as it should be now.
 func (k *caKeeper) next(ring identity.Keyring, given *identity.Authority, wrong error) (identity.Keyring, error) {
-	now := time.Now()
-	if wrong == nil {
-		next, err := ring.Succeed(given, k.own, now)
-		if err != nil || !next.Equal(ring) {
-			return next, err
-		}
+	now, trusted := time.Now(), ring.Next() != nil && k.trusted(ring.Digest())
+	if wrong != nil {
+		return ring.Advance(now, trusted, k.ttl), nil
 	}
-	return ring.Advance(now, ring.Next() != nil && k.trusted(ring.Digest()), k.ttl), nil
+	return ring.Proceed(given, k.own, now, trusted, k.ttl)
 }
 
 // own makes a CA.
@@ -195,7 +192,7 @@ func (k *caKeeper) issuer(ctx context.Context) (*identity.Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("secret %s: %w; the CA before it signs on, if there is one", issuerSecret, err)
 	}
-	if end := given.End(); time.Until(end) < leastTTL {
+	if end := given.End(); time.Until(end) < cluster.LeastTTL {
 		return nil, fmt.Errorf("secret %s: %w: it was good until %s; the CA before it signs on, if there is one", issuerSecret, identity.ErrExpired, end.UTC().Format(time.RFC3339))
 	}
 	return given, nil

@@ -70,13 +70,7 @@ func (k Keyring) Roots() []*x509.Certificate {
 }
 
 // Digest is that of Roots.
-func (k Keyring) Digest() string {
-	var roots [][]byte
-	for _, r := range k.Roots() {
-		roots = append(roots, r.Raw)
-	}
-	return Digest(roots)
-}
+func (k Keyring) Digest() string { return Digest(DER(k.Roots())) }
 
 // Due reports whether another CA is to be made and announced: half of the life of the
 // one that signs is over, and none is.
@@ -92,10 +86,19 @@ func (k Keyring) Announce(next *Authority, now time.Time) Keyring {
 	return k
 }
 
-// Succeed announces another CA if one is to take over: given, the operator's, unless it
-// signs or is announced already; or where there is none, one that own makes, in time
-// (Due).
-func (k Keyring) Succeed(given *Authority, own func() (*Authority, error), now time.Time) (Keyring, error) {
+// Proceed is the keyring's next stage at now. If another CA is to take over it is announced:
+// given, the operator's, unless it signs or is announced already; or where there is none,
+// one that own makes, in time (Due). Else what was announced before goes on, as Advance
+// has it: it is told to everybody first.
+func (k Keyring) Proceed(given *Authority, own func() (*Authority, error), now time.Time, trusted bool, ttl time.Duration) (Keyring, error) {
+	next, err := k.succeed(given, own, now)
+	if err != nil || !next.Equal(k) {
+		return next, err
+	}
+	return k.Advance(now, trusted, ttl), nil
+}
+
+func (k Keyring) succeed(given *Authority, own func() (*Authority, error), now time.Time) (Keyring, error) {
 	switch {
 	case given != nil && (given.same(k.signs) || given.same(k.next)), given == nil && !k.Due(now):
 		return k, nil

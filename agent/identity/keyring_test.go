@@ -194,7 +194,7 @@ func TestWhoSucceedsIsTheOperatorsToSayOrOneIsMadeInTime(t *testing.T) {
 		{"the operator's, which is announced", k.Announce(given, start), again, half, given},
 		{"another of the operator's", k.Announce(own, start), given, time.Hour, given},
 	} {
-		got, err := c.k.Succeed(c.given, func() (*Authority, error) { return own, nil }, start.Add(c.after))
+		got, err := c.k.succeed(c.given, func() (*Authority, error) { return own, nil }, start.Add(c.after))
 		if err != nil || got.Next() != c.want || got.Signs() != c.k.Signs() {
 			t.Errorf("%s: %v, %v", c.name, got.Next(), err)
 		}

@@ -14,10 +14,13 @@ import (
 const pemCertificate = "CERTIFICATE"
 
 // EncodeCertificates renders certificates in PEM, for ParseCertificates.
-func EncodeCertificates(list []*x509.Certificate) []byte {
-	var out []byte
+func EncodeCertificates(list []*x509.Certificate) []byte { return EncodeChain(DER(list)) }
+
+// DER are certificates as they are signed.
+func DER(list []*x509.Certificate) [][]byte {
+	var out [][]byte
 	for _, c := range list {
-		out = append(out, pem.EncodeToMemory(&pem.Block{Type: pemCertificate, Bytes: c.Raw})...)
+		out = append(out, c.Raw)
 	}
 	return out
 }

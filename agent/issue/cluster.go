@@ -77,16 +77,7 @@ func (c *Cluster) Identity(a launch.Attachment) *proxypb.Identity {
 func (c *Cluster) Roots() [][]byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return raw(c.roots)
-}
-
-// raw are certificates in DER.
-func raw(list []*x509.Certificate) [][]byte {
-	var out [][]byte
-	for _, c := range list {
-		out = append(out, c.Raw)
-	}
-	return out
+	return identity.DER(c.roots)
 }
 
 // Issue implements push.Issuer.

@@ -184,7 +184,7 @@ func (l *Local) Identity(a launch.Attachment) *proxypb.Identity {
 }
 
 // Roots implements push.Issuer.
-func (l *Local) Roots() [][]byte { return raw(l.keyring().Roots()) }
+func (l *Local) Roots() [][]byte { return identity.DER(l.keyring().Roots()) }
 
 // id is who the pod of an attachment is; the zero ID of nobody.
 func (l *Local) id(a launch.Attachment) (spiffeid.ID, error) {
@@ -248,16 +248,13 @@ func (l *Local) Run(ctx context.Context, trusted func() bool, changed func()) {
 
 func (l *Local) advance(now time.Time, trusted bool, changed func()) error {
 	before := l.keyring()
+	ring := before.Advance(now, trusted, l.opts.TTL)
 	given, wrong := l.given()
-	ring := before
 	if wrong == nil {
 		var err error
-		if ring, err = ring.Succeed(given, l.own, now); err != nil {
+		if ring, err = before.Proceed(given, l.own, now, trusted, l.opts.TTL); err != nil {
 			return err
 		}
-	}
-	if ring.Equal(before) { // else it is to be told first
-		ring = ring.Advance(now, trusted, l.opts.TTL)
 	}
 	if ring.Equal(before) {
 		return wrong

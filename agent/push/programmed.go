@@ -20,9 +20,10 @@ func (p *Pusher) ServeProgrammed(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(p.Programmed()) // who asked has gone
 }
 
-// Programmed is how far the node's proxies have the routes and policies, and the roots, there are. A
-// proxy that waits for its first config for a Service has no requests under way that are
-// routed otherwise, and is not counted yet. One that does not answer has what it had.
+// Programmed is how far the node's proxies have the routes and policies, and the roots,
+// that there are. A proxy that waits for its first config for a Service has no requests
+// under way that are routed otherwise, and is not counted yet. One that does not answer
+// has what it had.
 func (p *Pusher) Programmed() model.Programmed {
 	out := model.Programmed{Known: p.View.Known(), Trusted: p.trusted(), Uses: []model.Use{}}
 	uses := map[use]*model.Use{}
