@@ -2,15 +2,7 @@ package rotation
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"fmt"
 	"io"
-	"math/big"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -18,6 +10,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/weirmesh/weir/agent/identity"
 )
 
 const (
@@ -86,32 +82,20 @@ func takeOver(t *testing.T, n int) {
 // giveCA puts the operator's nth CA where the agent looks for it, and returns when it
 // ends: none does so at the same time as another.
 func giveCA(n int) (time.Time, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ca, err := identity.NewAuthority(spiffeid.RequireTrustDomainFromString("cluster.local"), time.Now(), 90*24*time.Hour+time.Duration(n)*time.Hour)
 	if err != nil {
 		return time.Time{}, err
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(int64(n + 1)), Subject: pkix.Name{CommonName: fmt.Sprintf("operator's %d", n)},
-		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(90*24*time.Hour + time.Duration(n)*time.Hour).Truncate(time.Second),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	certificate, key, err := ca.PEM()
 	if err != nil {
 		return time.Time{}, err
 	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return time.Time{}, err
-	}
-	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	for name, content := range map[string][]byte{
-		"tls.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), "tls.crt": certificate, "ca.crt": certificate,
-	} {
+	for name, content := range map[string][]byte{"tls.key": key, "tls.crt": certificate, "ca.crt": certificate} {
 		if err := os.WriteFile(filepath.Join(issuerDir, name), content, 0o600); err != nil {
 			return time.Time{}, err
 		}
 	}
-	return template.NotAfter, nil
+	return ca.End(), nil
 }
 
 // await looks until it sees what is waited for, and returns what that is.
