@@ -3,9 +3,9 @@
 //
 // It means the same as package nft, by other means, but for its Refusals: chains
 // WEIR_IN, WEIR_OUT, WEIR_GUARD and WEIR_GUARD_OUT that the builtin ones jump to first, both
-// families apart, one exec per rule. A change is therefore not one transaction: new chains are filled
-// aside, then jumped to, then the old ones go, so that at no time less is
-// captured than before or after. It manages those chains and nothing else.
+// families apart, one exec per rule. A change is therefore not one transaction: new
+// chains are filled aside, then jumped to, then the old ones go, so that at no time less
+// is captured than before or after. It manages those chains and nothing else.
 //
 // It needs the cgroup match with --path (Linux 4.5), the socket
 // match and, unless the kernel has no IPv6 at all, ip6tables: half a pod is never
