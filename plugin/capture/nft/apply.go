@@ -34,12 +34,14 @@ func (b Backend) Apply(want capture.Ruleset) (bool, error) {
 		if capture.Difference(have, want) == "" {
 			return false, nil
 		}
-		conn.DelTable(table())
 	}
-	if err := add(conn, want); err != nil {
-		return false, err
-	}
-	if err := conn.Flush(); err != nil {
+	err = b.transact(func(conn *nftables.Conn) error {
+		if old != nil {
+			conn.DelTable(table())
+		}
+		return add(conn, want)
+	})
+	if err != nil {
 		return false, fmt.Errorf("nft: load rules: %w", err)
 	}
 	return true, nil
@@ -76,7 +78,7 @@ func add(conn *nftables.Conn, want capture.Ruleset) error {
 	for _, c := range want.Chains {
 		hook, ok := hooks[c.Hook]
 		if !ok {
-			return fmt.Errorf("nft: chain %s: no hook %q", c.Name, c.Hook)
+			return fmt.Errorf("chain %s: no hook %q", c.Name, c.Hook)
 		}
 		policy := nftables.ChainPolicyAccept
 		chain := conn.AddChain(&nftables.Chain{
@@ -87,7 +89,7 @@ func add(conn *nftables.Conn, want capture.Ruleset) error {
 			e := encoder{conn: conn, table: t}
 			exprs, err := e.rule(r)
 			if err != nil {
-				return fmt.Errorf("nft: chain %s: %w", c.Name, err)
+				return fmt.Errorf("chain %s: %w", c.Name, err)
 			}
 			conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: exprs})
 		}
@@ -112,8 +114,11 @@ func (b Backend) Delete() error {
 	if old, err := find(conn); err != nil || old == nil {
 		return err
 	}
-	conn.DelTable(table())
-	if err := conn.Flush(); err != nil {
+	err = b.transact(func(conn *nftables.Conn) error {
+		conn.DelTable(table())
+		return nil
+	})
+	if err != nil {
 		return fmt.Errorf("nft: delete rules: %w", err)
 	}
 	return nil
