@@ -192,8 +192,8 @@ func (k *caKeeper) issuer(ctx context.Context) (*identity.Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("secret %s: %w; the CA before it signs on, if there is one", issuerSecret, err)
 	}
-	if end := given.End(); time.Until(end) < cluster.LeastTTL {
-		return nil, fmt.Errorf("secret %s: %w: it was good until %s; the CA before it signs on, if there is one", issuerSecret, identity.ErrExpired, end.UTC().Format(time.RFC3339))
+	if err := given.GoodAt(time.Now().Add(cluster.LeastTTL)); err != nil {
+		return nil, fmt.Errorf("secret %s: %w; the CA before it signs on, if there is one", issuerSecret, err)
 	}
 	return given, nil
 }

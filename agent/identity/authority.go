@@ -165,6 +165,14 @@ func (a *Authority) End() time.Time {
 	return end
 }
 
+// GoodAt returns ErrExpired, and when that was, unless the CA is good until then.
+func (a *Authority) GoodAt(t time.Time) error {
+	if end := a.End(); end.Before(t) {
+		return fmt.Errorf("%w: %q is good until %s", ErrExpired, a.Issuer().Subject, end.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
 // Sign answers a request (DER) with a chain (DER): a certificate for id, good for ttl or
 // for as long as the CA is, and what leads from it to the root. The request's key is all
 // that is taken from it. The error is one of ErrMalformed, ErrSignature, ErrKey,
@@ -178,8 +186,8 @@ func (a *Authority) Sign(request []byte, id spiffeid.ID, now time.Time, ttl time
 	if last := a.End(); last.Before(end) {
 		end = last
 	}
-	if end.Sub(now) < leastLife {
-		return nil, fmt.Errorf("%w: %q was good until %s", ErrExpired, a.Issuer().Subject, a.End().UTC().Format(time.RFC3339))
+	if err := a.GoodAt(now.Add(leastLife)); err != nil {
+		return nil, err
 	}
 	serial, err := serialNumber()
 	if err != nil {

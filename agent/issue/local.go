@@ -146,8 +146,8 @@ func (l *Local) given() (*identity.Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", l.opts.Given, err)
 	}
-	if end := a.End(); !time.Now().Before(end) {
-		return nil, fmt.Errorf("%s: %w: it was good until %s", l.opts.Given, identity.ErrExpired, end.UTC().Format(time.RFC3339))
+	if err := a.GoodAt(time.Now()); err != nil {
+		return nil, fmt.Errorf("%s: %w", l.opts.Given, err)
 	}
 	return a, nil
 }
