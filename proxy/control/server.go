@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
 
@@ -55,8 +56,9 @@ func (s *Server) Serve(ctx context.Context, fd int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rpc := grpc.NewServer(
-		// One agent, small messages, now and then: no buffers kept for them.
-		grpc.ReadBufferSize(0), grpc.WriteBufferSize(4<<10),
+		// One agent, small messages, now and then: no buffers kept for them. One to write is
+		// lent, and takes a message of records as a whole.
+		grpc.ReadBufferSize(0), grpc.WriteBufferSize(32<<10),
 		grpc.MaxConcurrentStreams(8), grpc.ConnectionTimeout(peekTimeout),
 		grpc.WaitForHandlers(true),
 	)
@@ -199,9 +201,14 @@ type agents struct {
 	conns chan net.Conn
 }
 
-func (a *agents) deliver(conn net.Conn) bool {
+func (a *agents) deliver(conn *net.UnixConn) bool {
+	// The runtime's monitor is not to look about because of each message.
+	quiet, err := sock.NewConn(conn)
+	if err != nil {
+		return false
+	}
 	select {
-	case a.conns <- conn:
+	case a.conns <- quiet:
 		return true
 	case <-a.ctx.Done():
 		return false
