@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/authz"
+	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
 
@@ -87,6 +88,9 @@ func New(d Direction, fd int) (*Listener, error) {
 	}
 	f := os.NewFile(uintptr(dup), d.String())
 	defer f.Close()
+	if d == Outbound {
+		sock.StaysHere(uintptr(dup))
+	}
 	l, err := net.FileListener(f)
 	if err != nil {
 		return nil, fmt.Errorf("listener %s: %w", d, err)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +17,11 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func wrap(t *testing.T, addr string) (*Listener, net.Addr) {
 	t.Helper()
+	return wrapAs(t, Inbound, addr)
+}
+
+func wrapAs(t *testing.T, d Direction, addr string) (*Listener, net.Addr) {
+	t.Helper()
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Skipf("no loopback of that family: %v", err)
@@ -25,12 +32,50 @@ func wrap(t *testing.T, addr string) (*Listener, net.Addr) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	wrapped, err := New(Inbound, int(f.Fd()))
+	wrapped, err := New(d, int(f.Fd()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { wrapped.Close() })
 	return wrapped, l.Addr()
+}
+
+// TestCongestionControl: what the pod's own application says is not paced; what comes from
+// elsewhere goes as the pod's kernel says.
+func TestCongestionControl(t *testing.T) {
+	control := func(d Direction) string {
+		l, to := wrapAs(t, d, "127.0.0.1:0")
+		client, err := net.Dial("tcp", to.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		c, err := l.Accept(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		raw, err := c.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var name string
+		_ = raw.Control(func(fd uintptr) { name, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	usual, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := control(Outbound); got != "reno" {
+		t.Errorf("outbound: %s", got)
+	}
+	if got, want := control(Inbound), strings.TrimSpace(string(usual)); got != want {
+		t.Errorf("inbound: %s, not %s", got, want)
+	}
 }
 
 // TestAcceptDirect: without a redirect the original destination is the listener.

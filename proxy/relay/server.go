@@ -29,6 +29,7 @@ import (
 	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/telemetry"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
@@ -408,10 +409,19 @@ func (s *Server) choose(ctx context.Context, c listen.Conn, backend *route.Backe
 // inside the pod leads to it.
 func (s *Server) dial(ctx context.Context, c listen.Conn, addr netip.AddrPort) (*upstream.Conn, error) {
 	caller := c.Peer.Addr()
+	var up *upstream.Conn
+	var err error
 	if s.KeepClient && c.Direction == listen.Inbound && !s.Config.Own(caller) && !caller.IsLinkLocalUnicast() {
-		return s.dialer.DialAs(ctx, caller, addr)
+		up, err = s.dialer.DialAs(ctx, caller, addr)
+	} else {
+		up, err = s.dialer.Dial(ctx, addr)
 	}
-	return s.dialer.Dial(ctx, addr)
+	if err == nil && c.Direction == listen.Inbound {
+		if raw, err := up.SyscallConn(); err == nil {
+			_ = raw.Control(sock.StaysHere)
+		}
+	}
+	return up, err
 }
 
 // another reports whether the failure is one of the endpoint, not of this proxy.
