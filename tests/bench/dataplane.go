@@ -78,6 +78,8 @@ func runDataplane(ctx context.Context, args []string, stdout, stderr io.Writer) 
 		switch args[0] {
 		case reverseCommand:
 			return 0, reverseProxy(ctx, args[1:])
+		case floorCommand:
+			return 0, floor(args[1:])
 		case bulkCommand:
 			return 0, bulk(ctx)
 		}
@@ -127,6 +129,7 @@ const (
 	// of a captured pod, as it is to Weir.
 	laneNginxTurned   = "nginx, captured"
 	laneHAProxyTurned = "HAProxy, captured"
+	laneFloor         = "a relay that parses nothing, captured"
 	// TLS 1.3 between the two, which know each other by their certificates.
 	laneWeirTLS    = "Weir, mTLS"
 	laneNginxTLS   = "nginx, mTLS"
@@ -394,7 +397,7 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 		start func(context.Context, *pod.Pod, uint16, nexts) (int, error)
 		port  uint16 // of the application
 	}{
-		{laneNginxTurned, d.nginxProxy, appPort}, {laneHAProxyTurned, d.haproxy, appPort},
+		{laneNginxTurned, d.nginxProxy, appPort}, {laneHAProxyTurned, d.haproxy, appPort}, {laneFloor, d.startFloor, appPort},
 		{laneHAProxyTurned, d.haproxy, streamsPort}, {laneHAProxyTurned, d.haproxy, sourcePort}, {laneHAProxyTurned, d.haproxy, sinkPort},
 	} {
 		l, err := d.turned(ctx, bare, peer.name, peer.start, peer.port)
@@ -428,7 +431,7 @@ func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, s
 	if err != nil {
 		return lane{}, err
 	}
-	id := fmt.Sprint(strings.ToLower(strings.ReplaceAll(name, ", ", "-")), "-", app)
+	id := fmt.Sprint(strings.ToLower(strings.NewReplacer(", ", "-", " ", "-").Replace(name)), "-", app)
 	caller := &pod.Pod{Namespace: "peers", Name: id + "-caller", ContainerID: id + "-caller"}
 	callee := &pod.Pod{Namespace: "peers", Name: id + "-callee", ContainerID: id + "-callee"}
 	if err := d.add(ctx, chain, caller, callee); err != nil {

@@ -241,7 +241,7 @@ func (r results) series() []report.Series {
 			out = append(out, report.Series{Name: name, Unit: unit, Samples: samples})
 		}
 	}
-	lanes := []string{laneWeir, laneOne, laneNginx, laneHAProxy, laneNginxTurned, laneHAProxyTurned, laneWeirTLS, laneNginxTLS, laneHAProxyTLS, laneReverse, laneDirect}
+	lanes := []string{laneWeir, laneOne, laneNginx, laneHAProxy, laneNginxTurned, laneHAProxyTurned, laneFloor, laneWeirTLS, laneNginxTLS, laneHAProxyTLS, laneReverse, laneDirect}
 	for _, c := range connections {
 		for _, l := range lanes {
 			add(nameThroughput(l, c), "/s")
