@@ -29,7 +29,6 @@ import (
 	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
-	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/telemetry"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
@@ -408,20 +407,14 @@ func (s *Server) choose(ctx context.Context, c listen.Conn, backend *route.Backe
 // A link-local address means nothing without its interface, by which no route
 // inside the pod leads to it.
 func (s *Server) dial(ctx context.Context, c listen.Conn, addr netip.AddrPort) (*upstream.Conn, error) {
+	if c.Direction != listen.Inbound {
+		return s.dialer.Dial(ctx, addr)
+	}
 	caller := c.Peer.Addr()
-	var up *upstream.Conn
-	var err error
-	if s.KeepClient && c.Direction == listen.Inbound && !s.Config.Own(caller) && !caller.IsLinkLocalUnicast() {
-		up, err = s.dialer.DialAs(ctx, caller, addr)
-	} else {
-		up, err = s.dialer.Dial(ctx, addr)
+	if !s.KeepClient || s.Config.Own(caller) || caller.IsLinkLocalUnicast() {
+		caller = netip.Addr{}
 	}
-	if err == nil && c.Direction == listen.Inbound {
-		if raw, err := up.SyscallConn(); err == nil {
-			_ = raw.Control(sock.StaysHere)
-		}
-	}
-	return up, err
+	return s.dialer.DialLocal(ctx, caller, addr)
 }
 
 // another reports whether the failure is one of the endpoint, not of this proxy.

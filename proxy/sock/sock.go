@@ -42,10 +42,11 @@ func Splice(from, to uintptr, n int) (int, error) {
 	return result(unix.RawSyscall6(unix.SYS_SPLICE, from, 0, to, 0, uintptr(n), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE))
 }
 
-// StaysHere says of a TCP socket, or of all that a listener accepts, that its peer is in
-// the same network namespace: there is no path whose capacity is to be found out. Reno,
-// which every kernel has, sends as it is told to; BBR paces it by timers, which take up to
-// a fifth of the CPU that bytes take. Where an administrator allows others only
+// StaysHere says of a TCP socket that is not connected yet, or of all that a listener
+// accepts, that its peer is in the same network namespace: there is no path whose capacity
+// is to be found out. Reno, which every kernel has, sends as it is told to; BBR paces it by
+// timers, which take up to a fifth of the CPU that bytes take, and go on if a connection
+// is taken from it later. Where an administrator allows others only
 // (net.ipv4.tcp_allowed_congestion_control), it stays as it is.
 func StaysHere(fd uintptr) {
 	_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno")

@@ -13,8 +13,9 @@ import (
 // which makes those rules, calls it by the same name.
 const ClientMark = 0x711
 
-// DialAs is Dial from the address of a caller, so that the application sees who
-// calls. It needs CAP_NET_RAW, and the pod's rules and routes to be made for it.
+// DialLocal is Dial to the pod's own application, from the address of a caller, so that
+// the application sees who calls. That needs CAP_NET_RAW, and the pod's rules and routes to
+// be made for it; the zero Addr is the pod's own.
 //
 // The port is one that connect(2) chooses, not the caller's own. A port that is
 // bound by its number is taken from connect(2) for every destination, as long as
@@ -22,8 +23,8 @@ const ClientMark = 0x711
 // the pod's own connections without any. And it may be any port, one on which the
 // application means to listen next among them. Chosen by connect, there are 28,000
 // for each caller and port of the application, shared with everything else.
-func (d *Dialer) DialAs(ctx context.Context, client netip.Addr, addr netip.AddrPort) (*Conn, error) {
-	return d.dial(ctx, client, addr)
+func (d *Dialer) DialLocal(ctx context.Context, client netip.Addr, addr netip.AddrPort) (*Conn, error) {
+	return d.dial(ctx, client, addr, true)
 }
 
 // bindTo binds a socket to an address that need not be this host's, without a port.

@@ -28,6 +28,7 @@ import (
 
 	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/sock"
 )
 
 // Timeout bounds one attempt to connect.
@@ -114,11 +115,11 @@ func (d *Dialer) forget(c *Conn) {
 // connect_failed, or overload when descriptors or local ports
 // have run out. Several attempts are the caller's business.
 func (d *Dialer) Dial(ctx context.Context, addr netip.AddrPort) (*Conn, error) {
-	return d.dial(ctx, netip.Addr{}, addr)
+	return d.dial(ctx, netip.Addr{}, addr, false)
 }
 
-func (d *Dialer) dial(ctx context.Context, client netip.Addr, addr netip.AddrPort) (*Conn, error) {
-	tcp, err := newSocket(addr.Addr(), client)
+func (d *Dialer) dial(ctx context.Context, client netip.Addr, addr netip.AddrPort, local bool) (*Conn, error) {
+	tcp, err := newSocket(addr.Addr(), client, local)
 	if err != nil {
 		return nil, dialError(addr, err)
 	}
@@ -133,8 +134,9 @@ func (d *Dialer) dial(ctx context.Context, client netip.Addr, addr netip.AddrPor
 
 // newSocket makes a socket that is not connected yet, in the shape in which
 // splice and the poller want it: a bare *net.TCPConn. Not MPTCP, which is 5–8 %
-// slower. It is bound to client, if there is one.
-func newSocket(addr, client netip.Addr) (*net.TCPConn, error) {
+// slower. It is bound to client, if there is one. local: it is for the pod's own
+// application.
+func newSocket(addr, client netip.Addr, local bool) (*net.TCPConn, error) {
 	family := unix.AF_INET6
 	if addr.Is4() {
 		family = unix.AF_INET
@@ -147,6 +149,9 @@ func newSocket(addr, client netip.Addr) (*net.TCPConn, error) {
 	}
 	f := os.NewFile(uintptr(fd), "upstream")
 	defer f.Close()
+	if local {
+		sock.StaysHere(uintptr(fd))
+	}
 	if client.IsValid() {
 		if err := bindTo(fd, client); err != nil {
 			return nil, err
