@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,7 +68,6 @@ func (c *cgroups) makeParent() error {
 			}
 		}
 		delegate(dir)
-		weigh(dir, runtime.NumCPU())
 	}
 	return nil
 }
