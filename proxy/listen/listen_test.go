@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"net"
-	"os"
-	"strings"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/proxy/sock/socktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -43,7 +43,7 @@ func wrapAs(t *testing.T, d Direction, addr string) (*Listener, net.Addr) {
 // TestCongestionControl: what the pod's own application says is not paced; what comes from
 // elsewhere goes as the pod's kernel says.
 func TestCongestionControl(t *testing.T) {
-	control := func(d Direction) string {
+	control := func(d Direction) (string, string) {
 		l, to := wrapAs(t, d, "127.0.0.1:0")
 		client, err := net.Dial("tcp", to.String())
 		if err != nil {
@@ -55,25 +55,12 @@ func TestCongestionControl(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		raw, err := c.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var name string
-		_ = raw.Control(func(fd uintptr) { name, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		return name
+		return socktest.CongestionControl(t, c)
 	}
-	usual, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := control(Outbound); got != "reno" {
+	if got, _ := control(Outbound); got != "reno" {
 		t.Errorf("outbound: %s", got)
 	}
-	if got, want := control(Inbound), strings.TrimSpace(string(usual)); got != want {
+	if got, want := control(Inbound); got != want {
 		t.Errorf("inbound: %s, not %s", got, want)
 	}
 }

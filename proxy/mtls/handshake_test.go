@@ -16,6 +16,7 @@ import (
 	"github.com/weirmesh/weir/proxy/mtls"
 	"github.com/weirmesh/weir/proxy/mtls/mtlstest"
 	"github.com/weirmesh/weir/proxy/reason"
+	"github.com/weirmesh/weir/proxy/sock/socktest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -28,23 +29,8 @@ var (
 // sockets are the two ends of a connection.
 func sockets(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	client, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		client.Close()
-		server.Close()
-	})
+	client, server := socktest.Connected(t, "tcp", "127.0.0.1:0")
+	t.Cleanup(func() { server.Close() })
 	return client.(*net.TCPConn), server.(*net.TCPConn)
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/sock/socktest"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
 
@@ -125,20 +126,7 @@ func (b *bench) connOf(t testing.TB, d listen.Direction, caller netip.Addr, orig
 // close.
 func loopback(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	client, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
+	client, server := socktest.Connected(t, "tcp", "127.0.0.1:0")
 	_ = client.SetDeadline(time.Now().Add(patience))
 	return client.(*net.TCPConn), server.(*net.TCPConn)
 }

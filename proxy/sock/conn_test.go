@@ -10,25 +10,14 @@ import (
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"github.com/weirmesh/weir/proxy/sock/socktest"
 )
 
 // pair is both ends of a connection; the second is a Conn.
 func pair(t *testing.T) (net.Conn, *Conn) {
 	t.Helper()
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	one, err := net.Dial("unix", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { one.Close() })
-	accepted, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	one, accepted := socktest.Connected(t, "unix", filepath.Join(t.TempDir(), "s"))
 	other, err := NewConn(accepted.(*net.UnixConn))
 	if err != nil {
 		t.Fatal(err)

@@ -5,14 +5,11 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/sock/socktest"
@@ -62,30 +59,20 @@ func TestDial(t *testing.T) {
 
 // TestWhatStaysInThePodIsNotPaced: what goes elsewhere is as the kernel has it.
 func TestWhatStaysInThePodIsNotPaced(t *testing.T) {
-	usual, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
-	if err != nil {
-		t.Fatal(err)
-	}
 	_, to := listen(t, "127.0.0.1:0")
 	var d Dialer
-	local := func(ctx context.Context, to netip.AddrPort) (*Conn, error) { return d.DialLocal(ctx, netip.Addr{}, to) }
-	for want, dial := range map[string]func(context.Context, netip.AddrPort) (*Conn, error){
-		"reno": local, strings.TrimSpace(string(usual)): d.Dial,
-	} {
-		c, err := dial(t.Context(), to)
+	control := func(c *Conn, err error) (string, string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		raw, err := c.SyscallConn()
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got string
-		_ = raw.Control(func(fd uintptr) { got, err = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION) })
-		if err != nil || got != want {
-			t.Errorf("%q and %v, not %s", got, err, want)
-		}
-		c.Close()
+		defer c.Close()
+		return socktest.CongestionControl(t, c)
+	}
+	if got, _ := control(d.DialLocal(t.Context(), netip.Addr{}, to)); got != "reno" {
+		t.Errorf("to the application: %s", got)
+	}
+	if got, want := control(d.Dial(t.Context(), to)); got != want {
+		t.Errorf("elsewhere: %s, not %s", got, want)
 	}
 }
 

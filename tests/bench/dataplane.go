@@ -45,8 +45,8 @@ func parseDataplane(args []string, stderr io.Writer) (dataplaneFlags, error) {
 	fs.Usage = func() {
 		fmt.Fprint(stderr, "bench dataplane measures requests through a pair of proxies, the caller's and the\n"+
 			"callee's, side by side with a pair that uses one processor, and pairs of nginx, HAProxy\n"+
-			"and net/http's ReverseProxy in namespaces like the pods': CPU for a request,\n"+
-			"throughput, latency.\n\n  bench dataplane [flags]\n\n")
+			"and net/http's ReverseProxy in namespaces like the pods', and a relay that parses\n"+
+			"nothing: CPU for a request, throughput, latency.\n\n  bench dataplane [flags]\n\n")
 		fs.PrintDefaults()
 	}
 	fs.IntVar(&f.rounds, "rounds", 5, "rounds, of which the median counts")

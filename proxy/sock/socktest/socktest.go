@@ -5,6 +5,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,4 +42,49 @@ func FullBacklog(t testing.TB) netip.AddrPort {
 	}
 	t.Fatal("the backlog does not fill")
 	return to
+}
+
+// Connected are the two ends of a connection, by a listener that is closed again. The one
+// that dialled is the first, and closed when the test ends; the other is the caller's to
+// close.
+func Connected(t testing.TB, network, address string) (net.Conn, net.Conn) {
+	t.Helper()
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial(network, l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client, server
+}
+
+// CongestionControl is the name of a TCP connection's, and of those of which nothing is
+// said.
+func CongestionControl(t testing.TB, c syscall.Conn) (string, string) {
+	t.Helper()
+	usual, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var name string
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		name, failed = unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+	})
+	if err := errors.Join(err, failed); err != nil {
+		t.Fatal(err)
+	}
+	return name, strings.TrimSpace(string(usual))
 }
