@@ -124,24 +124,19 @@ const records = 128
 // write, even of nothing, sends it.
 func (c *Conn) Unsent() bool { return c.wire.unsent() }
 
-// Silent looks without taking, but for a failure: it reports whether nothing is there,
-// no byte, and no end.
-func (c *Conn) Silent() (bool, error) {
-	if c.peeked != nil {
-		return false, nil
-	}
-	b := lend(smallBuffer)
-	n, err := c.ReadNow(b.b[:smallBuffer])
-	if n > 0 {
+// Peek is ReadNow that leaves the bytes where they are. A failure is taken.
+func (c *Conn) Peek(p []byte) (int, error) {
+	if c.peeked == nil {
+		b := lend(smallBuffer)
+		n, err := c.ReadNow(b.b[:smallBuffer])
+		if n == 0 {
+			b.put()
+			return 0, err
+		}
 		b.b = b.b[:n]
 		c.peeked = b
-		return false, nil
 	}
-	b.put()
-	if errors.Is(err, unix.EAGAIN) {
-		return true, nil
-	}
-	return false, err
+	return copy(p, c.peeked.b[c.peeked.from:]), nil
 }
 
 // Read is net.Conn's: it waits.

@@ -82,11 +82,12 @@ func TestAnEndThatWasNotAnnouncedIsNone(t *testing.T) {
 	}
 }
 
-// TestLookingTakesNothing: what Silent finds is read afterwards.
+// TestLookingTakesNothing: what Peek finds is read afterwards.
 func TestLookingTakesNothing(t *testing.T) {
 	client, server := joined(t)
-	if silent, err := server.Silent(); !silent || err != nil {
-		t.Fatal(silent, err)
+	var look [16]byte
+	if n, err := server.Peek(look[:]); n != 0 || !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(n, err)
 	}
 	want := bytes.Repeat([]byte("0123456789abcdef"), 10<<10)
 	go func() {
@@ -100,8 +101,11 @@ func TestLookingTakesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := raw.Read(func(uintptr) bool {
-			silent, err := server.Silent()
-			return !silent || err != nil
+			n, err := server.Peek(look[:])
+			if seen := want[len(got):]; err == nil && !bytes.HasPrefix(seen, look[:n]) {
+				t.Errorf("after %d bytes it saw %q", len(got), look[:n])
+			}
+			return !errors.Is(err, unix.EAGAIN)
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -119,8 +123,8 @@ func TestLookingTakesNothing(t *testing.T) {
 	if n, err := server.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("%d, %v", n, err)
 	}
-	if silent, err := server.Silent(); silent || err != nil {
-		t.Errorf("an end is silent: %v, %v", silent, err)
+	if n, err := server.Peek(look[:]); n != 0 || err != nil {
+		t.Errorf("an end is seen as %d bytes, %v", n, err)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/mtls"
+	"github.com/weirmesh/weir/proxy/sniff"
 	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
@@ -306,21 +307,35 @@ func (c *conn) quiet() bool {
 
 // silent looks without taking, but for a failure.
 func (c *conn) silent(fd uintptr) (bool, error) {
-	if c.secure != nil {
-		return c.secure.Silent()
-	}
 	var one [1]byte
+	_, err := c.peek(fd, one[:])
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		return true, nil
+	case err != nil:
+		return false, os.NewSyscallError("recv", err)
+	}
+	return false, nil
+}
+
+// speaksHTTP2 reports whether what has come of a server is HTTP/2, and does not take it.
+func (c *conn) speaksHTTP2() bool {
+	var first [16]byte
+	n := 0
+	_ = c.raw.Control(func(fd uintptr) { n, _ = c.peek(fd, first[:]) })
+	return sniff.SpeaksHTTP2(first[:n])
+}
+
+// peek is take that leaves the bytes where they are.
+func (c *conn) peek(fd uintptr, p []byte) (int, error) {
+	if c.secure != nil {
+		return c.secure.Peek(p)
+	}
 	for {
-		_, err := sock.Peek(fd, one[:])
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case errors.Is(err, unix.EAGAIN):
-			return true, nil
-		case err != nil:
-			return false, os.NewSyscallError("recv", err)
+		n, err := sock.Peek(fd, p)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
 		}
-		return false, nil
 	}
 }
 

@@ -35,6 +35,31 @@ func serving2(t *testing.T, handler http.HandlerFunc) netip.AddrPort {
 	return server.Listener.Addr().(*net.TCPAddr).AddrPort()
 }
 
+// speaking2 is an application that does not wait with its SETTINGS until its client has
+// spoken, as gRPC's servers do not.
+func speaking2(t *testing.T, handler http.HandlerFunc) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns sync.WaitGroup
+	conns.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				new(xhttp2.Server).ServeConn(c, &xhttp2.ServeConnOpts{Handler: handler}) //nolint:staticcheck // net/http's waits
+			})
+		}
+	})
+	t.Cleanup(conns.Wait)
+	t.Cleanup(func() { l.Close() })
+	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
 // client2 is a client with one connection, on which HTTP/2 is spoken after a pause. A request that
 // comes as another ends makes net/http dial before it sees that the connection is free: it waits.
 func (b *bench) client2(t *testing.T, d listen.Direction, original netip.AddrPort, pause time.Duration) *http.Client {
@@ -116,17 +141,24 @@ func TestEachStreamIsBalancedByItself(t *testing.T) {
 }
 
 func TestAnInboundStreamReachesTheApplication(t *testing.T) {
-	app := serving2(t, func(w http.ResponseWriter, r *http.Request) {
+	handler := func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		w.Header().Set("Trailer", "Grpc-Status")
 		_, _ = w.Write(body)
 		w.Header().Set("Grpc-Status", "0")
-	})
-	// After a pause the connection to the application is there before the client
-	// speaks.
-	for _, pause := range []time.Duration{0, 50 * time.Millisecond} {
+	}
+	waits, speaks := serving2(t, handler), speaking2(t, handler)
+	for _, way := range []struct {
+		app   netip.AddrPort
+		pause time.Duration
+	}{
+		{waits, 0},
+		{waits, 50 * time.Millisecond}, // the connection to it is there before the client speaks
+		{speaks, 0},
+		{speaks, 50 * time.Millisecond}, // and it has spoken
+	} {
 		b := newBench(t, &fakeConfig{})
-		client := b.client2(t, listen.Inbound, app, pause)
+		client := b.client2(t, listen.Inbound, way.app, way.pause)
 		want := string(bytes.Repeat([]byte("0123456789"), 100_000))
 		for range 3 {
 			resp, got := call(t, client, "POST", "/", want)

@@ -20,12 +20,16 @@ import (
 // nobody declares, once its beginning is there.
 const sniffTimeout = 100 * time.Millisecond
 
+// prefaceTimeout is how long a client may be silent whose server has spoken HTTP/2: it
+// is a client of that, unless it has something to ask of the server's settings first.
+const prefaceTimeout = time.Second
+
 // identify finds out what c carries, and carries it. It returns the number of
 // requests that were logged.
 //
 // On a port that nobody declares, the upstream connection is opened while the
 // client is silent: who speaks first decides, and a server that speaks first has
-// not waited for us.
+// not waited for us. Servers of HTTP/2 do: what they say tells.
 func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (int, error) {
 	declared := d.Protocol
 	switch {
@@ -38,6 +42,7 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 	}
 	var early *upstream.Conn
 	var picked pick
+	var speaksHTTP2 bool
 	protocol, opaque := sniff.Opaque, declared == route.Opaque
 	switch {
 	case opaque && !s.mayBeProxy(c, client):
@@ -51,7 +56,7 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 			protocol = s.look(client, time.Now().Add(silence))
 		} else {
 			var err error
-			if early, picked, err = s.overture(ctx, c, client, d, r); err != nil {
+			if early, picked, speaksHTTP2, err = s.overture(ctx, c, client, d, r); err != nil {
 				return 0, err
 			}
 		}
@@ -68,11 +73,13 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 			if client.secure != nil {
 				return s.identify(ctx, c, client, d, r)
 			}
-			early, picked = nil, pick{}
+			early, picked, speaksHTTP2 = nil, pick{}, false
 		}
 		switch {
 		case opaque:
 			protocol = sniff.Opaque
+		case speaksHTTP2:
+			protocol = s.look(client, time.Now().Add(prefaceTimeout))
 		case !refused && len(client.bytes()) > 0:
 			protocol = s.look(client, time.Now().Add(sniffTimeout))
 		}
@@ -104,38 +111,40 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 }
 
 // overture waits until either side has something to say. It returns the upstream
-// connection if one was opened; the client's bytes are in its buffer if it was the
-// client.
-func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (*upstream.Conn, pick, error) {
+// connection if one was opened, and whether HTTP/2 is what has come of it; the client's
+// bytes are in its buffer if it was the client.
+func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (*upstream.Conn, pick, bool, error) {
 	if len(client.bytes()) > 0 {
-		return nil, pick{}, nil
+		return nil, pick{}, false, nil
 	}
 	err := client.tryFill()
 	switch {
 	case err == nil, errors.Is(err, io.EOF):
-		return nil, pick{}, nil // what it is, is passed on
+		return nil, pick{}, false, nil // what it is, is passed on
 	case !errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, pick{}, &reason.Error{Reason: reason.ClientGone, Err: err}
+		return nil, pick{}, false, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
 	up, picked, err := s.connect(ctx, c, d, r)
 	if err != nil {
-		return nil, pick{}, err
+		return nil, pick{}, false, err
 	}
-	if err := awaitEither(client, up); err != nil {
+	speaksHTTP2, err := awaitEither(client, up)
+	if err != nil {
 		_ = up.SetLinger(0)
 		up.Close()
 		picked.done(balance.Unknown)
-		return nil, pick{}, err
+		return nil, pick{}, false, err
 	}
-	return up, picked, nil
+	return up, picked, speaksHTTP2, nil
 }
 
 // awaitEither returns when one of them has something to say; the client's bytes
-// are in its buffer then. A failure of one is a *reason.Error.
-func awaitEither(client *conn, up *upstream.Conn) error {
+// are in its buffer then, and if there are none it is reported whether the server speaks
+// HTTP/2. A failure of one is a *reason.Error.
+func awaitEither(client *conn, up *upstream.Conn) (bool, error) {
 	server, err := newUpstreamConn(up)
 	if err != nil {
-		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+		return false, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 	}
 	spoke := make(chan error, 1)
 	go func() {
@@ -150,17 +159,20 @@ func awaitEither(client *conn, up *upstream.Conn) error {
 	_ = client.SetReadDeadline(time.Time{})
 	switch {
 	case up.Looped():
-		return &reason.Error{Reason: reason.Loop}
+		return false, &reason.Error{Reason: reason.Loop}
 	case serverFailed != nil && !errors.Is(serverFailed, os.ErrDeadlineExceeded):
-		return &reason.Error{Reason: reason.UpstreamClosed, Err: serverFailed}
+		return false, &reason.Error{Reason: reason.UpstreamClosed, Err: serverFailed}
 	case clientFailed != nil && !errors.Is(clientFailed, os.ErrDeadlineExceeded):
-		return &reason.Error{Reason: reason.ClientGone, Err: clientFailed}
+		return false, &reason.Error{Reason: reason.ClientGone, Err: clientFailed}
 	}
 	err = client.tryFill()
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrDeadlineExceeded) {
-		return &reason.Error{Reason: reason.ClientGone, Err: err}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return server.speaksHTTP2(), nil
+	case err != nil && !errors.Is(err, io.EOF):
+		return false, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
-	return nil
+	return false, nil
 }
 
 // look reads until it is clear what the client speaks, or until the time is up,

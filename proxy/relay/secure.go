@@ -239,6 +239,6 @@ func (c *conn) refused(err error) bool {
 	if errors.Is(err, mtls.ErrRefused) {
 		return true
 	}
-	_, err = c.secure.Silent()
+	_, err = c.secure.Peek(make([]byte, 1))
 	return errors.Is(err, mtls.ErrRefused)
 }

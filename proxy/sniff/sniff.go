@@ -66,3 +66,22 @@ func Look(first []byte) Protocol {
 func isMethod(c byte) bool {
 	return 'A' <= c && c <= 'Z' || c == '-' || c == '_'
 }
+
+// Of a frame of SETTINGS, in bytes (RFC 9113, sections 4.1, 4.2 and 6.5.1).
+const (
+	frameHead = 9
+	setting   = 6
+	maxFrame  = 1 << 14 // of what is not told otherwise
+)
+
+// SpeaksHTTP2 reports whether the first bytes of a server that speaks first are
+// HTTP/2's: its SETTINGS (RFC 9113, section 3.4). Many servers do not wait with them
+// until their client has spoken.
+func SpeaksHTTP2(first []byte) bool {
+	if len(first) < frameHead {
+		return false
+	}
+	length := int(first[0])<<16 | int(first[1])<<8 | int(first[2])
+	const settings = "\x04\x00\x00\x00\x00\x00" // type, no flags, of no stream
+	return length <= maxFrame && length%setting == 0 && string(first[3:frameHead]) == settings
+}

@@ -39,6 +39,30 @@ func TestProtocolsAreToldByTheirFirstBytes(t *testing.T) {
 	}
 }
 
+func TestAServerOfHTTP2IsToldByItsSettings(t *testing.T) {
+	for _, c := range []struct {
+		name, first string
+		want        bool
+	}{
+		{"SETTINGS without any", "\x00\x00\x00\x04\x00\x00\x00\x00\x00", true},
+		{"SETTINGS, and what follows", "\x00\x00\x06\x04\x00\x00\x00\x00\x00\x00\x05\x00\x00\x40\x00", true},
+		{"half a head", "\x00\x00\x06\x04\x00\x00\x00\x00", false},
+		{"half a setting", "\x00\x00\x07\x04\x00\x00\x00\x00\x00", false},
+		{"too many settings", "\x00\x40\x02\x04\x00\x00\x00\x00\x00", false},
+		{"SETTINGS that are acknowledged", "\x00\x00\x00\x04\x01\x00\x00\x00\x00", false},
+		{"SETTINGS of a stream", "\x00\x00\x00\x04\x00\x00\x00\x00\x01", false},
+		{"another frame", "\x00\x00\x06\x06\x00\x00\x00\x00\x00", false},
+		{"MySQL", "\x4a\x00\x00\x00\x0a8.0.36\x00", false},
+		{"SMTP", "220 example.com ESMTP\r\n", false},
+		{"SSH", "SSH-2.0-OpenSSH_9.2\r\n", false},
+		{"nothing", "", false},
+	} {
+		if got := SpeaksHTTP2([]byte(c.first)); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
 // FuzzLook: more bytes never change what was decided.
 func FuzzLook(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\n"))
