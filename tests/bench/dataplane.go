@@ -184,6 +184,10 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 	if err != nil {
 		return err
 	}
+	// As on a node, all but the proxies is pods: the clients, which are started here.
+	if err := node.BeLikePod("clients"); err != nil {
+		return err
+	}
 	d := &dataplane{node: node, dir: pod.NodeDir + "/peers"}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -323,10 +327,10 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 		return err
 	}
 	for _, p := range []*pod.Pod{callee, oneCallee, secureCallee, peerCallee} {
-		if _, err := d.startNginx(ctx, p, "app", appConfig(), inNetns); err != nil {
+		if _, err := d.startNginx(ctx, p, "app", appConfig(), d.startApp); err != nil {
 			return err
 		}
-		if err := inNetns(p, exec.CommandContext(ctx, "/proc/self/exe", "dataplane", bulkCommand)); err != nil {
+		if err := d.startApp(p, exec.CommandContext(ctx, "/proc/self/exe", "dataplane", bulkCommand)); err != nil {
 			return err
 		}
 	}
@@ -437,10 +441,10 @@ func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, s
 	if err := d.add(ctx, chain, caller, callee); err != nil {
 		return lane{}, err
 	}
-	if _, err := d.startNginx(ctx, callee, "app", appConfig(), inNetns); err != nil {
+	if _, err := d.startNginx(ctx, callee, "app", appConfig(), d.startApp); err != nil {
 		return lane{}, err
 	}
-	if err := inNetns(callee, exec.CommandContext(ctx, "/proc/self/exe", "dataplane", bulkCommand)); err != nil {
+	if err := d.startApp(callee, exec.CommandContext(ctx, "/proc/self/exe", "dataplane", bulkCommand)); err != nil {
 		return lane{}, err
 	}
 	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), app)
@@ -492,8 +496,15 @@ func loopbackUp() error {
 	return netlink.LinkSetUp(lo)
 }
 
-// inNetns starts a command in a pod's network namespace.
-func inNetns(p *pod.Pod, cmd *exec.Cmd) error { return pod.In(p.Netns, cmd.Start) }
+// startApp starts a pod's application: in its network namespace, and in cgroups like
+// those of pods.
+func (d *dataplane) startApp(p *pod.Pod, cmd *exec.Cmd) error {
+	started, err := d.node.LikePod(cmd, p.ContainerID)
+	if err != nil {
+		return err
+	}
+	return startInNetns(p, cmd, started)
+}
 
 // startProxy starts a peer in a pod's network namespace, in cgroups like those of
 // Weir's proxies: the rules, if there are any, let its connections by.
@@ -502,6 +513,10 @@ func (d *dataplane) startProxy(p *pod.Pod, cmd *exec.Cmd) error {
 	if err != nil {
 		return err
 	}
+	return startInNetns(p, cmd, started)
+}
+
+func startInNetns(p *pod.Pod, cmd *exec.Cmd, started func() error) error {
 	if err := pod.In(p.Netns, cmd.Start); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -94,41 +95,93 @@ func (n *Node) Bypass() (capture.Bypass, error) {
 // share of the processors of its own, as every container has. It returns what to call
 // when it has been started.
 func (n *Node) LikeProxy(cmd *exec.Cmd, name string) (func() error, error) {
+	return startIn(cmd, filepath.Join(n.Name, name))
+}
+
+// LikePod has a command start in cgroups of that name below those of all the node's
+// pods. It returns what to call when it has been started.
+func (n *Node) LikePod(cmd *exec.Cmd, name string) (func() error, error) {
+	parent, err := n.pods()
+	if err != nil {
+		return nil, err
+	}
+	return startIn(cmd, filepath.Join(parent, name))
+}
+
+// BeLikePod puts this process, and what it starts from now on, into such cgroups.
+func (n *Node) BeLikePod(name string) error {
+	parent, err := n.pods()
+	if err != nil {
+		return err
+	}
+	return joinCgroups(os.Getpid(), filepath.Join(parent, name))
+}
+
+// pods makes the cgroups of all the node's pods, and returns where they are in each
+// hierarchy. They have the weight that kubelet gives them: 1024 shares of cgroup v1's for
+// each processor, or as much of v2's.
+func (n *Node) pods() (string, error) {
+	parent := n.Name + containerMark + "kubepods"
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return "", err
+	}
+	shares := 1024 * runtime.NumCPU()
+	weight := 1 + (shares-2)*9999/262142
+	for _, mount := range mounts {
+		dir := filepath.Join(mount, parent)
+		if err := makeCgroup(dir); err != nil {
+			return "", err
+		}
+		for file, value := range map[string]int{"cpu.shares": shares, "cpu.weight": weight} {
+			err := os.WriteFile(filepath.Join(dir, file), fmt.Append(nil, value), 0)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+				return "", err // a cgroup file system makes no files
+			}
+		}
+	}
+	return parent, nil
+}
+
+// startIn has a command start in the cgroups at path in the hierarchies.
+func startIn(cmd *exec.Cmd, path string) (func() error, error) {
 	mount, err := cgroup2()
 	if err != nil {
 		return nil, err
 	}
-	path := filepath.Join(mount, n.Name, name)
-	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := makeCgroup(filepath.Join(mount, path)); err != nil {
 		return nil, err
 	}
-	dir, err := os.Open(path)
+	dir, err := os.Open(filepath.Join(mount, path))
 	if err != nil {
 		return nil, err
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	return func() error {
 		dir.Close()
-		return n.joinV1(cmd.Process.Pid, name)
+		return joinCgroups(cmd.Process.Pid, path)
 	}, nil
 }
 
-// joinV1 puts a process into the cgroups of that name in the hierarchies of version 1
-// where being in one costs something: those of the processors and of memory.
-func (n *Node) joinV1(pid int, name string) error {
+// joinCgroups puts a process into the cgroups at path in the hierarchy of version 2, and
+// in those of version 1 where being in one costs something: those of the processors and
+// of memory.
+func joinCgroups(pid int, path string) error {
 	mounts, err := cgroupMounts()
 	if err != nil {
 		return err
 	}
 	for _, mount := range mounts {
-		parent := filepath.Join(mount, n.Name)
-		shares, _ := filepath.Glob(filepath.Join(parent, "cpu.shares"))
-		limits, _ := filepath.Glob(filepath.Join(parent, "memory.limit_in_bytes"))
-		if len(shares)+len(limits) == 0 {
+		dir := filepath.Join(mount, path)
+		var known []string
+		for _, file := range []string{"cgroup.controllers", "cpu.shares", "memory.limit_in_bytes"} {
+			found, _ := filepath.Glob(filepath.Join(filepath.Dir(dir), file))
+			known = append(known, found...)
+		}
+		if len(known) == 0 {
 			continue
 		}
-		dir := filepath.Join(parent, name)
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := makeCgroup(dir); err != nil {
 			return err
 		}
 		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, pid), 0); err != nil {
