@@ -57,7 +57,7 @@ var annotations = []annotation{
 		setQUIC},
 	{"proxy-memory-limit", "a quantity as Kubernetes writes them, from " + inMi(MinMemoryLimit) + " to " + inMi(MaxMemoryLimit) + ": `64Mi`", "`" + inMi(DefaultMemoryLimit) + "`", "memory that the pod's proxy may use, none of it swapped; Go's own limit (GOMEMLIMIT) is nine tenths of it",
 		setMemoryLimit},
-	{"proxy-cpu-weight", "a number from 1 to 10000", fmt.Sprintf("`%d`", DefaultCPUWeight), "share of the CPU that the pod's proxy gets among the node's proxies when there is not enough: `cpu.weight` of cgroup v2, converted to `cpu.shares` on v1",
+	{"proxy-cpu-weight", "a number from 1 to 10000", fmt.Sprintf("`%d`", DefaultCPUWeight), "share of the CPU that the pod's proxy gets among the node's proxies when there is not enough: `cpu.weight` of cgroup v2, converted to `cpu.shares` on v1. All of them together weigh what kubelet has all pods weigh",
 		setCPUWeight},
 }
 

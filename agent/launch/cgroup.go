@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,6 +69,7 @@ func (c *cgroups) makeParent() error {
 			}
 		}
 		delegate(dir)
+		weigh(dir, runtime.NumCPU())
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 // Limits of one proxy. Zeros leave it to the Manager's Options.
@@ -60,6 +61,24 @@ func (l Limits) files() []limitFile {
 // cpuShares is cpu.shares of cgroup v1 for a weight of v2: 2 to 262144, the inverse
 // of how Kubernetes comes from shares to a weight.
 func cpuShares(weight uint32) uint64 { return 2 + (uint64(weight)-1)*262142/9999 }
+
+// weigh has all proxies of a node together, in the cgroup dir, weigh what kubelet has all
+// its pods weigh: 1024 of cgroup v1's shares for each processor. A new cgroup weighs what
+// one process does, and of a busy node's many processors all proxies would be left with
+// part of one. It is no less than that, and what somebody else has set stays.
+func weigh(dir string, processors int) {
+	shares := min(1024*processors, 262144)
+	weight := max(100, 1+(shares-2)*9999/262142) // as Kubernetes converts it
+	for _, f := range []struct {
+		name, unset string
+		value       int
+	}{{"cpu.shares", "1024", shares}, {"cpu.weight", "100", weight}} {
+		path := filepath.Join(dir, f.name)
+		if have, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(have)) == f.unset {
+			_ = os.WriteFile(path, []byte(strconv.Itoa(f.value)), 0) // without it proxies run, too
+		}
+	}
+}
 
 // limit writes the files that the cgroup dir has. What was written is added to
 // done.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -76,5 +77,40 @@ func TestLimitsAreWrittenWhereTheyAre(t *testing.T) {
 				t.Errorf("%v, want %q", err, c.missing)
 			}
 		})
+	}
+}
+
+// TestProxiesTogetherWeighWhatPodsDo: on cgroup v1 and v2, unless somebody has said so.
+func TestProxiesTogetherWeighWhatPodsDo(t *testing.T) {
+	for _, c := range []struct {
+		file, before string
+		processors   int
+		want         string
+	}{
+		{"cpu.shares", "1024\n", 1, "1024"},
+		{"cpu.shares", "1024\n", 64, "65536"},
+		{"cpu.shares", "1024\n", 1024, "262144"},
+		{"cpu.shares", "2048\n", 64, "2048"},
+		{"cpu.weight", "100\n", 1, "100"},
+		{"cpu.weight", "100\n", 64, "2500"},
+		{"cpu.weight", "100\n", 1024, "10000"},
+		{"cpu.weight", "50\n", 64, "50"},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, c.file)
+		if err := os.WriteFile(path, []byte(c.before), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		weigh(dir, c.processors)
+		have, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.TrimSpace(string(have)); got != c.want {
+			t.Errorf("%s %q, %d processors: %s, not %s", c.file, c.before, c.processors, got, c.want)
+		}
+		if files, _ := os.ReadDir(dir); len(files) != 1 {
+			t.Errorf("%s: %d files", c.file, len(files))
+		}
 	}
 }
