@@ -44,6 +44,7 @@ type httpUpstream struct {
 
 	poller *poll.Poller              // that tells user; nil: nobody is told
 	user   atomic.Pointer[http1Conn] // whose request it has, if a poller serves that
+	said   atomic.Bool               // it has said something while nobody's was
 }
 
 func newHTTPUpstream(c *upstream.Conn, e route.Endpoint) (*httpUpstream, error) {

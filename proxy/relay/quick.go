@@ -216,7 +216,10 @@ func (h *http1Conn) Ready(ended bool) {
 func (u *httpUpstream) Ready(bool) {
 	h := u.user.Load()
 	if h == nil {
-		return // it is idle, or a goroutine's
+		u.said.Store(true)
+		if h = u.user.Load(); h == nil {
+			return // it is idle, or a goroutine's
+		}
 	}
 	h.quick.mu.Lock()
 	defer h.quick.mu.Unlock()
@@ -257,7 +260,8 @@ func (h *http1Conn) advance() {
 	}
 }
 
-// quickRequest reads a request and sends it, and reports whether it is sent.
+// quickRequest reads a request and sends it, and reports whether there is something to
+// go on with. The answer is not: it is told of.
 func (h *http1Conn) quickRequest() bool {
 	q := &h.quick
 	if len(h.client.bytes()) == 0 || q.partial {
@@ -309,7 +313,7 @@ func (h *http1Conn) quickRequest() bool {
 	}
 	q.dueBy(due)
 	q.at = atAnswer
-	return true
+	return h.up.said.Swap(false)
 }
 
 // ordinary reads the request that is in the buffer, and reports whether it is one for
