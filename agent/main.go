@@ -203,8 +203,9 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			metrics.ProxyRestarted()
 			view.restarted(a)
 		},
-		Drained: repairs.Drained,
-		Changed: identities.changed,
+		Upgraded: view.upgraded,
+		Drained:  repairs.Drained,
+		Changed:  identities.changed,
 	})
 	if err != nil {
 		return err

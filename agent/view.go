@@ -51,9 +51,17 @@ func (v *view) refused(a launch.Attachment, reason string) {
 	v.recorder.PodEvent(pod, cluster.EventWarning, cluster.CertificateRefused, "the pod's proxy gets no certificate: "+reason)
 }
 
+// upgraded tells a pod's owner that another proxy took the place of one that was asked to
+// end.
+func (v *view) upgraded(a launch.Attachment) {
+	pod := model.Pod{Namespace: a.PodNamespace, Name: a.PodName, UID: a.PodUID}
+	v.recorder.PodEvent(pod, cluster.EventNormal, cluster.ProxyUpgraded,
+		fmt.Sprintf("the pod's proxy was asked to end: another one takes new connections (generation %d), it ends with its last one", a.Generation))
+}
+
 // restarted tells a pod's owner that its proxy died and another took its place.
 func (v *view) restarted(a launch.Attachment) {
 	pod := model.Pod{Namespace: a.PodNamespace, Name: a.PodName, UID: a.PodUID}
-	v.recorder.PodEvent(pod, cluster.EventWarning, "ProxyRestarted",
+	v.recorder.PodEvent(pod, cluster.EventWarning, cluster.ProxyRestarted,
 		fmt.Sprintf("the pod's proxy died and was started again on the same listeners (generation %d)", a.Generation))
 }

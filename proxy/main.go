@@ -123,6 +123,7 @@ func serve(args []string) error {
 		Records:  records,
 		Meter:    meter,
 		Version:  version,
+		Draining: ctx.Done(),
 		Handover: func(fd int) error { return jail.SendListening(fd, launch.Listeners) },
 		Identity: func(fd int) error {
 			return holder.Handover(func(file int) error { return jail.SendIdentity(fd, file) })

@@ -51,6 +51,9 @@ type Options struct {
 	Session func(ctx context.Context, i *Instance)
 	// Restarted is told when a proxy died and another took its place.
 	Restarted func(a Attachment)
+	// Upgraded is told when a proxy was asked to end and another took its place; the one
+	// before ends with its last connection. It may be nil.
+	Upgraded func(a Attachment)
 	// Drained is told when a released proxy has ended with its last connection: its
 	// rules can go.
 	Drained func(a Attachment)
@@ -81,14 +84,16 @@ type Instance struct {
 	Attachment Attachment
 	Socket     string // its control API
 
-	manager *Manager // nil: it is nobody's
-	once    sync.Once
-	acked   chan struct{}
+	manager  *Manager // nil: it is nobody's
+	once     sync.Once
+	acked    chan struct{}
+	onceGone sync.Once
+	draining chan struct{}
 }
 
 // NewInstance names a proxy that serves its control API on socket.
 func NewInstance(a Attachment, socket string) *Instance {
-	return &Instance{Attachment: a, Socket: socket, acked: make(chan struct{})}
+	return &Instance{Attachment: a, Socket: socket, acked: make(chan struct{}), draining: make(chan struct{})}
 }
 
 // Acknowledged says that the proxy took its first config.
@@ -96,6 +101,18 @@ func (i *Instance) Acknowledged() { i.once.Do(func() { close(i.acked) }) }
 
 // Acked is closed once the proxy took its first config.
 func (i *Instance) Acked() <-chan struct{} { return i.acked }
+
+// Draining says that the proxy takes no new connections and ends with its last one.
+func (i *Instance) Draining() { i.onceGone.Do(func() { close(i.draining) }) }
+
+func (i *Instance) drains() bool {
+	select {
+	case <-i.draining:
+		return true
+	default:
+		return false
+	}
+}
 
 // Manager holds the node's attachments.
 type Manager struct {
@@ -125,7 +142,15 @@ type attachment struct {
 	state     Attachment
 	listeners []listener
 	identity  *os.File // memory file of the proxy's key and certificate; nil: none
-	process   *process
+	process   *process // the newest, which takes connections; nil: there is none
+	retired   []retired
+}
+
+// retired is a process that takes no new connections, with its generation: there is a
+// newer one.
+type retired struct {
+	generation uint32
+	process    *process
 }
 
 // change changes a's state and writes it down.
@@ -430,13 +455,18 @@ func (m *Manager) Release(id string) error {
 		return err
 	}
 	if a := m.find(id); a != nil {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if a.process != nil {
-			a.process.signal(unix.SIGTERM)
-		}
+		a.terminate()
 	}
 	return nil
+}
+
+// terminate asks the newest proxy to end with its last connection; older ones have been.
+func (a *attachment) terminate() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.process != nil {
+		a.process.signal(unix.SIGTERM)
+	}
 }
 
 // update changes what is kept of an attachment that has not ended.
@@ -488,6 +518,9 @@ func (m *Manager) end(a *attachment) {
 	}
 	// The supervisor has returned: nothing changes any more.
 	st := a.snapshot()
+	for _, r := range a.retired {
+		r.process.kill()
+	}
 	if a.process != nil {
 		a.process.kill()
 	}
@@ -530,13 +563,21 @@ func (m *Manager) Close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, a := range m.attachments {
-		closeListeners(a.listeners)
-		a.dropIdentity()
-		if a.process != nil {
-			a.process.release()
-		}
+		a.letGo()
 	}
 	m.cgroups.close()
+}
+
+// letGo lets go of what is held of an attachment; its proxies go on.
+func (a *attachment) letGo() {
+	closeListeners(a.listeners)
+	a.dropIdentity()
+	if a.process != nil {
+		a.process.release()
+	}
+	for _, r := range a.retired {
+		r.process.release()
+	}
 }
 
 // restartDelay is how long a proxy that keeps dying is left down: nothing for

@@ -343,14 +343,22 @@ func launchSockets() (*net.UnixConn, *os.File, error) {
 	return conn.(*net.UnixConn), theirs, nil
 }
 
+// openProcess is a process that somebody else has started.
+func openProcess(pid int) (*process, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	return &process{pidfd: os.NewFile(uintptr(fd), "pidfd")}, nil
+}
+
 // adopt takes over a proxy that runs, by its pid, and asks it for copies of its
 // listeners.
 func (m *Manager) adopt(a Attachment, pid int) (*process, []listener, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	p, err := openProcess(pid)
 	if err != nil {
 		return nil, nil, fmt.Errorf("adopt pid %d: %w", pid, err)
 	}
-	p := &process{pidfd: os.NewFile(uintptr(fd), "pidfd")}
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: m.socketPath(a.ContainerID, a.Generation), Net: "unix"})
 	if err != nil {
 		p.pidfd.Close()

@@ -3,6 +3,7 @@ package launch
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -40,26 +41,27 @@ func (m *Manager) rebuilt(id string) (*attachment, error) {
 	if err := ValidID(id); err != nil {
 		return nil, err
 	}
-	pids := m.cgroups.pids(id)
-	if len(pids) != 1 {
-		return nil, fmt.Errorf("%d processes, a proxy is one", len(pids))
+	pids, err := m.running(id)
+	if err != nil {
+		return nil, err
+	}
+	if len(pids) == 0 {
+		return nil, errors.New("no proxy runs")
 	}
 	bypass, err := m.cgroups.bypass()
 	if err != nil {
 		return nil, err
 	}
 	st := Attachment{ContainerID: id, IfNames: []string{firstIfName}, Spec: capture.Spec{Bypass: bypass}, Committed: true}
-	if st.Generation, err = m.newestSocket(id); err != nil {
+	st.Generation = slices.Max(slices.Collect(maps.Keys(pids)))
+	if err := m.place(&st, pids[st.Generation]); err != nil {
 		return nil, err
 	}
-	if err := m.place(&st, pids[0]); err != nil {
+	a := &attachment{}
+	if err := m.takeUp(a, pids, st); err != nil {
 		return nil, err
 	}
-	p, listeners, err := m.adopt(st, pids[0])
-	if err != nil {
-		return nil, err
-	}
-	for _, l := range listeners {
+	for _, l := range a.listeners {
 		addr, err := netip.ParseAddrPort(l.GetAddress())
 		switch {
 		case err != nil:
@@ -69,14 +71,13 @@ func (m *Manager) rebuilt(id string) (*attachment, error) {
 			st.Spec.InboundPort = addr.Port()
 		}
 	}
-	a := &attachment{state: st, process: p, listeners: listeners}
+	a.state = st
 	st, err = m.change(a, func(*Attachment) {})
 	if err == nil {
 		err = st.Spec.Validate()
 	}
 	if err != nil {
-		p.release()
-		closeListeners(listeners)
+		a.letGo()
 		return nil, errors.Join(err, m.store.remove(id))
 	}
 	m.mu.Lock()
@@ -87,25 +88,6 @@ func (m *Manager) rebuilt(id string) (*attachment, error) {
 	a.identity = m.adoptIdentity(st)
 	m.supervise(a, m.instance(st))
 	return a, nil
-}
-
-// newestSocket is the generation of a container's newest control socket.
-func (m *Manager) newestSocket(id string) (uint32, error) {
-	paths, err := filepath.Glob(m.socketGlob(id))
-	if err != nil {
-		return 0, err
-	}
-	var newest uint64
-	for _, path := range paths {
-		generation := strings.TrimPrefix(strings.TrimSuffix(filepath.Base(path), ".sock"), id+".")
-		if g, err := strconv.ParseUint(generation, 10, 32); err == nil {
-			newest = max(newest, g)
-		}
-	}
-	if newest == 0 {
-		return 0, errors.New("it has no control socket")
-	}
-	return uint32(newest), nil
 }
 
 // place fills in what the kernel knows of a proxy: where it is, and as what it runs.

@@ -3,9 +3,12 @@ package launch
 import (
 	"context"
 	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Recover takes up what an earlier agent of this boot left: proxies that run are
@@ -54,16 +57,17 @@ func (m *Manager) resume(a *attachment) {
 		m.end(a)
 		return
 	}
-	pids := m.cgroups.pids(st.ContainerID)
-	if len(pids) == 1 {
-		p, listeners, err := m.adopt(st, pids[0])
+	if pids, err := m.running(st.ContainerID); err != nil || len(pids) > 0 {
 		if err == nil {
-			a.process, a.listeners, a.identity = p, listeners, m.adoptIdentity(st)
+			err = m.takeUp(a, pids, st)
+		}
+		if err == nil {
+			a.identity = m.adoptIdentity(st)
 			if st.Released {
-				p.signal(unix.SIGTERM) // in case nobody had come to that
+				a.terminate() // in case nobody had come to that
 			}
 			m.supervise(a, m.instance(st))
-			log.Info("proxy adopted", "pid", pids[0], "generation", st.Generation)
+			log.Info("proxy adopted", "pid", pids[st.Generation], "generation", st.Generation)
 			return
 		}
 		log.Warn("proxy not adopted, another takes its place", "error", err)
@@ -81,6 +85,57 @@ func (m *Manager) resume(a *attachment) {
 		log.Error("proxy not restarted", "error", err)
 		m.retryLater(a)
 	}
+}
+
+// running are the processes of a container's proxies, by generation: one, or more while
+// older ones have connections left.
+func (m *Manager) running(id string) (map[uint32]int, error) {
+	all := map[uint32]int{}
+	for _, pid := range m.cgroups.pids(id) {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || len(line) == 0 {
+			continue // it has ended
+		}
+		generation, err := generationOf(string(line))
+		if err != nil {
+			return nil, fmt.Errorf("process %d of its cgroup: %w", pid, err)
+		}
+		all[generation] = pid
+	}
+	return all, nil
+}
+
+// generationOf reads a proxy's command line (proc_pid_cmdline(5)): "weir-proxy", "serve",
+// container ID, generation, and more, as package jail has it.
+func generationOf(cmdline string) (uint32, error) {
+	args := strings.Split(cmdline, "\x00")
+	if len(args) < 4 || args[1] != "serve" {
+		return 0, fmt.Errorf("%q is no proxy that serves", args)
+	}
+	generation, err := strconv.ParseUint(args[3], 10, 32)
+	return uint32(generation), err
+}
+
+// takeUp adopts an attachment's running proxies.
+func (m *Manager) takeUp(a *attachment, pids map[uint32]int, st Attachment) error {
+	pid, ok := pids[st.Generation]
+	if !ok {
+		return fmt.Errorf("generation %d does not run, %v do", st.Generation, slices.Sorted(maps.Keys(pids)))
+	}
+	p, listeners, err := m.adopt(st, pid)
+	if err != nil {
+		return err
+	}
+	a.process, a.listeners = p, listeners
+	for g, pid := range pids {
+		if g == st.Generation {
+			continue
+		}
+		if p, err := openProcess(pid); err == nil { // else it has ended
+			a.retired = append(a.retired, retired{g, p})
+		}
+	}
+	return nil
 }
 
 // retryLater has a proxy that could not be resumed started in the background.

@@ -531,7 +531,7 @@ func (x Decisions_Verdict) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Decisions_Verdict.Descriptor instead.
 func (Decisions_Verdict) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{55, 0}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{56, 0}
 }
 
 // Launch is one packet on the launch socket (SOCK_SEQPACKET, the proxy's
@@ -3499,6 +3499,7 @@ type FromProxy struct {
 	//	*FromProxy_AccessLogs
 	//	*FromProxy_CertificateRequest
 	//	*FromProxy_CertificateKept
+	//	*FromProxy_Draining
 	Message       isFromProxy_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3613,6 +3614,15 @@ func (x *FromProxy) GetCertificateKept() *CertificateKept {
 	return nil
 }
 
+func (x *FromProxy) GetDraining() *Draining {
+	if x != nil {
+		if x, ok := x.Message.(*FromProxy_Draining); ok {
+			return x.Draining
+		}
+	}
+	return nil
+}
+
 type isFromProxy_Message interface {
 	isFromProxy_Message()
 }
@@ -3649,6 +3659,10 @@ type FromProxy_CertificateKept struct {
 	CertificateKept *CertificateKept `protobuf:"bytes,9,opt,name=certificate_kept,json=certificateKept,proto3,oneof"`
 }
 
+type FromProxy_Draining struct {
+	Draining *Draining `protobuf:"bytes,10,opt,name=draining,proto3,oneof"`
+}
+
 func (*FromProxy_Subscribe) isFromProxy_Message() {}
 
 func (*FromProxy_Unsubscribe) isFromProxy_Message() {}
@@ -3665,6 +3679,46 @@ func (*FromProxy_CertificateRequest) isFromProxy_Message() {}
 
 func (*FromProxy_CertificateKept) isFromProxy_Message() {}
 
+func (*FromProxy_Draining) isFromProxy_Message() {}
+
+// Draining says that the proxy takes no new connections and ends with its last one:
+// another one is to take its place.
+type Draining struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Draining) Reset() {
+	*x = Draining{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Draining) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Draining) ProtoMessage() {}
+
+func (x *Draining) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Draining.ProtoReflect.Descriptor instead.
+func (*Draining) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
+}
+
 // Subscribe asks for resources, on demand. At the start of a session the proxy
 // repeats all it holds, with versions, and is sent only what differs.
 type Subscribe struct {
@@ -3677,7 +3731,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +3743,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3702,7 +3756,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Subscribe) GetVersions() map[string]string {
@@ -3728,7 +3782,7 @@ type Unsubscribe struct {
 
 func (x *Unsubscribe) Reset() {
 	*x = Unsubscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3740,7 +3794,7 @@ func (x *Unsubscribe) String() string {
 func (*Unsubscribe) ProtoMessage() {}
 
 func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3753,7 +3807,7 @@ func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsubscribe.ProtoReflect.Descriptor instead.
 func (*Unsubscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{43}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Unsubscribe) GetNames() []string {
@@ -3772,7 +3826,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3784,7 +3838,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3797,7 +3851,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{44}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Ack) GetNonce() uint64 {
@@ -3817,7 +3871,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3829,7 +3883,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3842,7 +3896,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{45}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Nack) GetNonce() uint64 {
@@ -3905,7 +3959,7 @@ type AccessLogs struct {
 
 func (x *AccessLogs) Reset() {
 	*x = AccessLogs{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3917,7 +3971,7 @@ func (x *AccessLogs) String() string {
 func (*AccessLogs) ProtoMessage() {}
 
 func (x *AccessLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3930,7 +3984,7 @@ func (x *AccessLogs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLogs.ProtoReflect.Descriptor instead.
 func (*AccessLogs) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{46}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *AccessLogs) GetTexts() []string {
@@ -4184,7 +4238,7 @@ type Metrics struct {
 
 func (x *Metrics) Reset() {
 	*x = Metrics{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4196,7 +4250,7 @@ func (x *Metrics) String() string {
 func (*Metrics) ProtoMessage() {}
 
 func (x *Metrics) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4209,7 +4263,7 @@ func (x *Metrics) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metrics.ProtoReflect.Descriptor instead.
 func (*Metrics) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{47}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Metrics) GetNumber() uint64 {
@@ -4284,7 +4338,7 @@ type MetricsAck struct {
 
 func (x *MetricsAck) Reset() {
 	*x = MetricsAck{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4296,7 +4350,7 @@ func (x *MetricsAck) String() string {
 func (*MetricsAck) ProtoMessage() {}
 
 func (x *MetricsAck) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[48]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4309,7 +4363,7 @@ func (x *MetricsAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsAck.ProtoReflect.Descriptor instead.
 func (*MetricsAck) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{48}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *MetricsAck) GetNumber() uint64 {
@@ -4335,7 +4389,7 @@ type Peers struct {
 
 func (x *Peers) Reset() {
 	*x = Peers{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4347,7 +4401,7 @@ func (x *Peers) String() string {
 func (*Peers) ProtoMessage() {}
 
 func (x *Peers) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[49]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4360,7 +4414,7 @@ func (x *Peers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peers.ProtoReflect.Descriptor instead.
 func (*Peers) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{49}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Peers) GetDirection() Direction {
@@ -4427,7 +4481,7 @@ type Traffic struct {
 
 func (x *Traffic) Reset() {
 	*x = Traffic{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4439,7 +4493,7 @@ func (x *Traffic) String() string {
 func (*Traffic) ProtoMessage() {}
 
 func (x *Traffic) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[50]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4452,7 +4506,7 @@ func (x *Traffic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Traffic.ProtoReflect.Descriptor instead.
 func (*Traffic) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{50}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Traffic) GetPeers() *Peers {
@@ -4558,7 +4612,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[51]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4570,7 +4624,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[51]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4583,7 +4637,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{51}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Open) GetPeers() *Peers {
@@ -4618,7 +4672,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[52]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4630,7 +4684,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[52]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4643,7 +4697,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{52}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Endpoints) GetPeers() *Peers {
@@ -4677,7 +4731,7 @@ type Ejections struct {
 
 func (x *Ejections) Reset() {
 	*x = Ejections{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[53]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4689,7 +4743,7 @@ func (x *Ejections) String() string {
 func (*Ejections) ProtoMessage() {}
 
 func (x *Ejections) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[53]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4702,7 +4756,7 @@ func (x *Ejections) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ejections.ProtoReflect.Descriptor instead.
 func (*Ejections) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{53}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Ejections) GetPeers() *Peers {
@@ -4732,7 +4786,7 @@ type Failures struct {
 
 func (x *Failures) Reset() {
 	*x = Failures{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4744,7 +4798,7 @@ func (x *Failures) String() string {
 func (*Failures) ProtoMessage() {}
 
 func (x *Failures) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[54]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4757,7 +4811,7 @@ func (x *Failures) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failures.ProtoReflect.Descriptor instead.
 func (*Failures) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{54}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Failures) GetPeers() *Peers {
@@ -4794,7 +4848,7 @@ type Decisions struct {
 
 func (x *Decisions) Reset() {
 	*x = Decisions{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4806,7 +4860,7 @@ func (x *Decisions) String() string {
 func (*Decisions) ProtoMessage() {}
 
 func (x *Decisions) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[55]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4819,7 +4873,7 @@ func (x *Decisions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decisions.ProtoReflect.Descriptor instead.
 func (*Decisions) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{55}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Decisions) GetPeers() *Peers {
@@ -4865,7 +4919,7 @@ type Histogram struct {
 
 func (x *Histogram) Reset() {
 	*x = Histogram{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[56]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4877,7 +4931,7 @@ func (x *Histogram) String() string {
 func (*Histogram) ProtoMessage() {}
 
 func (x *Histogram) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[56]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4890,7 +4944,7 @@ func (x *Histogram) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
 func (*Histogram) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{56}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Histogram) GetSum() float64 {
@@ -5207,7 +5261,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\n" +
 	"per_client\x18\x04 \x01(\bR\tperClient\x12\x1f\n" +
 	"\vby_identity\x18\x05 \x01(\bR\n" +
-	"byIdentity\"\xfe\x03\n" +
+	"byIdentity\"\xb5\x04\n" +
 	"\tFromProxy\x128\n" +
 	"\tsubscribe\x18\x01 \x01(\v2\x18.weir.proxy.v1.SubscribeH\x00R\tsubscribe\x12>\n" +
 	"\vunsubscribe\x18\x02 \x01(\v2\x1a.weir.proxy.v1.UnsubscribeH\x00R\vunsubscribe\x12&\n" +
@@ -5217,8 +5271,12 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\vaccess_logs\x18\a \x01(\v2\x19.weir.proxy.v1.AccessLogsH\x00R\n" +
 	"accessLogs\x12T\n" +
 	"\x13certificate_request\x18\b \x01(\v2!.weir.proxy.v1.CertificateRequestH\x00R\x12certificateRequest\x12K\n" +
-	"\x10certificate_kept\x18\t \x01(\v2\x1e.weir.proxy.v1.CertificateKeptH\x00R\x0fcertificateKeptB\t\n" +
-	"\amessageJ\x04\b\x05\x10\x06\"\xb1\x01\n" +
+	"\x10certificate_kept\x18\t \x01(\v2\x1e.weir.proxy.v1.CertificateKeptH\x00R\x0fcertificateKept\x125\n" +
+	"\bdraining\x18\n" +
+	" \x01(\v2\x17.weir.proxy.v1.DrainingH\x00R\bdrainingB\t\n" +
+	"\amessageJ\x04\b\x05\x10\x06\"\n" +
+	"\n" +
+	"\bDraining\"\xb1\x01\n" +
 	"\tSubscribe\x12B\n" +
 	"\bversions\x18\x01 \x03(\v2&.weir.proxy.v1.Subscribe.VersionsEntryR\bversions\x12#\n" +
 	"\rproxy_version\x18\x02 \x01(\tR\fproxyVersion\x1a;\n" +
@@ -5375,7 +5433,7 @@ func file_agent_proxypb_proxy_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proxypb_proxy_proto_enumTypes = make([]protoimpl.EnumInfo, 10)
-var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_agent_proxypb_proxy_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(PeerMode)(0),                   // 0: weir.proxy.v1.PeerMode
 	(Protocol)(0),                   // 1: weir.proxy.v1.Protocol
@@ -5429,41 +5487,42 @@ var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(*Policy)(nil),                  // 49: weir.proxy.v1.Policy
 	(*RateLimit)(nil),               // 50: weir.proxy.v1.RateLimit
 	(*FromProxy)(nil),               // 51: weir.proxy.v1.FromProxy
-	(*Subscribe)(nil),               // 52: weir.proxy.v1.Subscribe
-	(*Unsubscribe)(nil),             // 53: weir.proxy.v1.Unsubscribe
-	(*Ack)(nil),                     // 54: weir.proxy.v1.Ack
-	(*Nack)(nil),                    // 55: weir.proxy.v1.Nack
-	(*AccessLogs)(nil),              // 56: weir.proxy.v1.AccessLogs
-	(*Metrics)(nil),                 // 57: weir.proxy.v1.Metrics
-	(*MetricsAck)(nil),              // 58: weir.proxy.v1.MetricsAck
-	(*Peers)(nil),                   // 59: weir.proxy.v1.Peers
-	(*Traffic)(nil),                 // 60: weir.proxy.v1.Traffic
-	(*Open)(nil),                    // 61: weir.proxy.v1.Open
-	(*Endpoints)(nil),               // 62: weir.proxy.v1.Endpoints
-	(*Ejections)(nil),               // 63: weir.proxy.v1.Ejections
-	(*Failures)(nil),                // 64: weir.proxy.v1.Failures
-	(*Decisions)(nil),               // 65: weir.proxy.v1.Decisions
-	(*Histogram)(nil),               // 66: weir.proxy.v1.Histogram
-	nil,                             // 67: weir.proxy.v1.ProxyConfig.InboundEntry
-	nil,                             // 68: weir.proxy.v1.ProxyConfig.PeersByPortEntry
-	nil,                             // 69: weir.proxy.v1.Subscribe.VersionsEntry
+	(*Draining)(nil),                // 52: weir.proxy.v1.Draining
+	(*Subscribe)(nil),               // 53: weir.proxy.v1.Subscribe
+	(*Unsubscribe)(nil),             // 54: weir.proxy.v1.Unsubscribe
+	(*Ack)(nil),                     // 55: weir.proxy.v1.Ack
+	(*Nack)(nil),                    // 56: weir.proxy.v1.Nack
+	(*AccessLogs)(nil),              // 57: weir.proxy.v1.AccessLogs
+	(*Metrics)(nil),                 // 58: weir.proxy.v1.Metrics
+	(*MetricsAck)(nil),              // 59: weir.proxy.v1.MetricsAck
+	(*Peers)(nil),                   // 60: weir.proxy.v1.Peers
+	(*Traffic)(nil),                 // 61: weir.proxy.v1.Traffic
+	(*Open)(nil),                    // 62: weir.proxy.v1.Open
+	(*Endpoints)(nil),               // 63: weir.proxy.v1.Endpoints
+	(*Ejections)(nil),               // 64: weir.proxy.v1.Ejections
+	(*Failures)(nil),                // 65: weir.proxy.v1.Failures
+	(*Decisions)(nil),               // 66: weir.proxy.v1.Decisions
+	(*Histogram)(nil),               // 67: weir.proxy.v1.Histogram
+	nil,                             // 68: weir.proxy.v1.ProxyConfig.InboundEntry
+	nil,                             // 69: weir.proxy.v1.ProxyConfig.PeersByPortEntry
+	nil,                             // 70: weir.proxy.v1.Subscribe.VersionsEntry
 }
 var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	11, // 0: weir.proxy.v1.Launch.listeners:type_name -> weir.proxy.v1.Listener
 	3,  // 1: weir.proxy.v1.LaunchReply.stage:type_name -> weir.proxy.v1.LaunchReply.Stage
 	11, // 2: weir.proxy.v1.LaunchReply.listeners:type_name -> weir.proxy.v1.Listener
 	14, // 3: weir.proxy.v1.ToProxy.update:type_name -> weir.proxy.v1.Update
-	58, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
+	59, // 4: weir.proxy.v1.ToProxy.metrics_ack:type_name -> weir.proxy.v1.MetricsAck
 	27, // 5: weir.proxy.v1.ToProxy.certificate:type_name -> weir.proxy.v1.Certificate
 	15, // 6: weir.proxy.v1.Update.resources:type_name -> weir.proxy.v1.Resource
 	16, // 7: weir.proxy.v1.Resource.proxy:type_name -> weir.proxy.v1.ProxyConfig
 	30, // 8: weir.proxy.v1.Resource.destination:type_name -> weir.proxy.v1.Destination
 	25, // 9: weir.proxy.v1.Resource.identity:type_name -> weir.proxy.v1.Identity
 	29, // 10: weir.proxy.v1.ProxyConfig.opaque_ports:type_name -> weir.proxy.v1.PortRange
-	67, // 11: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
+	68, // 11: weir.proxy.v1.ProxyConfig.inbound:type_name -> weir.proxy.v1.ProxyConfig.InboundEntry
 	18, // 12: weir.proxy.v1.ProxyConfig.authorization:type_name -> weir.proxy.v1.Authorization
 	0,  // 13: weir.proxy.v1.ProxyConfig.peers:type_name -> weir.proxy.v1.PeerMode
-	68, // 14: weir.proxy.v1.ProxyConfig.peers_by_port:type_name -> weir.proxy.v1.ProxyConfig.PeersByPortEntry
+	69, // 14: weir.proxy.v1.ProxyConfig.peers_by_port:type_name -> weir.proxy.v1.ProxyConfig.PeersByPortEntry
 	17, // 15: weir.proxy.v1.ProxyConfig.probes:type_name -> weir.proxy.v1.Probe
 	19, // 16: weir.proxy.v1.Authorization.policies:type_name -> weir.proxy.v1.AuthorizationPolicy
 	4,  // 17: weir.proxy.v1.AuthorizationPolicy.action:type_name -> weir.proxy.v1.AuthorizationPolicy.Action
@@ -5508,42 +5567,43 @@ var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	8,  // 56: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
 	48, // 57: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
 	50, // 58: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
-	52, // 59: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
-	53, // 60: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
-	54, // 61: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
-	55, // 62: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
-	57, // 63: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
-	56, // 64: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
+	53, // 59: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
+	54, // 60: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
+	55, // 61: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
+	56, // 62: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
+	58, // 63: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
+	57, // 64: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
 	26, // 65: weir.proxy.v1.FromProxy.certificate_request:type_name -> weir.proxy.v1.CertificateRequest
 	28, // 66: weir.proxy.v1.FromProxy.certificate_kept:type_name -> weir.proxy.v1.CertificateKept
-	69, // 67: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	2,  // 68: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
-	60, // 69: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
-	61, // 70: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
-	62, // 71: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
-	63, // 72: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
-	66, // 73: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
-	66, // 74: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
-	65, // 75: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
-	64, // 76: weir.proxy.v1.Metrics.failures:type_name -> weir.proxy.v1.Failures
-	2,  // 77: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
-	59, // 78: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
-	66, // 79: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
-	59, // 80: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
-	59, // 81: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
-	59, // 82: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
-	59, // 83: weir.proxy.v1.Failures.peers:type_name -> weir.proxy.v1.Peers
-	59, // 84: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
-	9,  // 85: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
-	49, // 86: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
-	0,  // 87: weir.proxy.v1.ProxyConfig.PeersByPortEntry.value:type_name -> weir.proxy.v1.PeerMode
-	13, // 88: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	51, // 89: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	89, // [89:90] is the sub-list for method output_type
-	88, // [88:89] is the sub-list for method input_type
-	88, // [88:88] is the sub-list for extension type_name
-	88, // [88:88] is the sub-list for extension extendee
-	0,  // [0:88] is the sub-list for field type_name
+	52, // 67: weir.proxy.v1.FromProxy.draining:type_name -> weir.proxy.v1.Draining
+	70, // 68: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
+	2,  // 69: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
+	61, // 70: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
+	62, // 71: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
+	63, // 72: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
+	64, // 73: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
+	67, // 74: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
+	67, // 75: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
+	66, // 76: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
+	65, // 77: weir.proxy.v1.Metrics.failures:type_name -> weir.proxy.v1.Failures
+	2,  // 78: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
+	60, // 79: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
+	67, // 80: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
+	60, // 81: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
+	60, // 82: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
+	60, // 83: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
+	60, // 84: weir.proxy.v1.Failures.peers:type_name -> weir.proxy.v1.Peers
+	60, // 85: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
+	9,  // 86: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
+	49, // 87: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
+	0,  // 88: weir.proxy.v1.ProxyConfig.PeersByPortEntry.value:type_name -> weir.proxy.v1.PeerMode
+	13, // 89: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	51, // 90: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	90, // [90:91] is the sub-list for method output_type
+	89, // [89:90] is the sub-list for method input_type
+	89, // [89:89] is the sub-list for extension type_name
+	89, // [89:89] is the sub-list for extension extendee
+	0,  // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -5571,6 +5631,7 @@ func file_agent_proxypb_proxy_proto_init() {
 		(*FromProxy_AccessLogs)(nil),
 		(*FromProxy_CertificateRequest)(nil),
 		(*FromProxy_CertificateKept)(nil),
+		(*FromProxy_Draining)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -5578,7 +5639,7 @@ func file_agent_proxypb_proxy_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proxypb_proxy_proto_rawDesc), len(file_agent_proxypb_proxy_proto_rawDesc)),
 			NumEnums:      10,
-			NumMessages:   60,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -203,6 +203,9 @@ func (s *session) receive() error {
 			s.unsubscribe(m.Unsubscribe)
 		case *proxypb.FromProxy_Ack:
 			s.answered(m.Ack.GetNonce(), "")
+		case *proxypb.FromProxy_Draining:
+			s.instance.Draining()
+			continue
 		case *proxypb.FromProxy_CertificateRequest:
 			s.ask(m.CertificateRequest)
 			continue

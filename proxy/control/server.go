@@ -32,7 +32,7 @@ import (
 // peekTimeout is how long a connection may take to say what it is.
 const peekTimeout = 2 * time.Second
 
-// Server serves the control socket. All fields are needed.
+// Server serves the control socket. All fields are needed, but for Draining.
 type Server struct {
 	Store   *Store
 	Records *telemetry.Ring
@@ -41,6 +41,8 @@ type Server struct {
 	// Handover writes the listeners to a connection that asked for them, Identity the
 	// memory file of the identity.
 	Handover, Identity func(fd int) error
+	// Draining is closed when the proxy takes no new connections any more.
+	Draining <-chan struct{}
 }
 
 // stopTimeout is how long an agent that does not read may delay the end.
@@ -62,7 +64,7 @@ func (s *Server) Serve(ctx context.Context, fd int) error {
 		grpc.MaxConcurrentStreams(8), grpc.ConnectionTimeout(peekTimeout),
 		grpc.WaitForHandlers(true),
 	)
-	proxypb.RegisterControlServer(rpc, &service{store: s.Store, identity: s.Store.identity, records: s.Records, meter: s.Meter, version: s.Version, done: ctx.Done()})
+	proxypb.RegisterControlServer(rpc, &service{store: s.Store, identity: s.Store.identity, records: s.Records, meter: s.Meter, version: s.Version, draining: s.Draining, done: ctx.Done()})
 	agents := &agents{ctx: ctx, addr: l.Addr(), conns: make(chan net.Conn)}
 	served := make(chan error, 1)
 	go serveRPC(rpc, agents, served)

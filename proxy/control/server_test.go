@@ -36,12 +36,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // serving is a control server on a socket.
 func serving(t *testing.T) (*Server, string) {
 	t.Helper()
-	s, path, _ := servingUntil(t)
+	s, path, _ := servingUntil(t, nil)
 	return s, path
 }
 
 // servingUntil is one that ends with the test, or before by the function.
-func servingUntil(t *testing.T) (*Server, string, func()) {
+func servingUntil(t *testing.T, draining <-chan struct{}) (*Server, string, func()) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "c.sock")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -61,7 +61,7 @@ func servingUntil(t *testing.T) (*Server, string, func()) {
 	}, Identity: func(fd int) error {
 		_, err := unix.Write(fd, []byte("identity"))
 		return err
-	}}
+	}, Draining: draining}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, int(f.Fd())) }()
@@ -353,9 +353,29 @@ func TestMetricsAreSentAgainUntilTheyAreAcknowledged(t *testing.T) {
 	}
 }
 
+// TestADrainingProxySaysSo, once to each agent that comes.
+func TestADrainingProxySaysSo(t *testing.T) {
+	draining := make(chan struct{})
+	s, path, _ := servingUntil(t, draining)
+	stream := connect(t, path)
+	receiveOne(t, stream) // Subscribe
+	close(draining)
+	for range 2 {
+		if m := receiveOne(t, stream); m.GetDraining() == nil {
+			t.Errorf("it says %v", m)
+		}
+		s.Records.Put(&telemetry.Record{Detail: "more"})
+		if m := receiveOne(t, stream); m.GetAccessLogs() == nil {
+			t.Errorf("then it says %v", m)
+		}
+		stream = connect(t, path)
+		receiveOne(t, stream) // Subscribe
+	}
+}
+
 // TestTheLastWordsAreRecordsAndMetrics: what a proxy's end has still to say is said.
 func TestTheLastWordsAreRecordsAndMetrics(t *testing.T) {
-	s, path, end := servingUntil(t)
+	s, path, end := servingUntil(t, nil)
 	stream := connect(t, path)
 	receiveOne(t, stream) // Subscribe
 	s.Meter.End(&telemetry.Record{Direction: listen.Inbound, Protocol: "HTTP/1.1"})

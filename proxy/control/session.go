@@ -23,6 +23,7 @@ type service struct {
 	records  *telemetry.Ring
 	meter    *telemetry.Meter
 	version  string
+	draining <-chan struct{} // closed when the proxy takes no new connections
 	done     <-chan struct{} // closed when the server ends
 
 	mu    sync.Mutex
@@ -67,7 +68,7 @@ func (s *service) Session(stream stream) error {
 	pause, due := newTimer(), newTimer() // for records, for metrics
 	defer pause.Stop()
 	defer due.Stop()
-	ready, measured := s.records.Ready(), s.meter.Ready()
+	ready, measured, draining := s.records.Ready(), s.meter.Ready(), s.draining
 	for {
 		// One goroutine applies, answers and asks, so an Ack is always ahead of
 		// anything that was asked after its update.
@@ -78,6 +79,9 @@ func (s *service) Session(stream stream) error {
 		case <-s.done:
 			_, err := current.report(telemetry.Limit / telemetry.Batch)
 			return errors.Join(err, current.measure(s.meter.Last()))
+		case <-draining:
+			draining = nil
+			err = stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Draining{Draining: &proxypb.Draining{}}})
 		case err = <-broken:
 			return err
 		case msg := <-messages:
