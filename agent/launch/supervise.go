@@ -27,7 +27,7 @@ func (m *Manager) supervise(a *attachment, i *Instance) {
 func (m *Manager) run(ctx context.Context, a *attachment, i *Instance) {
 	defer m.work.Done()
 	defer close(a.done)
-	var before sync.WaitGroup // proxies that took this one's place
+	var before sync.WaitGroup // proxies that are retired
 	defer before.Wait()
 	for _, w := range m.watchRetired(ctx, a) {
 		before.Go(func() { m.seeOff(ctx, a, w) })

@@ -108,7 +108,8 @@ func (n *Node) LikePod(cmd *exec.Cmd, name string) (func() error, error) {
 	return startIn(cmd, filepath.Join(parent, name))
 }
 
-// BeLikePod puts this process, and what it starts from now on, into such cgroups.
+// BeLikePod puts this process, and what it starts from now on, into such cgroups, until
+// the node is closed.
 func (n *Node) BeLikePod(name string) error {
 	parent, err := n.pods()
 	if err != nil {
@@ -117,11 +118,31 @@ func (n *Node) BeLikePod(name string) error {
 	return joinCgroups(os.Getpid(), filepath.Join(parent, name))
 }
 
+// leavePods has this process be in none of the pods' cgroups.
+func (n *Node) leavePods() error {
+	mounts, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	for _, mount := range mounts {
+		pods, err := os.Stat(filepath.Join(mount, n.podsCgroup()))
+		if err != nil || !pods.IsDir() {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(mount, "cgroup.procs"), fmt.Append(nil, os.Getpid()), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) podsCgroup() string { return n.Name + containerMark + "kubepods" }
+
 // pods makes the cgroups of all the node's pods, and returns where they are in each
 // hierarchy. They have the weight that kubelet gives them: 1024 shares of cgroup v1's for
 // each processor, or as much of v2's.
 func (n *Node) pods() (string, error) {
-	parent := n.Name + containerMark + "kubepods"
+	parent := n.podsCgroup()
 	mounts, err := cgroupMounts()
 	if err != nil {
 		return "", err

@@ -123,7 +123,7 @@ func setUpNetwork() error {
 // Close ends all that runs on the node but this program. Without it the kernel
 // does, when this program ends, and Isolate removes the cgroups.
 func (n *Node) Close() error {
-	n.closing.Do(func() { n.closed = errors.Join(killOthers(), removeCgroups(n.Name)) })
+	n.closing.Do(func() { n.closed = errors.Join(killOthers(), n.leavePods(), removeCgroups(n.Name)) })
 	return n.closed
 }
 
