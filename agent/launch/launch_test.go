@@ -21,8 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weirmesh/weir/agent/launch"
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/proxypb"
@@ -305,38 +303,6 @@ func TestAProxyServesWhenStartReturnsAndNothingIsLeftAfterEnd(t *testing.T) {
 	n.gone(pid)
 	n.nothingLeft("c1")
 	n.manager.End("c1", "eth0") // again: no matter
-}
-
-// TestAProxyTakesShortTurns: each of its threads, once it serves.
-func TestAProxyTakesShortTurns(t *testing.T) {
-	if attr, err := unix.SchedGetAttr(0, 0); err != nil || attr.Runtime == 0 {
-		t.Skip("no slice can be chosen before Linux 6.12")
-	}
-	n := newNode(t)
-	_, req := n.sandbox("c1")
-	n.start(req)
-	threads := fmt.Sprintf("/proc/%d/task", n.pid("c1"))
-	var long []string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		entries, err := os.ReadDir(threads)
-		if err != nil {
-			t.Fatal(err)
-		}
-		long = nil
-		for _, e := range entries {
-			tid, err := strconv.Atoi(e.Name())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if attr, err := unix.SchedGetAttr(tid, 0); err != nil || attr.Runtime != 100_000 {
-				long = append(long, fmt.Sprintf("%d: %+v, %v", tid, attr, err))
-			}
-		}
-		if long == nil {
-			return
-		}
-	}
-	t.Errorf("threads with others: %v", long)
 }
 
 func TestAKilledProxyIsReplacedOnTheSameListeners(t *testing.T) {

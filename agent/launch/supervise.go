@@ -154,13 +154,6 @@ func (m *Manager) watch(ctx context.Context, i *Instance, p *process) *watched {
 	ctx, w.cancel = context.WithCancel(ctx)
 	w.work.Go(func() { m.opts.Session(ctx, i) })
 	w.work.Go(func() {
-		select {
-		case <-i.acked:
-			p.takeShortTurns()
-		case <-ctx.Done():
-		}
-	})
-	w.work.Go(func() {
 		if p.wait() == nil {
 			close(w.dead)
 		}
