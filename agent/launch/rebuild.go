@@ -57,8 +57,8 @@ func (m *Manager) rebuilt(id string) (*attachment, error) {
 	if err := m.place(&st, pids[st.Generation]); err != nil {
 		return nil, err
 	}
-	a := &attachment{}
-	if err := m.takeUp(a, pids, st); err != nil {
+	a := &attachment{state: st}
+	if err := m.takeUp(a, pids); err != nil {
 		return nil, err
 	}
 	for _, l := range a.listeners {
@@ -85,7 +85,6 @@ func (m *Manager) rebuilt(id string) (*attachment, error) {
 	m.mu.Unlock()
 	a.life.Lock()
 	defer a.life.Unlock()
-	a.identity = m.adoptIdentity(st)
 	m.supervise(a, m.instance(st))
 	return a, nil
 }

@@ -59,15 +59,19 @@ func (m *Manager) resume(a *attachment) {
 	}
 	if pids, err := m.running(st.ContainerID); err != nil || len(pids) > 0 {
 		if err == nil {
-			err = m.takeUp(a, pids, st)
+			err = m.takeUp(a, pids)
 		}
-		if err == nil {
-			a.identity = m.adoptIdentity(st)
+		switch {
+		case err == nil && a.process != nil:
 			if st.Released {
 				a.terminate() // in case nobody had come to that
 			}
 			m.supervise(a, m.instance(st))
 			log.Info("proxy adopted", "pid", pids[st.Generation], "generation", st.Generation)
+			return
+		case err == nil:
+			log.Warn("proxy died, an older one has connections left")
+			m.retryLater(a)
 			return
 		}
 		log.Warn("proxy not adopted, another takes its place", "error", err)
@@ -116,22 +120,27 @@ func generationOf(cmdline string) (uint32, error) {
 	return uint32(generation), err
 }
 
-// takeUp adopts an attachment's running proxies.
-func (m *Manager) takeUp(a *attachment, pids map[uint32]int, st Attachment) error {
-	pid, ok := pids[st.Generation]
-	if !ok {
-		return fmt.Errorf("generation %d does not run, %v do", st.Generation, slices.Sorted(maps.Keys(pids)))
+// takeUp adopts an attachment's running proxies, at least one. Where the newest has died,
+// what it had is had from one before.
+func (m *Manager) takeUp(a *attachment, pids map[uint32]int) error {
+	from := a.state
+	if pids[from.Generation] == 0 {
+		from.Generation = slices.Max(slices.Collect(maps.Keys(pids)))
 	}
-	p, listeners, err := m.adopt(st, pid)
+	p, listeners, err := m.adopt(from, pids[from.Generation])
 	if err != nil {
 		return err
 	}
-	a.process, a.listeners = p, listeners
+	a.listeners, a.identity = listeners, m.adoptIdentity(from)
 	for g, pid := range pids {
-		if g == st.Generation {
-			continue
-		}
-		if p, err := openProcess(pid); err == nil { // else it has ended
+		switch {
+		case g != from.Generation:
+			if older, err := openProcess(pid); err == nil { // else it has ended
+				a.retired = append(a.retired, retired{g, older})
+			}
+		case g == a.state.Generation:
+			a.process = p
+		default:
 			a.retired = append(a.retired, retired{g, p})
 		}
 	}

@@ -76,6 +76,37 @@ func TestAProxyThatIsAskedToEndIsFollowedAtOnce(t *testing.T) {
 	}
 }
 
+// TestAnOlderProxyGoesOnThoughTheNewestHasDiedWithoutAnAgent: and callers wait for the
+// next one.
+func TestAnOlderProxyGoesOnThoughTheNewestHasDiedWithoutAnAgent(t *testing.T) {
+	onNode(t)
+	agent := agentOf(t, programs)
+	chain := chained(t)
+	client, server := start(t, chain, "older-client", nil), start(t, chain, "older-server", nil)
+	pods := []*pod.Pod{client, server}
+	address := echo(t, server)
+	first := dialed(t, client, server, address)
+	askToEnd(t, pods, 1)
+	dialed(t, client, server, address)
+	if err := agent.End(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for _, pids := range proxiesOf(t, pods, 2) {
+		if err := syscall.Kill(slices.Max(pids), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	proxiesOf(t, pods, 1)
+	agentOf(t, programs)
+	dialed(t, client, server, address)
+	if err := talk(first); err != nil {
+		t.Errorf("the connection of the older proxies: %v", err)
+	}
+	first.Close()
+	proxiesOf(t, pods, 1)
+	expectCaptured(t, client, server, address)
+}
+
 // TestAReleasedPodIsLetGoOnceAllItsProxiesHaveEnded: one of them had been asked to before.
 func TestAReleasedPodIsLetGoOnceAllItsProxiesHaveEnded(t *testing.T) {
 	onNode(t)
