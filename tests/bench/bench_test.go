@@ -47,8 +47,8 @@ func smoke(t *testing.T, name string) (report.Report, string) {
 func TestTheBenchmarkOfTheDataPlaneRuns(t *testing.T) {
 	r, _ := smoke(t, "dataplane")
 	const (
-		requests = 12*2 + 11*2     // throughput of each lane, CPU of those with proxies
-		latency  = 2 * (12*2 + 11) // two quantiles, and CPU
+		requests = 14*2 + 13*2     // throughput of each lane, CPU of those with proxies
+		latency  = 2 * (14*2 + 13) // two quantiles, and CPU
 		five     = 5 * (2*2 + 2)   // Weir, HAProxy, both with mTLS, and HAProxy captured: HTTP/2 with CPU, TCP both ways
 	)
 	if want := requests + latency + five; len(r.Series) != want {

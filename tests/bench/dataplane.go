@@ -134,8 +134,11 @@ const (
 	laneWeirTLS    = "Weir, mTLS"
 	laneNginxTLS   = "nginx, mTLS"
 	laneHAProxyTLS = "HAProxy, mTLS"
-	laneReverse    = "net/http ReverseProxy"
-	laneDirect     = "no proxy"
+	// And behind the rules.
+	laneNginxTLSTurned   = "nginx, mTLS, captured"
+	laneHAProxyTLSTurned = "HAProxy, mTLS, captured"
+	laneReverse          = "net/http ReverseProxy"
+	laneDirect           = "no proxy"
 )
 
 // oneService is what the caller calls whose proxies use one processor.
@@ -398,13 +401,14 @@ func (d *dataplane) build(ctx context.Context, binaries pod.Binaries) error {
 	}
 	for _, peer := range []struct {
 		name  string
-		start func(context.Context, *pod.Pod, uint16, nexts) (int, error)
+		start startPeer
 		port  uint16 // of the application
 	}{
-		{laneNginxTurned, d.nginxProxy, appPort}, {laneHAProxyTurned, d.haproxy, appPort}, {laneFloor, d.startFloor, appPort},
-		{laneHAProxyTurned, d.haproxy, streamsPort}, {laneHAProxyTurned, d.haproxy, sourcePort}, {laneHAProxyTurned, d.haproxy, sinkPort},
+		{laneNginxTurned, plain(d.nginxProxy), appPort}, {laneHAProxyTurned, plain(d.haproxy), appPort}, {laneFloor, plain(d.startFloor), appPort},
+		{laneNginxTLSTurned, d.secureNginx, appPort}, {laneHAProxyTLSTurned, d.secureHAProxy, appPort},
+		{laneHAProxyTurned, plain(d.haproxy), streamsPort}, {laneHAProxyTurned, plain(d.haproxy), sourcePort}, {laneHAProxyTurned, plain(d.haproxy), sinkPort},
 	} {
-		l, err := d.turned(ctx, bare, peer.name, peer.start, peer.port)
+		l, err := d.turned(ctx, bare, peer.name, peer.start, c, peer.port)
 		if err != nil {
 			return fmt.Errorf("%s: %w", peer.name, err)
 		}
@@ -428,7 +432,7 @@ type startPeer func(ctx context.Context, p *pod.Pod, port uint16, to nexts, c cr
 
 // turned makes a lane of two pods of its own, to one of the application's ports, with
 // rules that turn what goes there aside to a peer's.
-func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, start func(context.Context, *pod.Pod, uint16, nexts) (int, error), app uint16) (lane, error) {
+func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, start startPeer, c credentials, app uint16) (lane, error) {
 	first := uint16(7000) // of the peer's four
 	port := first + app - appPort
 	bypass, err := d.node.Bypass()
@@ -458,7 +462,7 @@ func (d *dataplane) turned(ctx context.Context, chain *pod.Chain, name string, s
 		{caller, called, capture.Spec{OutboundPort: port, InboundPort: port + 9}},
 		{callee, local, capture.Spec{OutboundPort: port + 9, InboundPort: port}},
 	} {
-		if pids[i], err = start(ctx, side.pod, first, nexts{side.to, side.to, side.to, side.to}); err != nil {
+		if pids[i], err = start(ctx, side.pod, first, nexts{side.to, side.to, side.to, side.to}, c, i == 0); err != nil {
 			return lane{}, err
 		}
 		side.Bypass = bypass

@@ -125,9 +125,8 @@ func (n *Node) leavePods() error {
 		return err
 	}
 	for _, mount := range mounts {
-		pods, err := os.Stat(filepath.Join(mount, n.podsCgroup()))
-		if err != nil || !pods.IsDir() {
-			continue
+		if _, err := os.Stat(filepath.Join(mount, n.podsCgroup())); err != nil {
+			continue // there are none
 		}
 		if err := os.WriteFile(filepath.Join(mount, "cgroup.procs"), fmt.Append(nil, os.Getpid()), 0); err != nil {
 			return err
