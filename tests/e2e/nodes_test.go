@@ -309,7 +309,13 @@ func controllerFollowed(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			must(t, bed.waitInstalled(ctx))
-			leader := controllerThatLeads(t)
+			var leader *corev1.Pod
+			eventually(t, startLimit, "a leader that stays", func() error {
+				if leader = controllerThatLeads(t); leader.DeletionTimestamp != nil {
+					return fmt.Errorf("%s is of the Deployment as it was before, and about to end", leader.Name)
+				}
+				return nil
+			})
 			eventually(t, soon, "the leader to act", untaints(t, bed.Nodes[0]))
 			grace := metav1.DeleteOptions{}
 			if tt.kill {
