@@ -126,11 +126,13 @@ func apiAway(t *testing.T) {
 		}
 		return nil
 	})
-	// And to the cluster's DNS, which takes its time: the next tests need it.
-	service(t, ns, "back-later", 8080)
-	patch(t, pods[0], `{"metadata":{"labels":{"app":"back-later"}}}`)
-	eventually(t, 2*startLimit, "the cluster's DNS to know a new Service", func() error {
-		if failed := failures(get(t, front, "http://back-later:8080/")); len(failed) > 0 {
+	// And to the cluster's DNS, which takes its time, for namespaces as for Services: the
+	// next tests need it.
+	later := newNamespace(t, captured())
+	service(t, later, "later", 8080)
+	start(t, later, labelled(appPod("later", "serve"), "app", "later"))
+	eventually(t, 2*startLimit, "the cluster's DNS to know a new Service in a new namespace", func() error {
+		if failed := failures(get(t, front, "http://later."+later+":8080/")); len(failed) > 0 {
 			return errors.New(failed[0])
 		}
 		return nil
