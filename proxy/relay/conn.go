@@ -13,7 +13,6 @@ import (
 
 	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/mtls"
-	"github.com/weirmesh/weir/proxy/sniff"
 	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
@@ -316,14 +315,6 @@ func (c *conn) silent(fd uintptr) (bool, error) {
 		return false, os.NewSyscallError("recv", err)
 	}
 	return false, nil
-}
-
-// speaksHTTP2 reports whether what has come of a server is HTTP/2, and does not take it.
-func (c *conn) speaksHTTP2() bool {
-	var first [16]byte
-	n := 0
-	_ = c.raw.Control(func(fd uintptr) { n, _ = c.peek(fd, first[:]) })
-	return sniff.SpeaksHTTP2(first[:n])
 }
 
 // peek is take that leaves the bytes where they are.

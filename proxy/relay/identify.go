@@ -42,7 +42,6 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 	}
 	var early *upstream.Conn
 	var picked pick
-	var speaksHTTP2 bool
 	protocol, opaque := sniff.Opaque, declared == route.Opaque
 	switch {
 	case opaque && !s.mayBeProxy(c, client):
@@ -56,7 +55,7 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 			protocol = s.look(client, time.Now().Add(silence))
 		} else {
 			var err error
-			if early, picked, speaksHTTP2, err = s.overture(ctx, c, client, d, r); err != nil {
+			if early, picked, err = s.overture(ctx, c, client, d, r); err != nil {
 				return 0, err
 			}
 		}
@@ -73,15 +72,15 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 			if client.secure != nil {
 				return s.identify(ctx, c, client, d, r)
 			}
-			early, picked, speaksHTTP2 = nil, pick{}, false
+			early, picked = nil, pick{}
 		}
 		switch {
 		case opaque:
 			protocol = sniff.Opaque
-		case speaksHTTP2:
-			protocol = s.look(client, time.Now().Add(prefaceTimeout))
 		case !refused && len(client.bytes()) > 0:
 			protocol = s.look(client, time.Now().Add(sniffTimeout))
+		case early != nil && speaksHTTP2(early):
+			protocol = s.look(client, time.Now().Add(prefaceTimeout))
 		}
 	default:
 		protocol = s.look(client, time.Now().Add(keepAlive))
@@ -111,40 +110,38 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 }
 
 // overture waits until either side has something to say. It returns the upstream
-// connection if one was opened, and whether HTTP/2 is what has come of it; the client's
-// bytes are in its buffer if it was the client.
-func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (*upstream.Conn, pick, bool, error) {
+// connection if one was opened; the client's bytes are in its buffer if it was the
+// client.
+func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (*upstream.Conn, pick, error) {
 	if len(client.bytes()) > 0 {
-		return nil, pick{}, false, nil
+		return nil, pick{}, nil
 	}
 	err := client.tryFill()
 	switch {
 	case err == nil, errors.Is(err, io.EOF):
-		return nil, pick{}, false, nil // what it is, is passed on
+		return nil, pick{}, nil // what it is, is passed on
 	case !errors.Is(err, os.ErrDeadlineExceeded):
-		return nil, pick{}, false, &reason.Error{Reason: reason.ClientGone, Err: err}
+		return nil, pick{}, &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
 	up, picked, err := s.connect(ctx, c, d, r)
 	if err != nil {
-		return nil, pick{}, false, err
+		return nil, pick{}, err
 	}
-	speaksHTTP2, err := awaitEither(client, up)
-	if err != nil {
+	if err := awaitEither(client, up); err != nil {
 		_ = up.SetLinger(0)
 		up.Close()
 		picked.done(balance.Unknown)
-		return nil, pick{}, false, err
+		return nil, pick{}, err
 	}
-	return up, picked, speaksHTTP2, nil
+	return up, picked, nil
 }
 
 // awaitEither returns when one of them has something to say; the client's bytes
-// are in its buffer then, and if there are none it is reported whether the server speaks
-// HTTP/2. A failure of one is a *reason.Error.
-func awaitEither(client *conn, up *upstream.Conn) (bool, error) {
+// are in its buffer then. A failure of one is a *reason.Error.
+func awaitEither(client *conn, up *upstream.Conn) error {
 	server, err := newUpstreamConn(up)
 	if err != nil {
-		return false, &reason.Error{Reason: reason.UpstreamClosed, Err: err}
+		return &reason.Error{Reason: reason.UpstreamClosed, Err: err}
 	}
 	spoke := make(chan error, 1)
 	go func() {
@@ -159,20 +156,28 @@ func awaitEither(client *conn, up *upstream.Conn) (bool, error) {
 	_ = client.SetReadDeadline(time.Time{})
 	switch {
 	case up.Looped():
-		return false, &reason.Error{Reason: reason.Loop}
+		return &reason.Error{Reason: reason.Loop}
 	case serverFailed != nil && !errors.Is(serverFailed, os.ErrDeadlineExceeded):
-		return false, &reason.Error{Reason: reason.UpstreamClosed, Err: serverFailed}
+		return &reason.Error{Reason: reason.UpstreamClosed, Err: serverFailed}
 	case clientFailed != nil && !errors.Is(clientFailed, os.ErrDeadlineExceeded):
-		return false, &reason.Error{Reason: reason.ClientGone, Err: clientFailed}
+		return &reason.Error{Reason: reason.ClientGone, Err: clientFailed}
 	}
 	err = client.tryFill()
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return server.speaksHTTP2(), nil
-	case err != nil && !errors.Is(err, io.EOF):
-		return false, &reason.Error{Reason: reason.ClientGone, Err: err}
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return &reason.Error{Reason: reason.ClientGone, Err: err}
 	}
-	return false, nil
+	return nil
+}
+
+// speaksHTTP2 reports whether what has come of a server is HTTP/2, and does not take it.
+func speaksHTTP2(up *upstream.Conn) bool {
+	server, err := newUpstreamConn(up)
+	if err != nil {
+		return false
+	}
+	var first [16]byte
+	n, _ := server.peek(server.socket, first[:])
+	return sniff.SpeaksHTTP2(first[:n])
 }
 
 // look reads until it is clear what the client speaks, or until the time is up,
