@@ -39,29 +39,10 @@ func serving(t *testing.T, handler http.HandlerFunc) netip.AddrPort {
 // scripted is an application that does with each connection what play says.
 func scripted(t testing.TB, play func(*net.TCPConn, *bufio.Reader)) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var conns sync.WaitGroup
-	conns.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			conns.Go(func() {
-				defer c.Close()
-				_ = c.SetDeadline(time.Now().Add(patience))
-				play(c.(*net.TCPConn), bufio.NewReader(c))
-			})
-		}
+	return accepting(t, func(c *net.TCPConn) {
+		_ = c.SetDeadline(time.Now().Add(patience))
+		play(c, bufio.NewReader(c))
 	})
-	t.Cleanup(func() {
-		l.Close()
-		conns.Wait()
-	})
-	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
 var vip = netip.MustParseAddrPort("10.96.0.1:80")

@@ -39,25 +39,9 @@ func serving2(t *testing.T, handler http.HandlerFunc) netip.AddrPort {
 // spoken, as gRPC's servers do not.
 func speaking2(t *testing.T, handler http.HandlerFunc) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var conns sync.WaitGroup
-	conns.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			conns.Go(func() {
-				new(xhttp2.Server).ServeConn(c, &xhttp2.ServeConnOpts{Handler: handler}) //nolint:staticcheck // net/http's waits
-			})
-		}
+	return accepting(t, func(c *net.TCPConn) {
+		new(xhttp2.Server).ServeConn(c, &xhttp2.ServeConnOpts{Handler: handler}) //nolint:staticcheck // net/http's waits
 	})
-	t.Cleanup(conns.Wait)
-	t.Cleanup(func() { l.Close() })
-	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
 // client2 is a client with one connection, on which HTTP/2 is spoken after a pause. A request that

@@ -131,8 +131,8 @@ func loopback(t testing.TB) (*net.TCPConn, *net.TCPConn) {
 	return client.(*net.TCPConn), server.(*net.TCPConn)
 }
 
-// echoing is a server that gives back what it gets.
-func echoing(t *testing.T) netip.AddrPort {
+// accepting is a server that does the same with each connection, and then closes it.
+func accepting(t testing.TB, serve func(*net.TCPConn)) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -147,7 +147,7 @@ func echoing(t *testing.T) netip.AddrPort {
 			}
 			conns.Go(func() {
 				defer c.Close()
-				_, _ = io.Copy(c, c)
+				serve(c.(*net.TCPConn))
 			})
 		}
 	})
@@ -156,6 +156,12 @@ func echoing(t *testing.T) netip.AddrPort {
 		conns.Wait()
 	})
 	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// echoing is a server that gives back what it gets.
+func echoing(t *testing.T) netip.AddrPort {
+	t.Helper()
+	return accepting(t, func(c *net.TCPConn) { _, _ = io.Copy(c, c) })
 }
 
 func closedPort(t *testing.T) netip.AddrPort {
