@@ -84,30 +84,35 @@ type Instance struct {
 	Attachment Attachment
 	Socket     string // its control API
 
-	manager  *Manager // nil: it is nobody's
-	once     sync.Once
-	acked    chan struct{}
-	onceGone sync.Once
-	draining chan struct{}
+	manager         *Manager // nil: it is nobody's
+	acked, draining event
 }
+
+// event happens once, or again to no effect.
+type event struct {
+	once sync.Once
+	c    chan struct{} // closed when it has
+}
+
+func (e *event) happen() { e.once.Do(func() { close(e.c) }) }
 
 // NewInstance names a proxy that serves its control API on socket.
 func NewInstance(a Attachment, socket string) *Instance {
-	return &Instance{Attachment: a, Socket: socket, acked: make(chan struct{}), draining: make(chan struct{})}
+	return &Instance{Attachment: a, Socket: socket, acked: event{c: make(chan struct{})}, draining: event{c: make(chan struct{})}}
 }
 
 // Acknowledged says that the proxy took its first config.
-func (i *Instance) Acknowledged() { i.once.Do(func() { close(i.acked) }) }
+func (i *Instance) Acknowledged() { i.acked.happen() }
 
 // Acked is closed once the proxy took its first config.
-func (i *Instance) Acked() <-chan struct{} { return i.acked }
+func (i *Instance) Acked() <-chan struct{} { return i.acked.c }
 
 // Draining says that the proxy takes no new connections and ends with its last one.
-func (i *Instance) Draining() { i.onceGone.Do(func() { close(i.draining) }) }
+func (i *Instance) Draining() { i.draining.happen() }
 
 func (i *Instance) drains() bool {
 	select {
-	case <-i.draining:
+	case <-i.draining.c:
 		return true
 	default:
 		return false
@@ -254,7 +259,7 @@ func (m *Manager) Start(ctx context.Context, req Request, claimed func(Attachmen
 	i, err := m.start(a, ns)
 	if err == nil {
 		select {
-		case <-i.acked:
+		case <-i.acked.c:
 			return i.Attachment, nil
 		case <-ctx.Done():
 			err = fmt.Errorf("the proxy did not acknowledge its first config: %w", context.Cause(ctx))

@@ -3,7 +3,6 @@ package launch
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -53,7 +52,7 @@ func (m *Manager) rebuilt(id string) (*attachment, error) {
 		return nil, err
 	}
 	st := Attachment{ContainerID: id, IfNames: []string{firstIfName}, Spec: capture.Spec{Bypass: bypass}, Committed: true}
-	st.Generation = slices.Max(slices.Collect(maps.Keys(pids)))
+	st.Generation = newest(pids)
 	if err := m.place(&st, pids[st.Generation]); err != nil {
 		return nil, err
 	}

@@ -57,24 +57,24 @@ func (m *Manager) resume(a *attachment) {
 		m.end(a)
 		return
 	}
-	if pids, err := m.running(st.ContainerID); err != nil || len(pids) > 0 {
-		if err == nil {
-			err = m.takeUp(a, pids)
-		}
-		switch {
-		case err == nil && a.process != nil:
-			if st.Released {
-				a.terminate() // in case nobody had come to that
-			}
-			m.supervise(a, m.instance(st))
-			log.Info("proxy adopted", "pid", pids[st.Generation], "generation", st.Generation)
-			return
-		case err == nil:
-			log.Warn("proxy died, an older one has connections left")
-			m.retryLater(a)
-			return
-		}
+	pids, err := m.running(st.ContainerID)
+	if err == nil && len(pids) > 0 {
+		err = m.takeUp(a, pids)
+	}
+	switch {
+	case err != nil:
 		log.Warn("proxy not adopted, another takes its place", "error", err)
+	case a.process != nil:
+		if st.Released {
+			a.terminate() // in case nobody had come to that
+		}
+		m.supervise(a, m.instance(st))
+		log.Info("proxy adopted", "pid", pids[st.Generation], "generation", st.Generation)
+		return
+	case len(a.retired) > 0:
+		log.Warn("proxy died, an older one has connections left")
+		m.retryLater(a)
+		return
 	}
 	if err := m.cgroups.remove(st.ContainerID); err != nil {
 		log.Error("proxy not ended", "error", err)
@@ -109,6 +109,9 @@ func (m *Manager) running(id string) (map[uint32]int, error) {
 	return all, nil
 }
 
+// newest is the highest generation of at least one.
+func newest(pids map[uint32]int) uint32 { return slices.Max(slices.Collect(maps.Keys(pids))) }
+
 // generationOf reads a proxy's command line (proc_pid_cmdline(5)): "weir-proxy", "serve",
 // container ID, generation, and more, as package jail has it.
 func generationOf(cmdline string) (uint32, error) {
@@ -125,7 +128,7 @@ func generationOf(cmdline string) (uint32, error) {
 func (m *Manager) takeUp(a *attachment, pids map[uint32]int) error {
 	from := a.state
 	if pids[from.Generation] == 0 {
-		from.Generation = slices.Max(slices.Collect(maps.Keys(pids)))
+		from.Generation = newest(pids)
 	}
 	p, listeners, err := m.adopt(from, pids[from.Generation])
 	if err != nil {

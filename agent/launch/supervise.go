@@ -38,7 +38,7 @@ func (m *Manager) run(ctx context.Context, a *attachment, i *Instance) {
 		select {
 		case <-w.dead:
 		case <-ctx.Done():
-		case <-i.draining:
+		case <-i.draining.c:
 		}
 		retired := a.retire(w)
 		if retired {

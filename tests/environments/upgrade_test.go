@@ -17,7 +17,8 @@ import (
 
 // TestAProxyThatIsAskedToEndIsFollowedAtOnce: new connections are the next one's while the
 // one before has connections left, and it ends with the last of these; with an agent that
-// starts again meanwhile, or another one that is asked to.
+// starts again meanwhile, and does not know one of the pods any more, or another proxy that
+// is asked to.
 func TestAProxyThatIsAskedToEndIsFollowedAtOnce(t *testing.T) {
 	onNode(t)
 	agent := agentOf(t, programs)
