@@ -408,7 +408,8 @@ func TestOtherRootsAreOtherConnections(t *testing.T) {
 	}
 }
 
-// brief is of a certificate that ends soon: it has whole seconds.
+// brief is of a certificate that ends in a second or two: it tells whole seconds only
+// (RFC 5280, 4.1.2.5).
 func brief(c *x509.Certificate) {
 	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(2*time.Second)
 }
