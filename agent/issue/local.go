@@ -248,9 +248,11 @@ func (l *Local) Run(ctx context.Context, trusted func() bool, changed func()) {
 
 func (l *Local) advance(now time.Time, trusted bool, changed func()) error {
 	before := l.keyring()
-	ring := before.Advance(now, trusted, l.opts.TTL)
 	given, wrong := l.given()
-	if wrong == nil {
+	var ring identity.Keyring
+	if wrong != nil { // what was announced before goes on
+		ring = before.Advance(now, trusted, l.opts.TTL)
+	} else {
 		var err error
 		if ring, err = before.Proceed(given, l.own, now, trusted, l.opts.TTL); err != nil {
 			return err

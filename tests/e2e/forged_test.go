@@ -2,19 +2,18 @@ package e2e
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"net/url"
 	"testing"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/weirmesh/weir/agent/identity/identitytest"
 )
 
 // forgedDenied asks for certificates as one could who has got an agent's token, or none.
@@ -74,24 +73,13 @@ func forgedDenied(t *testing.T) {
 
 // called are the names of a request for these identities.
 func called(ids ...string) x509.CertificateRequest {
-	var names x509.CertificateRequest
-	for _, id := range ids {
-		u, err := url.Parse(id)
-		if err != nil {
-			panic(err)
-		}
-		names.URIs = append(names.URIs, u)
-	}
-	return names
+	return x509.CertificateRequest{URIs: identitytest.URIs(ids...)}
 }
 
 // certificateRequest is what an agent asks for a pod with, under these names.
 func certificateRequest(t *testing.T, pod *corev1.Pod, names x509.CertificateRequest, signer string) *certificatesv1.CertificateSigningRequest {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	der, err := x509.CreateCertificateRequest(rand.Reader, &names, key)
-	must(t, err)
+	der := identitytest.Request(t, identitytest.Key(t, elliptic.P256()), names)
 	return &certificatesv1.CertificateSigningRequest{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-", Annotations: map[string]string{
 			podAnnotation: pod.Namespace + "/" + pod.Name, podUIDAnnotation: string(pod.UID),
