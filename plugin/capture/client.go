@@ -18,16 +18,17 @@ const (
 )
 
 type (
-	// LocalSource: the source is an address of this namespace.
-	LocalSource struct{ Not bool }
+	// TransparentSocket: the sending socket may have an address that is not this namespace's
+	// (IP_TRANSPARENT of ip(7)).
+	TransparentSocket struct{}
 	// ClientMarked: the packet has the mark ClientMark.
 	ClientMarked struct{}
 )
 
-func (LocalSource) isMatch()  {}
-func (ClientMarked) isMatch() {}
+func (TransparentSocket) isMatch() {}
+func (ClientMarked) isMatch()      {}
 
-func (m LocalSource) String() string { return "fib saddr type " + not(m.Not) + "local" }
+func (TransparentSocket) String() string { return "socket transparent 1" }
 
 func (ClientMarked) String() string { return fmt.Sprintf("meta mark %#x", ClientMark) }
 
@@ -35,16 +36,16 @@ func (ClientMarked) String() string { return fmt.Sprintf("meta mark %#x", Client
 const rawPriority = -300
 
 // client is the chain by which the proxy's connections to the application may
-// carry the caller's address. What the proxy sends with an address that is not
-// the pod's is marked; it goes by lo, and for what does not the two other questions,
-// of each packet, are too dear. The application's socket takes the mark over
+// carry the caller's address. What the proxy sends by a socket that has such an address
+// is marked: only those are transparent. They are asked of that first, which every packet
+// on lo is; whether an address is the pod's own would cost as much as all other rules. The application's socket takes the mark over
 // (net.ipv4.tcp_fwmark_accept), so its answers are marked too, and a routing rule
 // keeps what is marked in the namespace. What is untracked on its way out stays so
 // where lo brings it in. No chain of type route is needed: what the proxy sends to the
 // application goes by lo anyway, and answers are routed by their mark to begin with.
 func client(s Spec) Chain {
 	return Chain{Name: "raw", Type: "filter", Hook: "output", Priority: rawPriority, Rules: []Rule{
-		{Matches: []Match{Loopback{Out: true}, OwnSocket{s.Bypass}, LocalSource{Not: true}}, Verdict: Verdict{Kind: MarkClient}},
+		{Matches: []Match{Loopback{Out: true}, TransparentSocket{}, OwnSocket{s.Bypass}}, Verdict: Verdict{Kind: MarkClient}},
 		{Matches: []Match{ClientMarked{}}, Verdict: Verdict{Kind: Untrack}},
 	}}
 }

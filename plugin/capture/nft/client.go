@@ -6,18 +6,14 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/weirmesh/weir/plugin/capture"
-	"golang.org/x/sys/unix"
 )
 
 // What keeps the caller's address.
-var (
-	clientMark = binaryutil.NativeEndian.PutUint32(capture.ClientMark)
-	localType  = binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)
-)
+var clientMark = binaryutil.NativeEndian.PutUint32(capture.ClientMark)
 
 func matchClient(m capture.Match) []expr.Any {
-	if local, ok := m.(capture.LocalSource); ok {
-		return []expr.Any{&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagSADDR: true}, compare(local.Not, localType)}
+	if _, ok := m.(capture.TransparentSocket); ok {
+		return []expr.Any{&expr.Socket{Key: expr.SocketKeyTransparent, Register: reg}, compare(false, []byte{1})}
 	}
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyMARK, Register: reg}, compare(false, clientMark)}
 }
@@ -29,17 +25,16 @@ func markClient() []expr.Any {
 
 // decodeClient reads what matchClient writes; nil is something else.
 func decodeClient(loaded expr.Any, c *expr.Cmp) capture.Match {
-	if c.Op != expr.CmpOpEq && c.Op != expr.CmpOpNeq {
+	if c.Op != expr.CmpOpEq {
 		return nil
 	}
-	not := c.Op == expr.CmpOpNeq
 	switch l := loaded.(type) {
-	case *expr.Fib:
-		if l.ResultADDRTYPE && l.FlagSADDR && !l.FlagDADDR && !l.FlagIIF && !l.FlagOIF && !l.FlagMARK && bytes.Equal(c.Data, localType) {
-			return capture.LocalSource{Not: not}
+	case *expr.Socket:
+		if l.Key == expr.SocketKeyTransparent && bytes.Equal(c.Data, []byte{1}) {
+			return capture.TransparentSocket{}
 		}
 	case *expr.Meta:
-		if l.Key == expr.MetaKeyMARK && !not && bytes.Equal(c.Data, clientMark) {
+		if l.Key == expr.MetaKeyMARK && bytes.Equal(c.Data, clientMark) {
 			return capture.ClientMarked{}
 		}
 	}

@@ -78,7 +78,7 @@ func (e *encoder) match(m capture.Match) error {
 	case capture.LocalDest:
 		e.add(&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true},
 			compare(m.Not, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)))
-	case capture.LocalSource, capture.ClientMarked:
+	case capture.TransparentSocket, capture.ClientMarked:
 		e.add(matchClient(m)...)
 	case capture.TCP:
 		e.tcp()
