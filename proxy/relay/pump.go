@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,6 +24,8 @@ type pump struct {
 	rawSrc, rawDst syscall.RawConn
 	pipes          *pipes
 
+	haste   haste
+	waited  bool // for the source
 	pipe    pipe
 	held    bool   // pipe is on loan
 	large   int    // fills in a row that were half of a pipe
@@ -78,6 +81,11 @@ func (p *pump) run() (uint64, bool, error) {
 
 // fill takes what the source has, and reports false when it has nothing yet.
 func (p *pump) fill(fd uintptr) bool {
+	if p.waited && p.haste.high {
+		sock.Nap(breath)
+		p.haste.napped = true
+	}
+	p.waited = false
 	if !p.held {
 		p.pipe, p.held = p.pipes.get()
 	}
@@ -90,6 +98,7 @@ func (p *pump) fill(fd uintptr) bool {
 		case n > 0:
 			p.spliced = n
 			p.grow()
+			p.haste.came(n, time.Now)
 			return true
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -108,6 +117,7 @@ func (p *pump) fill(fd uintptr) bool {
 			return true
 		}
 		p.release()
+		p.waited = true
 		return false
 	}
 }

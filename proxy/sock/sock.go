@@ -12,6 +12,7 @@
 package sock
 
 import (
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,13 @@ func Peek(fd uintptr, p []byte) (int, error) {
 // (splice(2)).
 func Splice(from, to uintptr, n int) (int, error) {
 	return result(unix.RawSyscall6(unix.SYS_SPLICE, from, 0, to, 0, uintptr(n), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE))
+}
+
+// Nap lets time pass, and keeps the processor for it: other goroutines do not come up
+// meanwhile. The kernel adds up to 50 µs (PR_SET_TIMERSLACK).
+func Nap(d time.Duration) {
+	ts := unix.NsecToTimespec(d.Nanoseconds())
+	_, _, _ = unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0) // a signal may end it early
 }
 
 // StaysHere says of a TCP socket that is not connected yet, or of all that a listener
