@@ -37,12 +37,13 @@ const rawPriority = -300
 
 // client is the chain by which the proxy's connections to the application may
 // carry the caller's address. What the proxy sends by a socket that has such an address
-// is marked: only those are transparent. They are asked of that first, which every packet
-// on lo is; whether an address is the pod's own would cost as much as all other rules. The application's socket takes the mark over
-// (net.ipv4.tcp_fwmark_accept), so its answers are marked too, and a routing rule
-// keeps what is marked in the namespace. What is untracked on its way out stays so
-// where lo brings it in. No chain of type route is needed: what the proxy sends to the
-// application goes by lo anyway, and answers are routed by their mark to begin with.
+// is marked: only those are transparent. Every packet on lo is asked that first; whether
+// its source is the pod's own would cost as much as all other rules. The application's
+// socket takes the mark over (net.ipv4.tcp_fwmark_accept), so its answers are marked too,
+// and a routing rule keeps what is marked in the namespace. What is untracked on its way
+// out stays so where lo brings it in. No chain of type route is needed: what the proxy
+// sends to the application goes by lo anyway, and answers are routed by their mark to
+// begin with.
 func client(s Spec) Chain {
 	return Chain{Name: "raw", Type: "filter", Hook: "output", Priority: rawPriority, Rules: []Rule{
 		{Matches: []Match{Loopback{Out: true}, TransparentSocket{}, OwnSocket{s.Bypass}}, Verdict: Verdict{Kind: MarkClient}},
