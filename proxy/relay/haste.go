@@ -1,6 +1,10 @@
 package relay
 
-import "time"
+import (
+	"time"
+
+	"github.com/weirmesh/weir/proxy/sock"
+)
 
 const (
 	// breath is how long a pump leaves a source alone that is in haste, once there is
@@ -17,10 +21,20 @@ const (
 // haste tells whether a source has so much to say that it is worth a breath.
 type haste struct {
 	high   bool
-	napped bool // before what comes next
+	waited bool // for what comes next
+	napped bool // before that
 
 	since time.Time // when it was looked at last
 	bytes int       // that came since
+}
+
+// breathe lets more come, if that is worth it: before what was waited for is taken.
+func (h *haste) breathe() {
+	if h.waited && h.high {
+		sock.Nap(breath)
+		h.napped = true
+	}
+	h.waited = false
 }
 
 // came notes that n bytes have. It asks what time it is once in hasteBytes.

@@ -25,7 +25,6 @@ type pump struct {
 	pipes          *pipes
 
 	haste   haste
-	waited  bool // for the source
 	pipe    pipe
 	held    bool   // pipe is on loan
 	large   int    // fills in a row that were half of a pipe
@@ -81,11 +80,7 @@ func (p *pump) run() (uint64, bool, error) {
 
 // fill takes what the source has, and reports false when it has nothing yet.
 func (p *pump) fill(fd uintptr) bool {
-	if p.waited && p.haste.high {
-		sock.Nap(breath)
-		p.haste.napped = true
-	}
-	p.waited = false
+	p.haste.breathe()
 	if !p.held {
 		p.pipe, p.held = p.pipes.get()
 	}
@@ -117,7 +112,7 @@ func (p *pump) fill(fd uintptr) bool {
 			return true
 		}
 		p.release()
-		p.waited = true
+		p.haste.waited = true
 		return false
 	}
 }

@@ -22,13 +22,11 @@ import (
 func TestAProxyThatIsAskedToEndIsFollowedAtOnce(t *testing.T) {
 	onNode(t)
 	agent := agentOf(t, programs)
-	chain := chained(t)
-	client, server := start(t, chain, "upgraded-client", nil), start(t, chain, "upgraded-server", nil)
+	client, server, address := twoPods(t, "upgraded")
 	pods := []*pod.Pod{client, server}
 	if err := node.Write(server.Name+".yaml", server.Running(nil)); err != nil { // by this it is found
 		t.Fatal(err)
 	}
-	address := echo(t, server)
 	first := dialed(t, client, server, address)
 	askToEnd(t, pods, 1)
 	second := dialed(t, client, server, address)
@@ -47,12 +45,7 @@ func TestAProxyThatIsAskedToEndIsFollowedAtOnce(t *testing.T) {
 		}
 	}
 	third := dialed(t, client, server, address)
-	for _, p := range pods { // their listeners came back to the agent
-		newest := slices.Max(proxiesOf(t, []*pod.Pod{p}, 2)[0])
-		if err := syscall.Kill(newest, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-	}
+	signalNewest(t, pods, 2, syscall.SIGKILL) // their listeners came back to the agent
 	fourth := dialed(t, client, server, address)
 	if err := talk(first); err != nil {
 		t.Errorf("the first connection: %v", err)
@@ -82,21 +75,15 @@ func TestAProxyThatIsAskedToEndIsFollowedAtOnce(t *testing.T) {
 func TestAnOlderProxyGoesOnThoughTheNewestHasDiedWithoutAnAgent(t *testing.T) {
 	onNode(t)
 	agent := agentOf(t, programs)
-	chain := chained(t)
-	client, server := start(t, chain, "older-client", nil), start(t, chain, "older-server", nil)
+	client, server, address := twoPods(t, "older")
 	pods := []*pod.Pod{client, server}
-	address := echo(t, server)
 	first := dialed(t, client, server, address)
 	askToEnd(t, pods, 1)
 	dialed(t, client, server, address)
 	if err := agent.End(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for _, pids := range proxiesOf(t, pods, 2) {
-		if err := syscall.Kill(slices.Max(pids), syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-	}
+	signalNewest(t, pods, 2, syscall.SIGKILL)
 	proxiesOf(t, pods, 1)
 	agentOf(t, programs)
 	dialed(t, client, server, address)
@@ -112,9 +99,7 @@ func TestAnOlderProxyGoesOnThoughTheNewestHasDiedWithoutAnAgent(t *testing.T) {
 func TestAReleasedPodIsLetGoOnceAllItsProxiesHaveEnded(t *testing.T) {
 	onNode(t)
 	agentOf(t, programs)
-	chain := chained(t)
-	client, server := start(t, chain, "let-go-client", nil), start(t, chain, "let-go-server", nil)
-	address := echo(t, server)
+	client, server, address := twoPods(t, "let-go")
 	first := dialed(t, client, server, address)
 	askToEnd(t, []*pod.Pod{client}, 1)
 	second := dialed(t, client, server, address)
@@ -162,12 +147,26 @@ func dialed(t *testing.T, from, to *pod.Pod, addr netip.AddrPort) net.Conn {
 // one more.
 func askToEnd(t *testing.T, pods []*pod.Pod, of int) {
 	t.Helper()
+	signalNewest(t, pods, of, syscall.SIGTERM)
+	proxiesOf(t, pods, of+1)
+}
+
+// signalNewest signals the newest proxy of each pod, once it has so many.
+func signalNewest(t *testing.T, pods []*pod.Pod, of int, signal syscall.Signal) {
+	t.Helper()
 	for _, pids := range proxiesOf(t, pods, of) {
-		if err := syscall.Kill(slices.Max(pids), syscall.SIGTERM); err != nil {
+		if err := syscall.Kill(slices.Max(pids), signal); err != nil {
 			t.Fatal(err)
 		}
 	}
-	proxiesOf(t, pods, of+1)
+}
+
+// twoPods are a client and a server whose names begin so, and where the server answers.
+func twoPods(t *testing.T, name string) (*pod.Pod, *pod.Pod, netip.AddrPort) {
+	t.Helper()
+	chain := chained(t)
+	client, server := start(t, chain, name+"-client", nil), start(t, chain, name+"-server", nil)
+	return client, server, echo(t, server)
 }
 
 // proxiesOf waits until each pod has so many proxies, and returns them.
