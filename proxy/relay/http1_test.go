@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
@@ -496,6 +498,45 @@ func TestFailuresAreAnsweredWithTheirReason(t *testing.T) {
 			records := b.ended(t)
 			if len(records) != 2 || records[0].Reason != c.reason || records[0].Status != uint32(c.status) {
 				t.Errorf("records %v", records)
+			}
+		})
+	}
+}
+
+// TestARequestIsAnsweredThoughNoServerWasFoundBeforeIt: on a port that nobody declares
+// one is looked for while the client is silent.
+func TestARequestIsAnsweredThoughNoServerWasFoundBeforeIt(t *testing.T) {
+	config := behind()
+	config.destination.Protocol = route.Undeclared
+	for _, c := range []struct {
+		name, text, want string
+	}{
+		{"a request", hello, "HTTP/1.1 503 "},
+		{"something else", "\x00hello", ""},
+		{"silence", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			b := newBench(t, config)
+			var client net.Conn
+			for late := true; late; { // on a busy machine
+				client = b.conn(t, listen.Outbound, vip)
+				began := time.Now()
+				time.Sleep(sniffTimeout / 5)
+				_, err := io.WriteString(client, c.text)
+				if late = time.Since(began) > sniffTimeout/2; err != nil && !late {
+					t.Fatal(err)
+				}
+			}
+			got := make([]byte, len(c.want))
+			if _, err := io.ReadFull(client, got); string(got) != c.want {
+				t.Errorf("answered %q, %v, want %q", got, err, c.want)
+			}
+			if c.want != "" {
+				return
+			}
+			if _, err := client.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+				t.Errorf("it ends with %v, want a reset", err)
 			}
 		})
 	}

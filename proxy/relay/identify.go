@@ -17,7 +17,8 @@ import (
 )
 
 // sniffTimeout is how long the rest of a request line may take, on a port that
-// nobody declares, once its beginning is there.
+// nobody declares, once its beginning is there, and its beginning, once no server was
+// found.
 const sniffTimeout = 100 * time.Millisecond
 
 // prefaceTimeout is how long a client may be silent whose server has spoken HTTP/2: it
@@ -125,6 +126,9 @@ func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d ro
 	}
 	up, picked, err := s.connect(ctx, c, d, r)
 	if err != nil {
+		if asks(client) {
+			return nil, pick{}, nil // what is a request is answered, and told why
+		}
 		return nil, pick{}, err
 	}
 	if err := awaitEither(client, up); err != nil {
@@ -134,6 +138,14 @@ func (s *Server) overture(ctx context.Context, c listen.Conn, client *conn, d ro
 		return nil, pick{}, err
 	}
 	return up, picked, nil
+}
+
+// asks reports whether a client says something to whom no server was found. That may be
+// clear, and its connection at its end, before its first bytes are there.
+func asks(client *conn) bool {
+	client.readBy(time.Now().Add(sniffTimeout))
+	defer client.readBy(time.Time{})
+	return client.fill() == nil
 }
 
 // awaitEither returns when one of them has something to say; the client's bytes
