@@ -24,6 +24,8 @@ type Client struct {
 	// Usable, if set, says of a connection whether streams may begin on it. One that is not
 	// ends with those it has.
 	Usable func(net.Conn) bool
+	// Poller is as the Server's.
+	Poller func() *Poller
 	// Connections is how many there may be; 0: no limit.
 	Connections int
 	Timeouts    Timeouts
@@ -185,7 +187,7 @@ func (c *Client) connect(ctx context.Context) {
 		err = ErrClosed
 	default:
 		cc = &clientConn{owner: c, next: 1, max: c.assumed()}
-		cc.init(nc, nil, cc, c.Timeouts)
+		cc.init(nc, nil, cc, c.Timeouts, c.Poller)
 		cc.greet(http2.ClientPreface, &t)
 		c.conns = append(c.conns, cc)
 	}
@@ -323,7 +325,7 @@ func (c *clientConn) goAway(last uint32, code Code) error {
 	}
 	c.mu.Unlock()
 	for _, h := range excluded {
-		h.stream.connLost(h, fmt.Errorf("%w: %v", ErrGoAway, code), true, &c.turn)
+		h.stream.connLost(h, fmt.Errorf("%w: %v", ErrGoAway, code), true, c.turn)
 	}
 	c.mu.Lock()
 	c.finishIfIdle()
@@ -359,5 +361,5 @@ func (c *clientConn) headers(id uint32, ended bool, malformed error) error {
 	case malformed != nil:
 		return &streamError{id, http2.ErrCodeProtocol, malformed}
 	}
-	return h.stream.response(h, c.block.fields, ended, &c.turn)
+	return h.stream.response(h, c.block.fields, ended, c.turn)
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // conn is what the two kinds of connections have in common. One goroutine reads
-// it, and acts on what it reads; any may queue frames.
+// it, and acts on what it reads: its own, or a poller's (polls.go); any may queue frames.
 //
 // Locks: a Stream's before a conn's, never two conns' at a time.
 type conn struct {
@@ -25,15 +25,18 @@ type conn struct {
 	times Timeouts
 
 	// Of the goroutine that reads.
-	in     *input
-	framer *http2.Framer
-	large  bool // the framer has a large buffer by now
-	block  headerBlock
-	turn   Turn
-	abuse  meter
+	in      *input
+	framer  *http2.Framer
+	large   bool // the framer has a large buffer by now
+	greeted bool // the peer's SETTINGS have come
+	block   headerBlock
+	turn    *Turn // own, or the poller's
+	own     Turn
+	abuse   meter
 
 	now   nowWriter // of whoever has set out.writing
 	watch watch
+	polls polls
 
 	mu         sync.Mutex
 	out        output
@@ -77,7 +80,7 @@ type role interface {
 	client() bool
 }
 
-func (c *conn) init(nc net.Conn, head []byte, role role, times Timeouts) {
+func (c *conn) init(nc net.Conn, head []byte, role role, times Timeouts, poller func() *Poller) {
 	c.nc, c.role, c.times = nc, role, times.withDefaults()
 	keepAlive(nc)
 	var over direct
@@ -92,6 +95,8 @@ func (c *conn) init(nc net.Conn, head []byte, role role, times Timeouts) {
 	c.stopped.L = &c.mu
 	c.in = newInput(nc, c.raw, head, c.flushRead)
 	c.in.over = over
+	c.turn = &c.own
+	c.polls.init(poller, c.raw)
 	c.newFramer()
 	c.block.init()
 	c.encoder = hpack.NewEncoder(&c.out)
@@ -161,7 +166,7 @@ func (c *conn) run(preface func() error) error {
 	}
 	c.turn.Flush() // other connections wait for this turn to write what it queued for them
 	c.mu.Lock()
-	finished := c.finishing && len(c.streams) == 0
+	finished := c.finished()
 	if c.dead {
 		err = c.failure
 	}
@@ -193,7 +198,7 @@ func (c *conn) sayGoodbye(code Code) {
 	c.mu.Unlock()
 	// Not by the turn alone: the last answer may be in the output of another
 	// goroutine's turn, which has not come to write it.
-	c.flush(&c.turn)
+	c.flush(c.turn)
 	c.turn.Flush()
 	c.waitDrained()
 	if half, ok := c.nc.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
@@ -203,30 +208,48 @@ func (c *conn) sayGoodbye(code Code) {
 
 // read handles frames until one is fatal.
 func (c *conn) read() error {
-	greeted := false
 	for {
-		c.in.boundary()
-		if c.large && c.in.buf == nil && c.idle() {
-			c.newFramer()
-		}
-		f, err := c.readFrame()
-		if err != nil {
-			if err = c.endStream(err); err != nil {
+		if !c.greeted || !c.polled() || !c.in.room() {
+			if err := c.frame(); err != nil {
 				return err
 			}
 			continue
 		}
-		c.watch.frames.Add(1)
-		if !greeted {
-			s, ok := f.(*http2.SettingsFrame)
-			if !ok || s.IsAck() {
-				return protocolError("SETTINGS do not come first")
-			}
-			greeted = true
+		idle, err := c.act(1, true)
+		c.turn.Flush()
+		if err == nil && idle {
+			err = c.rest()
 		}
-		if err := c.endStream(c.handle(f)); err != nil {
+		if err != nil {
 			return err
 		}
+	}
+}
+
+// frame reads a frame and acts on it. The error is fatal.
+func (c *conn) frame() error {
+	c.in.boundary()
+	c.shrink()
+	f, err := c.readFrame()
+	if err != nil {
+		return c.endStream(err)
+	}
+	c.watch.frames.Add(1)
+	if !c.greeted {
+		s, ok := f.(*http2.SettingsFrame)
+		if !ok || s.IsAck() {
+			return protocolError("SETTINGS do not come first")
+		}
+		c.greeted = true
+	}
+	return c.endStream(c.handle(f))
+}
+
+// shrink gives a large buffer of the framer to the collector, once there is nothing to
+// be read into it.
+func (c *conn) shrink() {
+	if c.large && c.in.buf == nil && c.idle() {
+		c.newFramer()
 	}
 }
 
@@ -324,7 +347,7 @@ func (c *conn) endStream(err error) error {
 	}
 	c.mu.Unlock()
 	if h != nil {
-		h.stream.broken(h, e.code, e.err, &c.turn)
+		h.stream.broken(h, e.code, e.err, c.turn)
 	}
 	return nil
 }
@@ -395,7 +418,7 @@ func (c *conn) handleData(f *http2.DataFrame) error {
 			return err
 		}
 	}
-	return h.stream.data(h, data, size-len(data), f.StreamEnded(), &c.turn)
+	return h.stream.data(h, data, size-len(data), f.StreamEnded(), c.turn)
 }
 
 // handleHeaders reads a whole block, with its CONTINUATION frames.
@@ -444,7 +467,7 @@ func (c *conn) handleWindowUpdate(f *http2.WindowUpdateFrame) error {
 			return errWindow
 		}
 		if waiting {
-			c.unblock(&c.turn)
+			c.unblock(c.turn)
 		}
 		return nil
 	}
@@ -463,7 +486,7 @@ func (c *conn) handleWindowUpdate(f *http2.WindowUpdateFrame) error {
 	if over {
 		return &streamError{f.StreamID, errWindow.code, errWindow.err}
 	}
-	h.stream.pumpTo(h, &c.turn)
+	h.stream.pumpTo(h, c.turn)
 	return nil
 }
 
@@ -531,7 +554,7 @@ func (c *conn) handleSettings(f *http2.SettingsFrame) error {
 	c.turn.add(c)
 	c.mu.Unlock()
 	for _, h := range grown {
-		h.stream.pumpTo(h, &c.turn)
+		h.stream.pumpTo(h, c.turn)
 	}
 	return nil
 }
@@ -550,7 +573,7 @@ func (c *conn) handleReset(f *http2.RSTStreamFrame) error {
 	case !opened:
 		return protocolError("RST_STREAM of a stream that is not open")
 	case h != nil:
-		h.stream.wasReset(h, f.ErrCode, &c.turn)
+		h.stream.wasReset(h, f.ErrCode, c.turn)
 	}
 	return nil
 }
@@ -678,11 +701,16 @@ func (c *conn) closeHalf(h *half, reset bool, code Code, t *Turn) {
 	c.finishIfIdle()
 }
 
+// finished reports whether the last stream of a connection has ended that takes no more.
+// c.mu is held.
+func (c *conn) finished() bool { return c.finishing && len(c.streams) == 0 }
+
 // finishIfIdle ends a connection whose last stream has ended. c.mu is held.
 func (c *conn) finishIfIdle() {
-	if c.finishing && len(c.streams) == 0 && !c.dead {
+	if c.finished() && !c.dead {
 		// Whoever reads notices, and does the rest.
 		_ = c.nc.SetReadDeadline(time.Unix(1, 0))
+		c.wake()
 	}
 }
 
@@ -720,7 +748,9 @@ func (c *conn) killLocked(err error) {
 	if !c.dead {
 		c.dead = true
 		c.failure = err
+		c.unwatch() // of a descriptor that may be another's then
 		closeNow(c.nc)
+		c.wake()
 	}
 }
 

@@ -68,7 +68,7 @@ func (k *keeper) Write(p []byte) (int, error) {
 func TestWhatIsTakenAndNotSentIsSent(t *testing.T) {
 	backend := serveHTTP(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
 	r := newRelay(t, backend, func(r *relay) {
-		r.client = &http2.Client{Dial: func(ctx context.Context) (net.Conn, error) {
+		r.client = &http2.Client{Poller: r.polled, Dial: func(ctx context.Context) (net.Conn, error) {
 			nc, err := new(net.Dialer).DialContext(ctx, "tcp", backend)
 			if err != nil {
 				return nil, err

@@ -28,6 +28,7 @@ type relay struct {
 	addr   string
 	client *http2.Client
 	server http2.Server
+	poller *http2.Poller
 
 	mu       sync.Mutex
 	conns    []*http2.ServerConn
@@ -38,14 +39,18 @@ type relay struct {
 // newRelay listens on the loopback. Change fields in setup, which may be nil.
 func newRelay(t testing.TB, backend string, setup func(*relay)) *relay {
 	t.Helper()
-	r := &relay{outcomes: make(chan http2.Outcome, 1000)}
-	r.client = &http2.Client{Dial: func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "tcp", backend)
-	}}
-	r.server = http2.Server{Handler: func(turn *http2.Turn, s *http2.Stream) {
-		s.Observer = &watcher{relay: r}
-		r.client.Open(turn, s, s.Request)
-	}}
+	r := &relay{outcomes: make(chan http2.Outcome, 1000), poller: newPoller(t)}
+	r.client = &http2.Client{
+		Dial:   func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", backend) },
+		Poller: r.polled,
+	}
+	r.server = http2.Server{
+		Handler: func(turn *http2.Turn, s *http2.Stream) {
+			s.Observer = &watcher{relay: r}
+			r.client.Open(turn, s, s.Request)
+		},
+		Poller: r.polled,
+	}
 	if setup != nil {
 		setup(r)
 	}
@@ -85,6 +90,25 @@ func newRelay(t testing.TB, backend string, setup func(*relay)) *relay {
 	})
 	return r
 }
+
+// newPoller serves until the test's other cleaning up is done.
+func newPoller(t testing.TB) *http2.Poller {
+	t.Helper()
+	p, err := http2.NewPoller()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	running.Go(p.Run)
+	t.Cleanup(func() {
+		p.Close()
+		running.Wait()
+	})
+	return p
+}
+
+// polled chooses the one poller.
+func (r *relay) polled() *http2.Poller { return r.poller }
 
 // drain begins the end of every connection.
 func (r *relay) drain() {

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/sock"
@@ -16,7 +17,8 @@ import (
 // buffer is pooled by its pointer.
 type buffer struct{ b []byte }
 
-var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, maxFrame)} }}
+// buffers hold at least one frame of the largest size, and the beginning of another.
+var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 2*maxFrame)} }}
 
 func getBuffer() *buffer { return buffers.Get().(*buffer) }
 
@@ -45,14 +47,20 @@ type input struct {
 	reads atomic.Uint64
 	stuck atomic.Bool
 
-	try func(fd uintptr) bool // readNow, an allocation less
-	err error                 // its
+	try  func(fd uintptr) bool // readNow, an allocation less
+	err  error                 // its
+	once func(fd uintptr)      // readNow, for who does not wait
+	got  bool                  // by once
+
+	took   int  // bytes, by the last take
+	filled bool // which was as much as there was room for
 }
 
 // newInput reads src, and before it the bytes that somebody else has read already.
 func newInput(src io.Reader, raw syscall.RawConn, head []byte, waiting func()) *input {
 	in := &input{src: src, raw: raw, waiting: waiting}
 	in.try = in.readNow
+	in.once = func(fd uintptr) { in.got = in.readNow(fd) }
 	if len(head) > 0 {
 		in.buf = getBuffer()
 		in.buf.b = append(in.buf.b, head...)
@@ -121,27 +129,79 @@ func (in *input) now(fd uintptr, p []byte) (int, error) {
 	return sock.Read(fd, p)
 }
 
-// readNow reads what a socket has, and reports false when it has nothing yet.
+// take reads what the socket has, behind what is there, and does not wait. It reports
+// whether there was something.
+func (in *input) take() (bool, error) {
+	in.err, in.took = nil, 0
+	if err := in.raw.Control(in.once); err != nil {
+		return false, err
+	}
+	in.reads.Add(1)
+	return in.got && in.err == nil, in.err
+}
+
+// whole reports whether the next frame is there, with all its header block, or as much
+// of either as says that it is wrong.
+func (in *input) whole() bool {
+	if in.buf == nil {
+		return false
+	}
+	b := in.buf.b[in.pos:]
+	for more := 0; len(b) >= frameHeader; more++ {
+		head := http2.FrameHeader{Type: http2.FrameType(b[3]), Flags: http2.Flags(b[4]), Length: uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2])}
+		if head.Length > maxFrame || tooShort(head) || more > maxContinuations {
+			return true
+		}
+		length := frameHeader + int(head.Length)
+		if len(b) < length {
+			return false
+		}
+		block := head.Type == http2.FrameHeaders && more == 0 || head.Type == http2.FrameContinuation && more > 0
+		if !block || head.Flags.Has(http2.FlagHeadersEndHeaders) {
+			return true
+		}
+		b = b[length:]
+	}
+	return false
+}
+
+// room makes room behind what is there, and reports whether there is any.
+func (in *input) room() bool {
+	if in.buf == nil {
+		return true
+	}
+	if in.pos > 0 && len(in.buf.b) == cap(in.buf.b) {
+		in.buf.b = in.buf.b[:copy(in.buf.b, in.buf.b[in.pos:])]
+		in.pos = 0
+	}
+	return len(in.buf.b) < cap(in.buf.b)
+}
+
+// readNow reads what a socket has, behind what is there, and reports false when it has
+// nothing yet.
 func (in *input) readNow(fd uintptr) bool {
-	buf := getBuffer()
+	buf := in.buf
+	if buf == nil {
+		buf = getBuffer()
+	}
 	for {
-		n, err := in.now(fd, buf.b[:cap(buf.b)])
+		n, err := in.now(fd, buf.b[len(buf.b):cap(buf.b)])
 		switch {
 		case n > 0:
-			buf.b = buf.b[:n]
-			in.buf = buf
+			buf.b = buf.b[:len(buf.b)+n]
+			in.buf, in.took, in.filled = buf, n, len(buf.b) == cap(buf.b)
 			return true
 		case errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EAGAIN):
-			buf.put()
-			return false
 		case err != nil:
 			in.err = os.NewSyscallError("read", err)
 		default:
 			in.err = io.EOF
 		}
-		buf.put()
-		return true
+		if in.buf == nil {
+			buf.put()
+		}
+		return in.err != nil
 	}
 }

@@ -20,6 +20,9 @@ type Server struct {
 	// Refused is told of requests that break a rule of HTTP and get no further;
 	// ErrHeaderTooLarge is answered 431, others with RST_STREAM. It may be nil.
 	Refused func(error)
+	// Poller chooses who reads a connection while there is nothing to wait for; nil, or
+	// nil returned: its goroutine does.
+	Poller func() *Poller
 	// MaxStreams is how many a client may have open; 0: 256.
 	MaxStreams int
 	Timeouts   Timeouts
@@ -44,7 +47,7 @@ func (s *Server) NewConn(nc net.Conn, head []byte) *ServerConn {
 	if c.server.MaxStreams == 0 {
 		c.server.MaxStreams = 256
 	}
-	c.init(nc, head, c, s.Timeouts)
+	c.init(nc, head, c, s.Timeouts, s.Poller)
 	return c
 }
 
@@ -62,7 +65,7 @@ func (c *ServerConn) Serve() error {
 }
 
 func (c *ServerConn) preface() error {
-	c.greet("", &c.turn)
+	c.greet("", c.turn)
 	var got [len(http2.ClientPreface)]byte
 	if _, err := io.ReadFull(c.in, got[:]); err != nil {
 		return err
@@ -97,7 +100,7 @@ const lastCall = 2 * time.Second
 
 func (c *ServerConn) pong(data [8]byte) {
 	if data == drainPing {
-		c.lastCall(&c.turn)
+		c.lastCall(c.turn)
 	}
 }
 
@@ -164,7 +167,7 @@ func (c *ServerConn) headers(id uint32, ended bool, malformed error) error {
 	case h != nil && malformed != nil:
 		return &streamError{id, http2.ErrCodeProtocol, malformed}
 	case h != nil:
-		return h.stream.trailers(h, c.block.fields, ended, &c.turn)
+		return h.stream.trailers(h, c.block.fields, ended, c.turn)
 	case known:
 		return &connError{http2.ErrCodeStreamClosed, fmt.Errorf("%w: HEADERS of a stream that was closed", ErrMalformed)}
 	case refused:
@@ -192,12 +195,12 @@ func (c *ServerConn) headers(id uint32, ended bool, malformed error) error {
 	c.openHalf(&s.down, s, id)
 	c.mu.Unlock()
 	if tooLarge {
-		s.Respond(&c.turn, 431, nil, nil)
+		s.Respond(c.turn, 431, nil, nil)
 		return nil
 	}
 	s.Request = slices.Clone(c.block.fields)
 	s.head = get(s.Request, ":method") == "HEAD"
-	c.server.Handler(&c.turn, s)
+	c.server.Handler(c.turn, s)
 	return nil
 }
 

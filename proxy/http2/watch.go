@@ -60,6 +60,7 @@ func (c *conn) tick() {
 		c.finishing = true
 		c.finishIfIdle()
 	}
+	c.repoll()
 	w.timer.Reset(every)
 	c.mu.Unlock()
 	c.role.ticked(every, &t)

@@ -37,6 +37,7 @@ type Poller struct {
 	epoll *os.File
 	raw   syscall.RawConn
 	again int // an eventfd(2): written to, it is an event of the epoll
+	after func()
 
 	mu      sync.Mutex
 	watched []watched // by descriptor
@@ -50,8 +51,9 @@ type watched struct {
 	round   int32
 }
 
-// New makes a Poller; Run serves it.
-func New() (*Poller, error) {
+// New makes a Poller; Run serves it. after, if not nil, is called by its goroutine when it
+// has told of all that it has found at a time.
+func New(after func()) (*Poller, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("poll: %w", os.NewSyscallError("epoll_create1", err))
@@ -61,7 +63,7 @@ func New() (*Poller, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("poll: %w", os.NewSyscallError("fcntl", err))
 	}
-	p := &Poller{epoll: os.NewFile(uintptr(fd), "epoll")}
+	p := &Poller{epoll: os.NewFile(uintptr(fd), "epoll"), after: after}
 	if p.raw, err = p.epoll.SyscallConn(); err != nil {
 		p.epoll.Close()
 		return nil, fmt.Errorf("poll: %w", err)
@@ -159,6 +161,9 @@ func (p *Poller) Run() {
 			if h != nil {
 				h.Ready(events[i].Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0)
 			}
+		}
+		if p.after != nil {
+			p.after()
 		}
 	}
 }

@@ -34,7 +34,7 @@ func (h *told) Ready(ended bool) {
 // running is a Poller that runs until the test ends.
 func running(t *testing.T) *Poller {
 	t.Helper()
-	p, err := New()
+	p, err := New(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ type handler func(bool)
 func (h handler) Ready(ended bool) { h(ended) }
 
 func TestAClosedPollerRefuses(t *testing.T) {
-	p, err := New()
+	p, err := New(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

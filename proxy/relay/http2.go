@@ -60,14 +60,14 @@ func (s *Server) serveHTTP2(ctx context.Context, c listen.Conn, client *conn, d 
 				c.Close() // no stream came
 			}
 		}()
-		h.own = &http2.Client{Dial: h.dialOwn(&first, route.Endpoint{Addr: c.Original, Identity: d.Identity}), Usable: s.usable, Connections: ownConnections, Timeouts: http2.Timeouts{Idle: keepAlive}}
+		h.own = &http2.Client{Dial: h.dialOwn(&first, route.Endpoint{Addr: c.Original, Identity: d.Identity}), Usable: s.usable, Poller: s.pollers.choose, Connections: ownConnections, Timeouts: http2.Timeouts{Idle: keepAlive}}
 		defer h.own.Close()
 	} else if early != nil {
 		// Its streams may go anywhere.
 		early.Close()
 	}
 	picked.done(balance.Unknown)
-	streams := &http2.Server{Handler: h.handle, Refused: h.refused, Timeouts: http2.Timeouts{Idle: keepAlive}}
+	streams := &http2.Server{Handler: h.handle, Refused: h.refused, Poller: s.pollers.choose, Timeouts: http2.Timeouts{Idle: keepAlive}}
 	head := append([]byte(nil), client.bytes()...)
 	client.drop()
 	if client.secure != nil {
@@ -677,6 +677,7 @@ func (s *Server) newClient(key upstream.Key, endpoint route.Endpoint) *sharedCli
 			return stream(conn), nil
 		},
 		Usable:   s.usable,
+		Poller:   s.pollers.choose,
 		Ready:    func() { s.lines.call(key.Owner) },
 		Timeouts: http2.Timeouts{Idle: upstreamIdle},
 	}

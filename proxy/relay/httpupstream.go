@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/balance"
+	"github.com/weirmesh/weir/proxy/http2"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/mtls"
-	"github.com/weirmesh/weir/proxy/poll"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/route"
 	"github.com/weirmesh/weir/proxy/upstream"
@@ -42,7 +42,7 @@ type httpUpstream struct {
 	limit time.Time // of this attempt; zero: none
 	since time.Time // it has been idle; of one that is held
 
-	poller *poll.Poller              // that tells user; nil: nobody is told
+	poller *http2.Poller             // that tells user; nil: nobody is told
 	user   atomic.Pointer[http1Conn] // whose request it has, if a poller serves that
 	said   atomic.Bool               // it has said something while nobody's was
 }

@@ -8,7 +8,7 @@ import (
 
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/http1"
-	"github.com/weirmesh/weir/proxy/poll"
+	"github.com/weirmesh/weir/proxy/http2"
 	"github.com/weirmesh/weir/proxy/route"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
@@ -45,14 +45,17 @@ const (
 // ready for use; close it.
 type pollers struct {
 	mu      sync.Mutex
-	all     []*poll.Poller
+	all     []*http2.Poller
 	next    int
 	closed  bool
 	running sync.WaitGroup
 }
 
+// choose returns one for a connection; nil if there is none.
+func (p *pollers) choose() *http2.Poller { return p.get(runtime.GOMAXPROCS(0)) }
+
 // get returns one of so many for a connection; nil if there is none.
-func (p *pollers) get(processors int) *poll.Poller {
+func (p *pollers) get(processors int) *http2.Poller {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -61,7 +64,7 @@ func (p *pollers) get(processors int) *poll.Poller {
 	p.next++
 	at := p.next % processors
 	if at >= len(p.all) {
-		one, err := poll.New()
+		one, err := http2.NewPoller()
 		if err != nil {
 			return nil
 		}
@@ -86,8 +89,8 @@ func (p *pollers) close() {
 // connection is the poller's, under the lock, while at is not away; and else the
 // goroutine's.
 type quick struct {
-	poller     *poll.Poller // nil: there is none
-	processors int          // that were used when it was chosen
+	poller     *http2.Poller // nil: there is none
+	processors int           // that were used when it was chosen
 
 	mu      sync.Mutex
 	at      step
@@ -229,7 +232,7 @@ func (u *httpUpstream) Ready(bool) {
 }
 
 // watch has p tell of u, or nobody.
-func (u *httpUpstream) watch(p *poll.Poller) bool {
+func (u *httpUpstream) watch(p *http2.Poller) bool {
 	if u.poller == nil && p.Add(int(u.socket), u) == nil {
 		u.poller = p
 	}

@@ -99,6 +99,7 @@ func newBench(t testing.TB, config *fakeConfig) *bench {
 	t.Cleanup(b.pipes.close)
 	t.Cleanup(func() {
 		b.handlers.Wait() // as Serve does
+		b.streams.close()
 		b.pollers.close()
 	})
 	return b
