@@ -4,17 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/weirmesh/weir/tests/bench/report"
@@ -119,9 +116,6 @@ func cpuOf(l lane) (time.Duration, error) {
 	return sum, nil
 }
 
-// senders share a rate.
-const senders = 16
-
 // latency measures a lane at a fixed rate.
 func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.Duration, out results) error {
 	before, err := cpuOf(l)
@@ -144,31 +138,6 @@ func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.D
 	return nil
 }
 
-// steady sends requests at a fixed rate, each at its time whatever became of the one
-// before, and returns how long they took from that time on, sorted.
-func steady(ctx context.Context, l lane, rate int, length time.Duration) ([]time.Duration, error) {
-	conns, err := dialMany(l, senders)
-	defer closeAll(conns)
-	if err != nil {
-		return nil, err
-	}
-	times := make([][]time.Duration, senders)
-	failures := make([]error, senders)
-	interval := time.Second * senders / time.Duration(rate)
-	began := time.Now().Add(10 * time.Millisecond)
-	var sending sync.WaitGroup
-	for i, c := range conns {
-		sending.Go(func() {
-			first := began.Add(interval * time.Duration(i) / senders)
-			times[i], failures[i] = sendAt(ctx, c, l, first, interval, began.Add(length))
-		})
-	}
-	sending.Wait()
-	all := slices.Concat(times...)
-	slices.Sort(all)
-	return all, errors.Join(failures...)
-}
-
 // micros is a quantile of sorted times, in µs.
 func micros(sorted []time.Duration, q float64) float64 {
 	return float64(sorted[int(q*float64(len(sorted)-1))].Microseconds())
@@ -188,26 +157,6 @@ func dialMany(l lane, n int) ([]net.Conn, error) {
 		return nil
 	})
 	return conns, err
-}
-
-// sendAt sends a request every interval.
-func sendAt(ctx context.Context, c net.Conn, l lane, next time.Time, interval time.Duration, end time.Time) ([]time.Duration, error) {
-	request := fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", l.target)
-	r := bufio.NewReader(c)
-	var times []time.Duration
-	for ; next.Before(end) && ctx.Err() == nil; next = next.Add(interval) {
-		if wait := time.Until(next); wait > 0 {
-			time.Sleep(wait)
-		}
-		if _, err := c.Write(request); err != nil {
-			return nil, err
-		}
-		if err := readAnswer(r); err != nil {
-			return nil, err
-		}
-		times = append(times, time.Since(next))
-	}
-	return times, ctx.Err()
 }
 
 // readAnswer reads an answer of 1 KB, with as little work as possible.
