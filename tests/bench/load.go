@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -116,13 +117,19 @@ func cpuOf(l lane) (time.Duration, error) {
 	return sum, nil
 }
 
+// window is for how long quantiles of the latency are taken at a time. Once a second
+// something of this machine's holds one of its processors for 4 to 8 ms, whoever has it,
+// and with two that is every hundredth request: of some seconds at a time p99 would be
+// how long that takes.
+const window = 250 * time.Millisecond
+
 // latency measures a lane at a fixed rate.
 func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.Duration, out results) error {
 	before, err := cpuOf(l)
 	if err != nil {
 		return err
 	}
-	times, err := steady(ctx, l, rate, length)
+	took, err := steady(ctx, l, rate, length)
 	if err != nil {
 		return err
 	}
@@ -130,10 +137,13 @@ func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.D
 	if err != nil {
 		return err
 	}
-	out.add(nameLatency(l.name, rate, "p50"), micros(times, 0.50))
-	out.add(nameLatency(l.name, rate, "p99"), micros(times, 0.99))
+	for times := range slices.Chunk(took, max(1, int(int64(rate)*int64(window)/int64(time.Second)))) {
+		slices.Sort(times)
+		out.add(nameLatency(l.name, rate, "p50"), micros(times, 0.50))
+		out.add(nameLatency(l.name, rate, "p99"), micros(times, 0.99))
+	}
 	if l.name != laneDirect {
-		out.add(nameCPU(l.name, atRate(rate)), float64((after-before).Microseconds())/float64(len(times)))
+		out.add(nameCPU(l.name, atRate(rate)), float64((after-before).Microseconds())/float64(len(took)))
 	}
 	return nil
 }
@@ -271,11 +281,18 @@ func (r results) judge(out *report.Report) {
 		added := func(l, q string) float64 {
 			return max(r.median(nameLatency(l, rate, q))-r.median(nameLatency(laneDirect, rate, q)), noise)
 		}
-		for q, want := range map[string]float64{"p50": 1, "p99": 1.3} {
-			best := min(added(laneNginx, q), added(laneHAProxy, q))
-			out.AtMost(fmt.Sprintf("added latency %s at %d a second, relative to the better of both", q, rate), added(laneWeir, q)/best, want, "×")
+		for _, q := range []struct {
+			name string
+			want float64
+		}{{"p50", 1}, {"p99", 1.3}} {
+			best := min(added(laneNginx, q.name), added(laneHAProxy, q.name))
+			out.AtMost(fmt.Sprintf("added latency %s at %d a second, relative to the better of both", q.name, rate), added(laneWeir, q.name)/best, q.want, "×")
+			best = min(added(laneNginxTurned, q.name), added(laneHAProxyTurned, q.name))
+			out.AtMost(fmt.Sprintf("added latency %s at %d a second, relative to the better of both, captured", q.name, rate), added(laneWeir, q.name)/best, q.want, "×")
 		}
-		out.AtMost(fmt.Sprintf("CPU a request at %d a second, relative to nginx", rate),
-			r.median(nameCPU(laneWeir, atRate(rate)))/r.median(nameCPU(laneNginx, atRate(rate))), 1.3, "×")
+		for _, l := range []string{laneNginx, laneNginxTurned} {
+			out.AtMost(fmt.Sprintf("CPU a request at %d a second, relative to %s", rate, l),
+				r.median(nameCPU(laneWeir, atRate(rate)))/r.median(nameCPU(l, atRate(rate))), 1.3, "×")
+		}
 	}
 }

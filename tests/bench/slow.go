@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,6 +28,7 @@ func besideSlow(ctx context.Context, l lane, length time.Duration, slow int, out
 		if err != nil {
 			return err
 		}
+		slices.Sort(times)
 		for q, rank := range map[string]float64{"p50": 0.50, "p99": 0.99} {
 			out.add(name(q), micros(times, rank))
 		}

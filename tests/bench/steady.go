@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"time"
 	"unsafe"
@@ -28,7 +27,7 @@ const (
 )
 
 // steady sends requests at a fixed rate, each at its time whatever became of the one
-// before, and returns how long they took from that time on, sorted.
+// before, and returns how long they took from that time on, in the order of the answers.
 //
 // It is one thread that waits for the next time and for answers at once, to the
 // microsecond: a goroutine that sleeps is woken up to a millisecond late, together with
@@ -62,7 +61,6 @@ func steady(ctx context.Context, l lane, rate int, length time.Duration) ([]time
 	if err := s.run(ctx); err != nil {
 		return nil, err
 	}
-	slices.Sort(s.times)
 	return s.times, nil
 }
 
