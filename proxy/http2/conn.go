@@ -30,8 +30,8 @@ type conn struct {
 	large   bool // the framer has a large buffer by now
 	greeted bool // the peer's SETTINGS have come
 	block   headerBlock
-	turn    *Turn // own, or the poller's
-	own     Turn
+	turn    *Turn // ownTurn, or the poller's
+	ownTurn Turn
 	abuse   meter
 
 	now   nowWriter // of whoever has set out.writing
@@ -95,7 +95,7 @@ func (c *conn) init(nc net.Conn, head []byte, role role, times Timeouts, poller 
 	c.stopped.L = &c.mu
 	c.in = newInput(nc, c.raw, head, c.flushRead)
 	c.in.over = over
-	c.turn = &c.own
+	c.turn = &c.ownTurn
 	c.polls.init(poller, c.raw)
 	c.newFramer()
 	c.block.init()

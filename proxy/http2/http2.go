@@ -6,13 +6,15 @@
 // which holds the connections to one endpoint, open a stream there
 // ([Client.Open]). From then on the two are one: header blocks, bodies, trailers,
 // resets and ends go from either side to the other, on the goroutine that reads
-// them. There is no goroutine per stream; one that writes exists only while a
-// socket has no room.
+// them: a [Poller]'s, for as long as nothing must be waited for, else the
+// connection's. There is no goroutine per stream; one that writes exists only while
+// a socket has no room.
 //
 // Flow control is chained. A sender gets back the window of its stream as the
 // other side takes the bytes, and that of its connection at once, so a stream that
 // nobody reads stands still alone. What it holds is bounded: see streamWindow.
-// Frames are gathered, and written when there is nothing left to read.
+// Frames are gathered, those of many connections for one too, and written when there
+// is nothing left to read.
 //
 // What a request means, where it goes and whether it is tried again is not for
 // this package; see [Observer] for what it tells about a stream's life.

@@ -31,7 +31,7 @@ func (b *buffer) put() {
 }
 
 // input reads a connection through a buffer that it has only while there is
-// something in it: a connection that waits holds none.
+// something in it: a connection that waits holds none, unless in the middle of a frame.
 type input struct {
 	src     io.Reader
 	raw     syscall.RawConn // nil: src is no socket

@@ -126,7 +126,7 @@ func (c *conn) rest() error {
 	<-p.woken
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.resting, c.turn = false, &c.own
+	p.resting, c.turn = false, &c.ownTurn
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.unwatch()
