@@ -44,6 +44,7 @@ type session struct {
 	// encoded a message when Send returns.
 	batch []telemetry.Record
 	wire  proxypb.AccessLogWriter
+	pause time.Duration // after the last message
 }
 
 // Session serves an agent until the stream breaks or another session begins.
@@ -119,7 +120,7 @@ func (s *service) begin(stream stream) (*session, *proxypb.Subscribe) {
 	number, first := s.store.begin()
 	first.ProxyVersion = s.version
 	s.identity.Resume(number)
-	return &session{service: s, stream: stream, number: number, newer: s.newer}, first
+	return &session{service: s, stream: stream, number: number, newer: s.newer, pause: gatherFor}, first
 }
 
 // receive hands on what the agent says until the stream breaks. It ends with its
@@ -199,8 +200,7 @@ const (
 	// monitor wakes with the system call, and looks around every 20 µs for a millisecond;
 	// and whichever request comes by here or where the agent writes its log is late.
 	gatherFor = 500 * time.Millisecond
-	// breath is between messages while there are more: all at once would keep requests
-	// waiting, here and where the agent writes its log.
+	// breath is between messages where more come than go in that time.
 	breath = time.Millisecond
 	// measureEvery is how long counts wait for each other.
 	measureEvery = 5 * time.Second
@@ -220,12 +220,23 @@ func (s *session) gather(pause *time.Timer) (<-chan struct{}, error) {
 	if !sent {
 		return s.records.Ready(), err
 	}
-	wait := gatherFor
-	if s.records.Len() > 0 {
-		wait = breath
-	}
-	pause.Reset(wait)
+	s.pause = pauseAfter(s.pause, len(s.batch), s.records.Len())
+	pause.Reset(s.pause)
 	return nil, err
+}
+
+// pauseAfter is between messages: before is the one before this message, which had so
+// many records and left so many. What was gathered goes in as much time as it took to
+// gather. All at once would keep requests waiting, here and where the agent writes its
+// log.
+func pauseAfter(before time.Duration, sent, left int) time.Duration {
+	switch {
+	case left == 0:
+		return gatherFor
+	case sent > telemetry.Batch:
+		return breath
+	}
+	return min(before, gatherFor/time.Duration(left/telemetry.Batch+1))
 }
 
 // report sends access log records in so many messages at most, and reports whether
