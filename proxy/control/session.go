@@ -200,8 +200,6 @@ const (
 	// monitor wakes with the system call, and looks around every 20 µs for a millisecond;
 	// and whichever request comes by here or where the agent writes its log is late.
 	gatherFor = 500 * time.Millisecond
-	// breath is between messages where more come than go in that time.
-	breath = time.Millisecond
 	// measureEvery is how long counts wait for each other.
 	measureEvery = 5 * time.Second
 )
@@ -220,21 +218,17 @@ func (s *session) gather(pause *time.Timer) (<-chan struct{}, error) {
 	if !sent {
 		return s.records.Ready(), err
 	}
-	s.pause = pauseAfter(s.pause, len(s.batch), s.records.Len())
+	s.pause = pauseAfter(s.pause, s.records.Len())
 	pause.Reset(s.pause)
 	return nil, err
 }
 
-// pauseAfter is between messages: before is the one before this message, which had so
-// many records and left so many. What was gathered goes in as much time as it took to
-// gather. All at once would keep requests waiting, here and where the agent writes its
-// log.
-func pauseAfter(before time.Duration, sent, left int) time.Duration {
-	switch {
-	case left == 0:
+// pauseAfter is between messages: before is the one before this message, which has left
+// so many records. What was gathered goes in as much time as it took to gather: all at
+// once would keep requests waiting, here and where the agent writes its log.
+func pauseAfter(before time.Duration, left int) time.Duration {
+	if left == 0 {
 		return gatherFor
-	case sent > telemetry.Batch:
-		return breath
 	}
 	return min(before, gatherFor/time.Duration(left/telemetry.Batch+1))
 }

@@ -19,12 +19,10 @@ const (
 	// filling is how many are not to wait any longer for others: there is room for as many
 	// as come in 25 ms at 40,000 requests a second.
 	filling = Limit * 3 / 4
-	// Batch is how many of them are sent at once.
-	Batch = 64
-	// large is how many are, once so many have come that they did not wait: each message
-	// wakes an agent, whose threads then take turns with those that serve requests. While
-	// there is little to do a small one keeps a request waiting for less.
-	large = 4 * Batch
+	// Batch is how many of them are sent at once. Each message wakes an agent, whose threads
+	// then take turns with those that serve requests: of 256 a record costs it half of what
+	// it costs of 64. Of more a request that comes by would be late.
+	Batch = 256
 )
 
 // smallest is how many records there is room for at first.
@@ -39,7 +37,6 @@ type Ring struct {
 	records []Record // a circle; a power of two
 	head, n int      // the oldest, and how many there are
 	lost    uint64   // that gave way before the oldest
-	rush    bool     // it was filling since it was empty
 
 	texting sync.Mutex // of text; taken after mu
 	text    addresses
@@ -62,7 +59,6 @@ func (r *Ring) Put(record *Record) {
 	at.open = nil
 	r.n++
 	full := r.n == filling
-	r.rush = r.rush || full
 	r.mu.Unlock()
 	r.Wake()
 	if full {
@@ -106,9 +102,8 @@ func wake(c chan<- struct{}) {
 	}
 }
 
-// Take returns the oldest records, up to Batch of them, or more if many have come, in
-// into if that has room for so many; none if there are none, and then the ring holds no
-// memory any more.
+// Take returns the oldest records, up to Batch of them, in into if that has room for so
+// many; none if there are none, and then the ring holds no memory any more.
 func (r *Ring) Take(into []Record) []Record {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -120,9 +115,6 @@ func (r *Ring) Take(into []Record) []Record {
 		return nil
 	}
 	n := min(r.n, Batch)
-	if r.rush {
-		n = min(r.n, large)
-	}
 	out := slices.Grow(into[:0], n)[:n]
 	for i := range out {
 		at := &r.records[r.at(i)]
@@ -132,7 +124,6 @@ func (r *Ring) Take(into []Record) []Record {
 	out[0].lost, r.lost = r.lost, 0
 	r.head = r.at(len(out))
 	r.n -= len(out)
-	r.rush = r.rush && r.n > 0
 	return out
 }
 

@@ -31,7 +31,7 @@ func TestRingDropsTheOldest(t *testing.T) {
 		t.Fatalf("%d records kept, want %d", r.Len(), Limit)
 	}
 	first := r.Take(nil)
-	if len(first) != large || number(first[0]) != lost || first[0].lost != lost {
+	if len(first) != Batch || number(first[0]) != lost || first[0].lost != lost {
 		t.Errorf("%d records, the first is %v, want number %d after %d dropped", len(first), first[0], lost, lost)
 	}
 	r.Return(first) // the stream broke
@@ -64,28 +64,6 @@ func TestRingSaysThatItFillsUp(t *testing.T) {
 		}
 		if i == Limit {
 			t.Fatal("it does not")
-		}
-	}
-}
-
-// TestManyRecordsGoInLargeBatches: until the ring is empty.
-func TestManyRecordsGoInLargeBatches(t *testing.T) {
-	r := NewRing()
-	put := func(n int) {
-		for i := range n {
-			r.Put(record(i))
-		}
-	}
-	for round := range 2 {
-		put(filling - 1)
-		if n := len(r.Take(nil)); n != Batch {
-			t.Errorf("round %d: %d of a few records", round, n)
-		}
-		put(1 + Batch)
-		for left := filling; left > 0; left -= large {
-			if n := len(r.Take(nil)); n != large {
-				t.Errorf("round %d: %d of many records", round, n)
-			}
 		}
 	}
 }
