@@ -124,6 +124,9 @@ func (r *Ring) Take(into []Record) []Record {
 	out[0].lost, r.lost = r.lost, 0
 	r.head = r.at(len(out))
 	r.n -= len(out)
+	if r.n >= filling {
+		wake(r.filling)
+	}
 	return out
 }
 

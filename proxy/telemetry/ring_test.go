@@ -49,22 +49,31 @@ func TestRingDropsTheOldest(t *testing.T) {
 	}
 }
 
-// TestRingSaysThatItFillsUp: before any is lost.
+// TestRingSaysThatItFillsUp: before any is lost, and as long as that is so.
 func TestRingSaysThatItFillsUp(t *testing.T) {
 	r := NewRing()
-	for i := 0; ; i++ {
-		r.Put(record(i))
+	says := func() bool {
 		select {
 		case <-r.Filling():
-			if r.Len() != Limit*3/4 {
-				t.Errorf("at %d of %d", r.Len(), Limit)
-			}
-			return
+			return true
 		default:
+			return false
 		}
-		if i == Limit {
-			t.Fatal("it does not")
+	}
+	for i := range Limit {
+		r.Put(record(i))
+		if n := i + 1; says() != (n == filling) {
+			t.Errorf("at %d of %d", n, Limit)
 		}
+	}
+	for range (Limit - filling) / Batch {
+		r.Take(nil)
+		if !says() {
+			t.Errorf("not a word at %d of %d", r.Len(), Limit)
+		}
+	}
+	if r.Take(nil); says() {
+		t.Errorf("at %d of %d", r.Len(), Limit)
 	}
 }
 
