@@ -137,13 +137,19 @@ func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.D
 	if err != nil {
 		return err
 	}
-	for times := range slices.Chunk(took, max(1, int(int64(rate)*int64(window)/int64(time.Second)))) {
+	if l.name != laneDirect {
+		out.add(nameCPU(l.name, atRate(rate)), float64((after-before).Microseconds())/float64(len(took)))
+	}
+	for each := int(int64(rate) * int64(window) / int64(time.Second)); len(took) > 0; {
+		n := each
+		if len(took) < 2*each {
+			n = len(took) // the last has what is left over
+		}
+		times := took[:n]
+		took = took[n:]
 		slices.Sort(times)
 		out.add(nameLatency(l.name, rate, "p50"), micros(times, 0.50))
 		out.add(nameLatency(l.name, rate, "p99"), micros(times, 0.99))
-	}
-	if l.name != laneDirect {
-		out.add(nameCPU(l.name, atRate(rate)), float64((after-before).Microseconds())/float64(len(took)))
 	}
 	return nil
 }
