@@ -152,7 +152,9 @@ func originalDst(c *net.TCPConn) (netip.AddrPort, error) {
 // dialMain dials, and prints what the server says first.
 func dialMain(addr string) int {
 	port, _ := strconv.Atoi(os.Getenv(dialFrom)) // none: any
-	c, err := (&net.Dialer{Timeout: time.Second, LocalAddr: &net.TCPAddr{Port: port}}).Dial("tcp", addr)
+	// Less than a second, after which the kernel sends its SYN again, and may say that it
+	// did not get out.
+	c, err := (&net.Dialer{Timeout: 900 * time.Millisecond, LocalAddr: &net.TCPAddr{Port: port}}).Dial("tcp", addr)
 	if err != nil {
 		fmt.Println(err)
 		return 1
