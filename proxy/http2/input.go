@@ -50,17 +50,14 @@ type input struct {
 	try  func(fd uintptr) bool // readNow, an allocation less
 	err  error                 // its
 	once func(fd uintptr)      // readNow, for who does not wait
-	got  bool                  // by once
-
-	took   int  // bytes, by the last take
-	filled bool // which was as much as there was room for
+	took int                   // bytes, by the last take
 }
 
 // newInput reads src, and before it the bytes that somebody else has read already.
 func newInput(src io.Reader, raw syscall.RawConn, head []byte, waiting func()) *input {
 	in := &input{src: src, raw: raw, waiting: waiting}
 	in.try = in.readNow
-	in.once = func(fd uintptr) { in.got = in.readNow(fd) }
+	in.once = func(fd uintptr) { in.readNow(fd) }
 	if len(head) > 0 {
 		in.buf = getBuffer()
 		in.buf.b = append(in.buf.b, head...)
@@ -129,16 +126,19 @@ func (in *input) now(fd uintptr, p []byte) (int, error) {
 	return sock.Read(fd, p)
 }
 
-// take reads what the socket has, behind what is there, and does not wait. It reports
-// whether there was something.
-func (in *input) take() (bool, error) {
+// take reads what the socket has, behind what is there, and does not wait: took says how
+// much that was.
+func (in *input) take() error {
 	in.err, in.took = nil, 0
 	if err := in.raw.Control(in.once); err != nil {
-		return false, err
+		return err
 	}
 	in.reads.Add(1)
-	return in.got && in.err == nil, in.err
+	return in.err
 }
+
+// full reports whether there is no room behind what is there.
+func (in *input) full() bool { return in.buf != nil && len(in.buf.b) == cap(in.buf.b) }
 
 // whole reports whether the next frame is there, with all its header block, or as much
 // of either as says that it is wrong.
@@ -167,14 +167,11 @@ func (in *input) whole() bool {
 
 // room makes room behind what is there, and reports whether there is any.
 func (in *input) room() bool {
-	if in.buf == nil {
-		return true
-	}
-	if in.pos > 0 && len(in.buf.b) == cap(in.buf.b) {
+	if in.full() && in.pos > 0 {
 		in.buf.b = in.buf.b[:copy(in.buf.b, in.buf.b[in.pos:])]
 		in.pos = 0
 	}
-	return len(in.buf.b) < cap(in.buf.b)
+	return !in.full()
 }
 
 // readNow reads what a socket has, behind what is there, and reports false when it has
@@ -189,7 +186,7 @@ func (in *input) readNow(fd uintptr) bool {
 		switch {
 		case n > 0:
 			buf.b = buf.b[:len(buf.b)+n]
-			in.buf, in.took, in.filled = buf, n, len(buf.b) == cap(buf.b)
+			in.buf, in.took = buf, n
 			return true
 		case errors.Is(err, unix.EINTR):
 			continue

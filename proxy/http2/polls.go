@@ -89,11 +89,10 @@ func (c *conn) act(reads int, sure bool) (bool, error) {
 		if reads == 0 || !c.in.room() {
 			return false, nil
 		}
-		some, err := c.in.take()
-		if err != nil {
+		if err := c.in.take(); err != nil {
 			return false, err
 		}
-		empty = !some || !sure && !c.in.filled
+		empty = c.in.took == 0 || !sure && !c.in.full()
 	}
 }
 
