@@ -1,20 +1,20 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"runtime"
-	"strconv"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/tests/pod"
 )
@@ -82,6 +82,7 @@ type sender struct {
 	waiting bool      // for its answer
 	answer  [4 << 10]byte
 	n       int // of answer
+	head    http1.Head
 }
 
 func (s *steadyLoad) close() {
@@ -186,7 +187,7 @@ func (s *steadyLoad) receive(one *sender) error {
 		return io.ErrUnexpectedEOF
 	}
 	one.n += n
-	whole, err := wholeAnswer(one.answer[:one.n])
+	whole, err := one.whole()
 	if err != nil || !whole {
 		return err
 	}
@@ -195,27 +196,21 @@ func (s *steadyLoad) receive(one *sender) error {
 	return nil
 }
 
-// wholeAnswer reports whether all of an answer is there, of 1 KB as all are.
-func wholeAnswer(b []byte) (bool, error) {
-	head := bytes.Index(b, []byte("\r\n\r\n"))
-	if head < 0 {
-		return false, nil
+// whole reports whether all of the answer is there, of 1 KB as all are.
+func (one *sender) whole() (bool, error) {
+	var scan http1.Scanner
+	b := one.answer[:one.n]
+	end, err := scan.End(b)
+	if end == 0 || err != nil {
+		return false, err
 	}
-	const length = "\r\ncontent-length: "
-	if !bytes.HasPrefix(b, []byte("HTTP/1.1 200 ")) {
-		return false, fmt.Errorf("answer %q", b[:head])
+	if err := one.head.ParseResponse(b[:end], []byte(http.MethodGet)); err != nil {
+		return false, err
 	}
-	for rest := b[:head]; len(rest) > len(length); {
-		if bytes.EqualFold(rest[:len(length)], []byte(length)) {
-			value, _, _ := bytes.Cut(rest[len(length):], []byte("\r"))
-			n, err := strconv.Atoi(string(value))
-			return err == nil && len(b) >= head+4+n, err
-		}
-		next := bytes.Index(rest[2:], []byte("\r\n"))
-		if next < 0 {
-			break
-		}
-		rest = rest[2+next:]
+	if one.head.Status != http.StatusOK {
+		return false, fmt.Errorf("answer %q", b[:end])
 	}
-	return false, fmt.Errorf("answer without a length: %q", b[:head])
+	body := one.head.Body
+	_, err = body.Next(b[end:])
+	return body.Done(), err
 }
