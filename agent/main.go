@@ -167,6 +167,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	records := telemetry.NewAccessLog(accessLog, log)
 	pusher := &push.Pusher{
 		View:               view.store,
 		WaitSynced:         view.store.WaitUsable,
@@ -174,7 +175,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Refused:            view.refused,
 		MeshRanges:         view.options.MeshRanges,
 		ClassicKeyExchange: view.options.KeyExchange == decide.Classic,
-		AccessLog:          telemetry.NewAccessLog(accessLog).Write,
+		AccessLog:          records,
 		Log:                log,
 	}
 	identities, err := openIdentities(f, view, log)
@@ -242,7 +243,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Log:     log,
 	}
 	leave.agent = server
-	err = runAll(ctx, f, log, parts{view, pusher, identities, proxies, repairs, metrics, listener, server, leave})
+	err = runAll(ctx, f, log, parts{view, pusher, records, identities, proxies, repairs, metrics, listener, server, leave})
 	if leave.done() {
 		err = errors.Join(err, removeState(f))
 	}
@@ -269,6 +270,7 @@ func podStates(all []launch.Attachment) map[string]int {
 type parts struct {
 	view     *view
 	pusher   *push.Pusher
+	records  *telemetry.AccessLog
 	ids      *identities
 	proxies  *launch.Manager
 	repairs  *repair.Loop
@@ -321,6 +323,10 @@ func runAll(stopping context.Context, f flags, log *slog.Logger, p parts) error 
 	})
 	group.Go(func() error {
 		p.proxies.Reap(ctx)
+		return nil
+	})
+	group.Go(func() error {
+		p.records.Run(ctx)
 		return nil
 	})
 	group.Go(func() error {

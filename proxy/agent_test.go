@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/route"
 )
@@ -28,7 +29,7 @@ type fakeAgent struct {
 	mu           sync.Mutex
 	destinations map[netip.AddrPort]route.Destination
 	asked        []string
-	records      []*proxypb.AccessLog
+	records      []*journal.Record
 	counted      []*proxypb.Traffic
 	ejections    []*proxypb.Ejections
 	failures     []*proxypb.Failures
@@ -54,9 +55,14 @@ func (a *fakeAgent) connect(t testing.TB, path string) func() {
 	}
 	done := make(chan struct{})
 	go a.serve(stream, done)
+	var reading sync.WaitGroup
+	records := journalOf(t, path)
+	reading.Go(func() { a.read(ctx, records) })
 	stop := sync.OnceFunc(func() {
 		cancel()
 		<-done
+		reading.Wait()
+		records.Close()
 		conn.Close()
 	})
 	t.Cleanup(stop)
@@ -91,6 +97,31 @@ func (a *fakeAgent) serve(stream grpc.BidiStreamingClient[proxypb.ToProxy, proxy
 	}
 }
 
+// read takes in the access log until ctx is done, and what there is then.
+func (a *fakeAgent) read(ctx context.Context, from *journal.Reader) {
+	buf := make([]byte, journal.MinBuffer)
+	for last := false; !last; {
+		select {
+		case <-ctx.Done():
+			last = true
+		case <-time.After(2 * time.Millisecond):
+		}
+		var got []*journal.Record
+		_, err := from.Read(buf, func(r *journal.Record) { got = append(got, new(r.Clone())) })
+		if err != nil {
+			panic(err)
+		}
+		if got == nil {
+			continue
+		}
+		a.mu.Lock()
+		a.records = append(a.records, got...)
+		close(a.changed)
+		a.changed = make(chan struct{})
+		a.mu.Unlock()
+	}
+}
+
 // hear takes a message in, and returns the update it calls for.
 func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 	a.mu.Lock()
@@ -106,10 +137,6 @@ func (a *fakeAgent) hear(msg *proxypb.FromProxy) *proxypb.Update {
 		a.requests++
 	case *proxypb.FromProxy_CertificateKept:
 		a.keptUntil = append(a.keptUntil, time.Unix(0, m.CertificateKept.GetNotAfterUnixNanos()))
-	case *proxypb.FromProxy_AccessLogs:
-		for i := range m.AccessLogs.Rows() {
-			a.records = append(a.records, new(m.AccessLogs.Row(i)))
-		}
 	case *proxypb.FromProxy_Metrics:
 		a.counted = append(a.counted, m.Metrics.GetTraffic()...)
 		a.ejections = append(a.ejections, m.Metrics.GetEjections()...)
@@ -170,7 +197,7 @@ func (a *fakeAgent) await(t testing.TB, what string, holds func() bool) {
 }
 
 // record waits for the nth record, from 0.
-func (a *fakeAgent) record(t testing.TB, n int) *proxypb.AccessLog {
+func (a *fakeAgent) record(t testing.TB, n int) *journal.Record {
 	t.Helper()
 	a.await(t, "access log record "+strconv.Itoa(n), func() bool { return len(a.records) > n })
 	a.mu.Lock()

@@ -210,7 +210,7 @@ func TestClientAddress(t *testing.T) {
 	if r.Direction != proxypb.Direction_INBOUND || r.Reason != "" {
 		t.Errorf("record %v", r)
 	}
-	client, local := netip.MustParseAddrPort(r.ClientAddress), netip.MustParseAddrPort(r.UpstreamLocalAddress)
+	client, local := r.ClientAddress, r.UpstreamLocalAddress
 	if client.Addr() != local.Addr() {
 		t.Errorf("the record has client %s, and the proxy's own end at %s", client, local)
 	}

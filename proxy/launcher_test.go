@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 )
 
@@ -189,12 +190,32 @@ type kept struct {
 // identityOf asks a proxy for the memory file of its identity; -1: it has none.
 func identityOf(t testing.TB, control string) int {
 	t.Helper()
+	fd := memoryOf(t, control, "I", proxypb.LaunchReply_IDENTITY)
+	if fd >= 0 {
+		t.Cleanup(func() { unix.Close(fd) })
+	}
+	return fd
+}
+
+// journalOf asks a proxy for its journal.
+func journalOf(t testing.TB, control string) *journal.Reader {
+	t.Helper()
+	r, err := journal.Open(os.NewFile(uintptr(memoryOf(t, control, "J", proxypb.LaunchReply_JOURNAL)), "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// memoryOf asks a proxy for a memory file; -1: it has none.
+func memoryOf(t testing.TB, control, ask string, want proxypb.LaunchReply_Stage) int {
+	t.Helper()
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: control, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := conn.Write([]byte("I")); err != nil {
+	if _, err := conn.Write([]byte(ask)); err != nil {
 		t.Fatal(err)
 	}
 	f, err := conn.File()
@@ -203,13 +224,12 @@ func identityOf(t testing.TB, control string) int {
 	}
 	defer f.Close()
 	reply, fds, err := readReply(int(f.Fd()))
-	if err != nil || reply.GetStage() != proxypb.LaunchReply_IDENTITY || len(fds) > 1 {
+	if err != nil || reply.GetStage() != want || len(fds) > 1 {
 		t.Fatalf("%v with %d descriptors, %v", reply, len(fds), err)
 	}
 	if len(fds) == 0 {
 		return -1
 	}
-	t.Cleanup(func() { unix.Close(fds[0]) })
 	return fds[0]
 }
 

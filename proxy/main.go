@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/agent/journal"
+	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/adapt"
 	"github.com/weirmesh/weir/proxy/control"
 	"github.com/weirmesh/weir/proxy/identity"
@@ -91,6 +93,11 @@ func serve(args []string) error {
 	if err != nil {
 		return err
 	}
+	records, err := journal.Create() // which nobody may do later
+	if err != nil {
+		return err
+	}
+	defer records.Close()
 	if err := jail.Confine(launch); err != nil {
 		return err
 	}
@@ -115,19 +122,20 @@ func serve(args []string) error {
 		// What is wrong with it is no reason not to serve: there will be another.
 		_ = holder.Adopt(launch.Identity)
 	}
-	store, records := control.NewStore(holder), telemetry.NewRing()
+	store := control.NewStore(holder)
 	defer store.Close()
 	meter := telemetry.NewMeter(store.Destinations)
 	server := &control.Server{
 		Store:    store,
-		Records:  records,
+		Journal:  records,
 		Meter:    meter,
 		Version:  version,
 		Draining: ctx.Done(),
 		Handover: func(fd int) error { return jail.SendListening(fd, launch.Listeners) },
 		Identity: func(fd int) error {
-			return holder.Handover(func(file int) error { return jail.SendIdentity(fd, file) })
+			return holder.Handover(func(file int) error { return jail.SendMemory(fd, proxypb.LaunchReply_IDENTITY, file) })
 		},
+		Records: func(fd int) error { return jail.SendMemory(fd, proxypb.LaunchReply_JOURNAL, records.File()) },
 	}
 	// The control socket is served until the last connection is reported.
 	controlling, release := context.WithCancel(context.Background())
@@ -139,7 +147,8 @@ func serve(args []string) error {
 		Begun: meter.Begin, Failed: meter.Failed, Ejected: meter.Ejected,
 		Log: func(r *telemetry.Record) {
 			meter.End(r)
-			records.Put(r)
+			row := r.Row()
+			records.Put(&row)
 		},
 	}
 	store.Changed = traffic.Recheck

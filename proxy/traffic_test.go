@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/route"
@@ -90,12 +91,38 @@ func TestOutboundBalanced(t *testing.T) {
 		t.Errorf("echo %q, %v", got, err)
 	}
 	r := p.agent.record(t, 0)
-	if r.Direction != proxypb.Direction_OUTBOUND || r.ServerAddress != service4.String() ||
-		r.Service != "shop/back" || r.UpstreamAddress != name || r.UpstreamPod != "shop/back-"+name ||
-		r.ClientAddress != conn.LocalAddr().String() || !strings.HasPrefix(r.UpstreamLocalAddress, "10.9.0.2:") ||
+	if r.Direction != proxypb.Direction_OUTBOUND || r.ServerAddress != service4 ||
+		r.Service != "shop/back" || r.UpstreamAddress.String() != name || r.UpstreamPod != "shop/back-"+name ||
+		r.ClientAddress.String() != conn.LocalAddr().String() || !strings.HasPrefix(r.UpstreamLocalAddress.String(), "10.9.0.2:") ||
 		r.SentBytes != 5 || r.ReceivedBytes != uint64(len(name)+1+5) || r.Reason != "" ||
 		r.TotalNanos <= r.RouteNanos || r.ConnectNanos <= 0 || r.RouteNanos <= 0 {
 		t.Errorf("record %v", r)
+	}
+}
+
+// TestAKilledProxysLastRecordIsRead: it need not be asked for it.
+func TestAKilledProxysLastRecordIsRead(t *testing.T) {
+	p := newTestPod(t, captured)
+	records := journalOf(t, p.proxy.control)
+	defer records.Close()
+	stop := p.agent.connect(t, p.proxy.control)
+	p.world.listen(t, "10.9.0.1:9000", sayName)
+	conn := p.pod.dial(t, "10.9.0.1:9000")
+	line(t, conn)
+	stop() // no agent reads
+	conn.Close()
+	for deadline := time.Now().Add(10 * time.Second); records.Waiting() == 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	p.proxy.kill()
+	read := 0
+	if _, err := records.Read(make([]byte, journal.MinBuffer), func(r *journal.Record) {
+		read++
+		if r.ServerAddress.String() != "10.9.0.1:9000" {
+			t.Errorf("record %v", r)
+		}
+	}); err != nil || read != 1 {
+		t.Errorf("%d records, %v", read, err)
 	}
 }
 
@@ -128,7 +155,7 @@ func TestOutboundFailures(t *testing.T) {
 	} {
 		p.pod.expectReset(t, c.addr)
 		r := p.agent.record(t, i)
-		if r.Reason != c.reason || !strings.HasPrefix(r.UpstreamAddress, c.upstream) || r.Error == "" {
+		if r.Reason != c.reason || !strings.HasPrefix(r.UpstreamAddress.String(), c.upstream) || r.Error == "" {
 			t.Errorf("%s: record %v", c.addr, r)
 		}
 	}
@@ -150,8 +177,8 @@ func TestInbound(t *testing.T) {
 		}
 		_ = conn.Close()
 		r := p.agent.record(t, i)
-		if r.Direction != proxypb.Direction_INBOUND || r.ServerAddress != addr ||
-			r.UpstreamAddress != addr || r.ClientAddress != conn.LocalAddr().String() || r.Reason != "" {
+		if r.Direction != proxypb.Direction_INBOUND || r.ServerAddress.String() != addr ||
+			r.UpstreamAddress.String() != addr || r.ClientAddress.String() != conn.LocalAddr().String() || r.Reason != "" {
 			t.Errorf("record %v", r)
 		}
 	}
@@ -209,8 +236,8 @@ func TestSelfCall(t *testing.T) {
 	}
 	conn.Close()
 	out, in := p.agent.record(t, 0), p.agent.record(t, 1)
-	if out.Direction != proxypb.Direction_OUTBOUND || out.ServerAddress != service4.String() ||
-		in.Direction != proxypb.Direction_INBOUND || in.ServerAddress != "10.9.0.2:8080" {
+	if out.Direction != proxypb.Direction_OUTBOUND || out.ServerAddress != service4 ||
+		in.Direction != proxypb.Direction_INBOUND || in.ServerAddress.String() != "10.9.0.2:8080" {
 		t.Errorf("records %v and %v", out, in)
 	}
 }

@@ -3,9 +3,7 @@ package launch
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,8 +19,6 @@ const (
 	identitySeals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	// maxIdentity is the longest memory file that is kept, in bytes.
 	maxIdentity = 256 << 10
-	// identityTimeout is how long a proxy may take to hand its memory file over.
-	identityTimeout = 2 * time.Second
 )
 
 // IdentityKept has the memory file of the proxy's identity fetched from it, in the place
@@ -78,30 +74,13 @@ func (a *attachment) dropIdentity() {
 
 // fetchIdentity asks a proxy, by its control socket, for its memory file.
 func fetchIdentity(socket string) (*os.File, error) {
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	file, err := fetchMemory(socket, 'I', proxypb.LaunchReply_IDENTITY)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(identityTimeout)); err != nil {
-		return nil, err
-	}
-	if _, err := conn.Write([]byte{'I'}); err != nil {
-		return nil, err
-	}
-	_, fds, err := receiveReply(conn, proxypb.LaunchReply_IDENTITY)
-	if err != nil {
-		return nil, err
-	}
-	switch len(fds) {
-	case 0:
+	if file == nil {
 		return nil, errNoIdentity
-	case 1:
-	default:
-		closeAll(fds)
-		return nil, fmt.Errorf("%d descriptors where one was due", len(fds))
 	}
-	file := os.NewFile(uintptr(fds[0]), "identity")
 	if err := checkIdentity(file); err != nil {
 		file.Close()
 		return nil, err

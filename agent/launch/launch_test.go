@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -25,6 +26,7 @@ import (
 	"github.com/weirmesh/weir/agent/model"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/agent/push"
+	"github.com/weirmesh/weir/agent/telemetry"
 	"github.com/weirmesh/weir/plugin/capture"
 	"github.com/weirmesh/weir/plugin/capture/nstest"
 	"github.com/weirmesh/weir/proxy/authz"
@@ -117,10 +119,12 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	kept := make(chan time.Time, 100)
+	records := telemetry.NewAccessLog(io.Discard, slog.New(slog.DiscardHandler))
+	go records.Run(t.Context())
 	pusher := &push.Pusher{
 		View:       nowhere{},
 		WaitSynced: func(context.Context) error { return nil },
-		AccessLog:  func(*launch.Instance, *proxypb.AccessLogs) {},
+		AccessLog:  records,
 		Metrics:    nobody{kept},
 		Log:        slog.New(slog.DiscardHandler),
 	}

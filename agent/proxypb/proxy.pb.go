@@ -183,6 +183,9 @@ const (
 	// On a control connection that asked for it: what the pod's next proxy is to get
 	// as its identity (Launch.identity). Without a descriptor: there is none.
 	LaunchReply_IDENTITY LaunchReply_Stage = 3
+	// The same for who asked for the memory that the proxy's access log is in (package
+	// journal).
+	LaunchReply_JOURNAL LaunchReply_Stage = 4
 )
 
 // Enum value maps for LaunchReply_Stage.
@@ -192,12 +195,14 @@ var (
 		1: "LISTENING",
 		2: "SERVING",
 		3: "IDENTITY",
+		4: "JOURNAL",
 	}
 	LaunchReply_Stage_value = map[string]int32{
 		"STAGE_UNSPECIFIED": 0,
 		"LISTENING":         1,
 		"SERVING":           2,
 		"IDENTITY":          3,
+		"JOURNAL":           4,
 	}
 )
 
@@ -3496,10 +3501,10 @@ type FromProxy struct {
 	//	*FromProxy_Ack
 	//	*FromProxy_Nack
 	//	*FromProxy_Metrics
-	//	*FromProxy_AccessLogs
 	//	*FromProxy_CertificateRequest
 	//	*FromProxy_CertificateKept
 	//	*FromProxy_Draining
+	//	*FromProxy_RecordsWaiting
 	Message       isFromProxy_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3587,15 +3592,6 @@ func (x *FromProxy) GetMetrics() *Metrics {
 	return nil
 }
 
-func (x *FromProxy) GetAccessLogs() *AccessLogs {
-	if x != nil {
-		if x, ok := x.Message.(*FromProxy_AccessLogs); ok {
-			return x.AccessLogs
-		}
-	}
-	return nil
-}
-
 func (x *FromProxy) GetCertificateRequest() *CertificateRequest {
 	if x != nil {
 		if x, ok := x.Message.(*FromProxy_CertificateRequest); ok {
@@ -3618,6 +3614,15 @@ func (x *FromProxy) GetDraining() *Draining {
 	if x != nil {
 		if x, ok := x.Message.(*FromProxy_Draining); ok {
 			return x.Draining
+		}
+	}
+	return nil
+}
+
+func (x *FromProxy) GetRecordsWaiting() *RecordsWaiting {
+	if x != nil {
+		if x, ok := x.Message.(*FromProxy_RecordsWaiting); ok {
+			return x.RecordsWaiting
 		}
 	}
 	return nil
@@ -3647,10 +3652,6 @@ type FromProxy_Metrics struct {
 	Metrics *Metrics `protobuf:"bytes,6,opt,name=metrics,proto3,oneof"`
 }
 
-type FromProxy_AccessLogs struct {
-	AccessLogs *AccessLogs `protobuf:"bytes,7,opt,name=access_logs,json=accessLogs,proto3,oneof"`
-}
-
 type FromProxy_CertificateRequest struct {
 	CertificateRequest *CertificateRequest `protobuf:"bytes,8,opt,name=certificate_request,json=certificateRequest,proto3,oneof"`
 }
@@ -3663,6 +3664,10 @@ type FromProxy_Draining struct {
 	Draining *Draining `protobuf:"bytes,10,opt,name=draining,proto3,oneof"`
 }
 
+type FromProxy_RecordsWaiting struct {
+	RecordsWaiting *RecordsWaiting `protobuf:"bytes,11,opt,name=records_waiting,json=recordsWaiting,proto3,oneof"`
+}
+
 func (*FromProxy_Subscribe) isFromProxy_Message() {}
 
 func (*FromProxy_Unsubscribe) isFromProxy_Message() {}
@@ -3673,13 +3678,51 @@ func (*FromProxy_Nack) isFromProxy_Message() {}
 
 func (*FromProxy_Metrics) isFromProxy_Message() {}
 
-func (*FromProxy_AccessLogs) isFromProxy_Message() {}
-
 func (*FromProxy_CertificateRequest) isFromProxy_Message() {}
 
 func (*FromProxy_CertificateKept) isFromProxy_Message() {}
 
 func (*FromProxy_Draining) isFromProxy_Message() {}
+
+func (*FromProxy_RecordsWaiting) isFromProxy_Message() {}
+
+// RecordsWaiting says that the agent is to read the proxy's journal soon: it fills up, or
+// the proxy is about to end. Otherwise the agent reads when it sees fit.
+type RecordsWaiting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordsWaiting) Reset() {
+	*x = RecordsWaiting{}
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordsWaiting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordsWaiting) ProtoMessage() {}
+
+func (x *RecordsWaiting) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordsWaiting.ProtoReflect.Descriptor instead.
+func (*RecordsWaiting) Descriptor() ([]byte, []int) {
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
+}
 
 // Draining says that the proxy takes no new connections and ends with its last one:
 // another one is to take its place.
@@ -3691,7 +3734,7 @@ type Draining struct {
 
 func (x *Draining) Reset() {
 	*x = Draining{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3703,7 +3746,7 @@ func (x *Draining) String() string {
 func (*Draining) ProtoMessage() {}
 
 func (x *Draining) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[42]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3716,7 +3759,7 @@ func (x *Draining) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Draining.ProtoReflect.Descriptor instead.
 func (*Draining) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{42}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{43}
 }
 
 // Subscribe asks for resources, on demand. At the start of a session the proxy
@@ -3731,7 +3774,7 @@ type Subscribe struct {
 
 func (x *Subscribe) Reset() {
 	*x = Subscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3743,7 +3786,7 @@ func (x *Subscribe) String() string {
 func (*Subscribe) ProtoMessage() {}
 
 func (x *Subscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[43]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3756,7 +3799,7 @@ func (x *Subscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscribe.ProtoReflect.Descriptor instead.
 func (*Subscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{43}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Subscribe) GetVersions() map[string]string {
@@ -3782,7 +3825,7 @@ type Unsubscribe struct {
 
 func (x *Unsubscribe) Reset() {
 	*x = Unsubscribe{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3794,7 +3837,7 @@ func (x *Unsubscribe) String() string {
 func (*Unsubscribe) ProtoMessage() {}
 
 func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[44]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3807,7 +3850,7 @@ func (x *Unsubscribe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Unsubscribe.ProtoReflect.Descriptor instead.
 func (*Unsubscribe) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{44}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Unsubscribe) GetNames() []string {
@@ -3826,7 +3869,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3838,7 +3881,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[45]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3851,7 +3894,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{45}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Ack) GetNonce() uint64 {
@@ -3871,7 +3914,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3883,7 +3926,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[46]
+	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3896,7 +3939,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{46}
+	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Nack) GetNonce() uint64 {
@@ -3911,311 +3954,6 @@ func (x *Nack) GetError() string {
 		return x.Error
 	}
 	return ""
-}
-
-// AccessLogs are records in the order in which they ended, by columns: a proxy sends
-// and an agent reads tens of thousands a second, which have most of their values in
-// common. A column has one value for each record, or is empty: then it is zero in all.
-// A text is the number, from 1, of one of texts; 0 is the empty one. Times are in
-// nanoseconds. AccessLog has what the columns mean.
-type AccessLogs struct {
-	state                protoimpl.MessageState `protogen:"open.v1"`
-	Texts                []string               `protobuf:"bytes,2,rep,name=texts,proto3" json:"texts,omitempty"`
-	DroppedBefore        uint64                 `protobuf:"varint,3,opt,name=dropped_before,json=droppedBefore,proto3" json:"dropped_before,omitempty"`              // records lost before the first because no agent read them
-	StartUnixNanos       []int64                `protobuf:"fixed64,4,rep,packed,name=start_unix_nanos,json=startUnixNanos,proto3" json:"start_unix_nanos,omitempty"` // never empty
-	Direction            []Direction            `protobuf:"varint,5,rep,packed,name=direction,proto3,enum=weir.proxy.v1.Direction" json:"direction,omitempty"`
-	ClientAddress        []uint32               `protobuf:"varint,6,rep,packed,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"` // texts, up to error
-	ServerAddress        []uint32               `protobuf:"varint,7,rep,packed,name=server_address,json=serverAddress,proto3" json:"server_address,omitempty"`
-	Service              []uint32               `protobuf:"varint,8,rep,packed,name=service,proto3" json:"service,omitempty"`
-	UpstreamAddress      []uint32               `protobuf:"varint,9,rep,packed,name=upstream_address,json=upstreamAddress,proto3" json:"upstream_address,omitempty"`
-	UpstreamLocalAddress []uint32               `protobuf:"varint,10,rep,packed,name=upstream_local_address,json=upstreamLocalAddress,proto3" json:"upstream_local_address,omitempty"`
-	UpstreamPod          []uint32               `protobuf:"varint,11,rep,packed,name=upstream_pod,json=upstreamPod,proto3" json:"upstream_pod,omitempty"`
-	Reason               []uint32               `protobuf:"varint,12,rep,packed,name=reason,proto3" json:"reason,omitempty"`
-	Error                []uint32               `protobuf:"varint,13,rep,packed,name=error,proto3" json:"error,omitempty"`
-	SentBytes            []uint64               `protobuf:"varint,14,rep,packed,name=sent_bytes,json=sentBytes,proto3" json:"sent_bytes,omitempty"`
-	ReceivedBytes        []uint64               `protobuf:"varint,15,rep,packed,name=received_bytes,json=receivedBytes,proto3" json:"received_bytes,omitempty"`
-	TotalNanos           []int64                `protobuf:"varint,16,rep,packed,name=total_nanos,json=totalNanos,proto3" json:"total_nanos,omitempty"`
-	RouteNanos           []int64                `protobuf:"varint,17,rep,packed,name=route_nanos,json=routeNanos,proto3" json:"route_nanos,omitempty"`
-	ConnectNanos         []int64                `protobuf:"varint,18,rep,packed,name=connect_nanos,json=connectNanos,proto3" json:"connect_nanos,omitempty"`
-	Protocol             []uint32               `protobuf:"varint,19,rep,packed,name=protocol,proto3" json:"protocol,omitempty"` // texts, up to grpc_status
-	Method               []uint32               `protobuf:"varint,20,rep,packed,name=method,proto3" json:"method,omitempty"`
-	Path                 []uint32               `protobuf:"varint,21,rep,packed,name=path,proto3" json:"path,omitempty"`
-	Route                []uint32               `protobuf:"varint,22,rep,packed,name=route,proto3" json:"route,omitempty"`
-	GrpcStatus           []uint32               `protobuf:"varint,23,rep,packed,name=grpc_status,json=grpcStatus,proto3" json:"grpc_status,omitempty"`
-	Status               []uint32               `protobuf:"varint,24,rep,packed,name=status,proto3" json:"status,omitempty"`
-	Attempts             []uint32               `protobuf:"varint,25,rep,packed,name=attempts,proto3" json:"attempts,omitempty"`
-	FirstByteNanos       []int64                `protobuf:"varint,26,rep,packed,name=first_byte_nanos,json=firstByteNanos,proto3" json:"first_byte_nanos,omitempty"`
-	TraceId              []byte                 `protobuf:"bytes,27,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"` // 16 bytes for each record, or none at all
-	SpanId               []byte                 `protobuf:"bytes,28,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`    // 8 bytes
-	RequestBodyBytes     []uint64               `protobuf:"varint,29,rep,packed,name=request_body_bytes,json=requestBodyBytes,proto3" json:"request_body_bytes,omitempty"`
-	ResponseBodyBytes    []uint64               `protobuf:"varint,30,rep,packed,name=response_body_bytes,json=responseBodyBytes,proto3" json:"response_body_bytes,omitempty"`
-	Policy               []uint32               `protobuf:"varint,31,rep,packed,name=policy,proto3" json:"policy,omitempty"`                                 // texts
-	Audited              []uint32               `protobuf:"varint,32,rep,packed,name=audited,proto3" json:"audited,omitempty"`                               // texts
-	PeerIdentity         []uint32               `protobuf:"varint,33,rep,packed,name=peer_identity,json=peerIdentity,proto3" json:"peer_identity,omitempty"` // texts
-	TlsNanos             []int64                `protobuf:"varint,34,rep,packed,name=tls_nanos,json=tlsNanos,proto3" json:"tls_nanos,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
-}
-
-func (x *AccessLogs) Reset() {
-	*x = AccessLogs{}
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AccessLogs) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AccessLogs) ProtoMessage() {}
-
-func (x *AccessLogs) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proxypb_proxy_proto_msgTypes[47]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AccessLogs.ProtoReflect.Descriptor instead.
-func (*AccessLogs) Descriptor() ([]byte, []int) {
-	return file_agent_proxypb_proxy_proto_rawDescGZIP(), []int{47}
-}
-
-func (x *AccessLogs) GetTexts() []string {
-	if x != nil {
-		return x.Texts
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetDroppedBefore() uint64 {
-	if x != nil {
-		return x.DroppedBefore
-	}
-	return 0
-}
-
-func (x *AccessLogs) GetStartUnixNanos() []int64 {
-	if x != nil {
-		return x.StartUnixNanos
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetDirection() []Direction {
-	if x != nil {
-		return x.Direction
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetClientAddress() []uint32 {
-	if x != nil {
-		return x.ClientAddress
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetServerAddress() []uint32 {
-	if x != nil {
-		return x.ServerAddress
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetService() []uint32 {
-	if x != nil {
-		return x.Service
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetUpstreamAddress() []uint32 {
-	if x != nil {
-		return x.UpstreamAddress
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetUpstreamLocalAddress() []uint32 {
-	if x != nil {
-		return x.UpstreamLocalAddress
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetUpstreamPod() []uint32 {
-	if x != nil {
-		return x.UpstreamPod
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetReason() []uint32 {
-	if x != nil {
-		return x.Reason
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetError() []uint32 {
-	if x != nil {
-		return x.Error
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetSentBytes() []uint64 {
-	if x != nil {
-		return x.SentBytes
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetReceivedBytes() []uint64 {
-	if x != nil {
-		return x.ReceivedBytes
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetTotalNanos() []int64 {
-	if x != nil {
-		return x.TotalNanos
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetRouteNanos() []int64 {
-	if x != nil {
-		return x.RouteNanos
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetConnectNanos() []int64 {
-	if x != nil {
-		return x.ConnectNanos
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetProtocol() []uint32 {
-	if x != nil {
-		return x.Protocol
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetMethod() []uint32 {
-	if x != nil {
-		return x.Method
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetPath() []uint32 {
-	if x != nil {
-		return x.Path
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetRoute() []uint32 {
-	if x != nil {
-		return x.Route
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetGrpcStatus() []uint32 {
-	if x != nil {
-		return x.GrpcStatus
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetStatus() []uint32 {
-	if x != nil {
-		return x.Status
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetAttempts() []uint32 {
-	if x != nil {
-		return x.Attempts
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetFirstByteNanos() []int64 {
-	if x != nil {
-		return x.FirstByteNanos
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetTraceId() []byte {
-	if x != nil {
-		return x.TraceId
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetSpanId() []byte {
-	if x != nil {
-		return x.SpanId
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetRequestBodyBytes() []uint64 {
-	if x != nil {
-		return x.RequestBodyBytes
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetResponseBodyBytes() []uint64 {
-	if x != nil {
-		return x.ResponseBodyBytes
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetPolicy() []uint32 {
-	if x != nil {
-		return x.Policy
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetAudited() []uint32 {
-	if x != nil {
-		return x.Audited
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetPeerIdentity() []uint32 {
-	if x != nil {
-		return x.PeerIdentity
-	}
-	return nil
-}
-
-func (x *AccessLogs) GetTlsNanos() []int64 {
-	if x != nil {
-		return x.TlsNanos
-	}
-	return nil
 }
 
 // Metrics are what was counted since the message before, and gauges as they are.
@@ -5007,16 +4745,17 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x1c\n" +
 	"\tinherited\x18\x04 \x01(\bR\tinherited\x12\x1a\n" +
-	"\boptional\x18\x05 \x01(\bR\boptional\"\xdc\x01\n" +
+	"\boptional\x18\x05 \x01(\bR\boptional\"\xe9\x01\n" +
 	"\vLaunchReply\x126\n" +
 	"\x05stage\x18\x01 \x01(\x0e2 .weir.proxy.v1.LaunchReply.StageR\x05stage\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x125\n" +
-	"\tlisteners\x18\x03 \x03(\v2\x17.weir.proxy.v1.ListenerR\tlisteners\"H\n" +
+	"\tlisteners\x18\x03 \x03(\v2\x17.weir.proxy.v1.ListenerR\tlisteners\"U\n" +
 	"\x05Stage\x12\x15\n" +
 	"\x11STAGE_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tLISTENING\x10\x01\x12\v\n" +
 	"\aSERVING\x10\x02\x12\f\n" +
-	"\bIDENTITY\x10\x03\"\xc3\x01\n" +
+	"\bIDENTITY\x10\x03\x12\v\n" +
+	"\aJOURNAL\x10\x04\"\xc3\x01\n" +
 	"\aToProxy\x12/\n" +
 	"\x06update\x18\x01 \x01(\v2\x15.weir.proxy.v1.UpdateH\x00R\x06update\x12<\n" +
 	"\vmetrics_ack\x18\x02 \x01(\v2\x19.weir.proxy.v1.MetricsAckH\x00R\n" +
@@ -5261,20 +5000,20 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\n" +
 	"per_client\x18\x04 \x01(\bR\tperClient\x12\x1f\n" +
 	"\vby_identity\x18\x05 \x01(\bR\n" +
-	"byIdentity\"\xb5\x04\n" +
+	"byIdentity\"\xc7\x04\n" +
 	"\tFromProxy\x128\n" +
 	"\tsubscribe\x18\x01 \x01(\v2\x18.weir.proxy.v1.SubscribeH\x00R\tsubscribe\x12>\n" +
 	"\vunsubscribe\x18\x02 \x01(\v2\x1a.weir.proxy.v1.UnsubscribeH\x00R\vunsubscribe\x12&\n" +
 	"\x03ack\x18\x03 \x01(\v2\x12.weir.proxy.v1.AckH\x00R\x03ack\x12)\n" +
 	"\x04nack\x18\x04 \x01(\v2\x13.weir.proxy.v1.NackH\x00R\x04nack\x122\n" +
-	"\ametrics\x18\x06 \x01(\v2\x16.weir.proxy.v1.MetricsH\x00R\ametrics\x12<\n" +
-	"\vaccess_logs\x18\a \x01(\v2\x19.weir.proxy.v1.AccessLogsH\x00R\n" +
-	"accessLogs\x12T\n" +
+	"\ametrics\x18\x06 \x01(\v2\x16.weir.proxy.v1.MetricsH\x00R\ametrics\x12T\n" +
 	"\x13certificate_request\x18\b \x01(\v2!.weir.proxy.v1.CertificateRequestH\x00R\x12certificateRequest\x12K\n" +
 	"\x10certificate_kept\x18\t \x01(\v2\x1e.weir.proxy.v1.CertificateKeptH\x00R\x0fcertificateKept\x125\n" +
 	"\bdraining\x18\n" +
-	" \x01(\v2\x17.weir.proxy.v1.DrainingH\x00R\bdrainingB\t\n" +
-	"\amessageJ\x04\b\x05\x10\x06\"\n" +
+	" \x01(\v2\x17.weir.proxy.v1.DrainingH\x00R\bdraining\x12H\n" +
+	"\x0frecords_waiting\x18\v \x01(\v2\x1d.weir.proxy.v1.RecordsWaitingH\x00R\x0erecordsWaitingB\t\n" +
+	"\amessageJ\x04\b\x05\x10\x06J\x04\b\a\x10\b\"\x10\n" +
+	"\x0eRecordsWaiting\"\n" +
 	"\n" +
 	"\bDraining\"\xb1\x01\n" +
 	"\tSubscribe\x12B\n" +
@@ -5289,47 +5028,7 @@ const file_agent_proxypb_proxy_proto_rawDesc = "" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\"2\n" +
 	"\x04Nack\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xdb\b\n" +
-	"\n" +
-	"AccessLogs\x12\x14\n" +
-	"\x05texts\x18\x02 \x03(\tR\x05texts\x12%\n" +
-	"\x0edropped_before\x18\x03 \x01(\x04R\rdroppedBefore\x12(\n" +
-	"\x10start_unix_nanos\x18\x04 \x03(\x10R\x0estartUnixNanos\x126\n" +
-	"\tdirection\x18\x05 \x03(\x0e2\x18.weir.proxy.v1.DirectionR\tdirection\x12%\n" +
-	"\x0eclient_address\x18\x06 \x03(\rR\rclientAddress\x12%\n" +
-	"\x0eserver_address\x18\a \x03(\rR\rserverAddress\x12\x18\n" +
-	"\aservice\x18\b \x03(\rR\aservice\x12)\n" +
-	"\x10upstream_address\x18\t \x03(\rR\x0fupstreamAddress\x124\n" +
-	"\x16upstream_local_address\x18\n" +
-	" \x03(\rR\x14upstreamLocalAddress\x12!\n" +
-	"\fupstream_pod\x18\v \x03(\rR\vupstreamPod\x12\x16\n" +
-	"\x06reason\x18\f \x03(\rR\x06reason\x12\x14\n" +
-	"\x05error\x18\r \x03(\rR\x05error\x12\x1d\n" +
-	"\n" +
-	"sent_bytes\x18\x0e \x03(\x04R\tsentBytes\x12%\n" +
-	"\x0ereceived_bytes\x18\x0f \x03(\x04R\rreceivedBytes\x12\x1f\n" +
-	"\vtotal_nanos\x18\x10 \x03(\x03R\n" +
-	"totalNanos\x12\x1f\n" +
-	"\vroute_nanos\x18\x11 \x03(\x03R\n" +
-	"routeNanos\x12#\n" +
-	"\rconnect_nanos\x18\x12 \x03(\x03R\fconnectNanos\x12\x1a\n" +
-	"\bprotocol\x18\x13 \x03(\rR\bprotocol\x12\x16\n" +
-	"\x06method\x18\x14 \x03(\rR\x06method\x12\x12\n" +
-	"\x04path\x18\x15 \x03(\rR\x04path\x12\x14\n" +
-	"\x05route\x18\x16 \x03(\rR\x05route\x12\x1f\n" +
-	"\vgrpc_status\x18\x17 \x03(\rR\n" +
-	"grpcStatus\x12\x16\n" +
-	"\x06status\x18\x18 \x03(\rR\x06status\x12\x1a\n" +
-	"\battempts\x18\x19 \x03(\rR\battempts\x12(\n" +
-	"\x10first_byte_nanos\x18\x1a \x03(\x03R\x0efirstByteNanos\x12\x19\n" +
-	"\btrace_id\x18\x1b \x01(\fR\atraceId\x12\x17\n" +
-	"\aspan_id\x18\x1c \x01(\fR\x06spanId\x12,\n" +
-	"\x12request_body_bytes\x18\x1d \x03(\x04R\x10requestBodyBytes\x12.\n" +
-	"\x13response_body_bytes\x18\x1e \x03(\x04R\x11responseBodyBytes\x12\x16\n" +
-	"\x06policy\x18\x1f \x03(\rR\x06policy\x12\x18\n" +
-	"\aaudited\x18  \x03(\rR\aaudited\x12#\n" +
-	"\rpeer_identity\x18! \x03(\rR\fpeerIdentity\x12\x1b\n" +
-	"\ttls_nanos\x18\" \x03(\x03R\btlsNanosJ\x04\b\x01\x10\x02\"\xe5\x03\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xe5\x03\n" +
 	"\aMetrics\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x120\n" +
 	"\atraffic\x18\x02 \x03(\v2\x16.weir.proxy.v1.TrafficR\atraffic\x12'\n" +
@@ -5487,12 +5186,12 @@ var file_agent_proxypb_proxy_proto_goTypes = []any{
 	(*Policy)(nil),                  // 49: weir.proxy.v1.Policy
 	(*RateLimit)(nil),               // 50: weir.proxy.v1.RateLimit
 	(*FromProxy)(nil),               // 51: weir.proxy.v1.FromProxy
-	(*Draining)(nil),                // 52: weir.proxy.v1.Draining
-	(*Subscribe)(nil),               // 53: weir.proxy.v1.Subscribe
-	(*Unsubscribe)(nil),             // 54: weir.proxy.v1.Unsubscribe
-	(*Ack)(nil),                     // 55: weir.proxy.v1.Ack
-	(*Nack)(nil),                    // 56: weir.proxy.v1.Nack
-	(*AccessLogs)(nil),              // 57: weir.proxy.v1.AccessLogs
+	(*RecordsWaiting)(nil),          // 52: weir.proxy.v1.RecordsWaiting
+	(*Draining)(nil),                // 53: weir.proxy.v1.Draining
+	(*Subscribe)(nil),               // 54: weir.proxy.v1.Subscribe
+	(*Unsubscribe)(nil),             // 55: weir.proxy.v1.Unsubscribe
+	(*Ack)(nil),                     // 56: weir.proxy.v1.Ack
+	(*Nack)(nil),                    // 57: weir.proxy.v1.Nack
 	(*Metrics)(nil),                 // 58: weir.proxy.v1.Metrics
 	(*MetricsAck)(nil),              // 59: weir.proxy.v1.MetricsAck
 	(*Peers)(nil),                   // 60: weir.proxy.v1.Peers
@@ -5567,43 +5266,42 @@ var file_agent_proxypb_proxy_proto_depIdxs = []int32{
 	8,  // 56: weir.proxy.v1.Policy.hash_on:type_name -> weir.proxy.v1.Policy.HashSource
 	48, // 57: weir.proxy.v1.Policy.retry:type_name -> weir.proxy.v1.Retry
 	50, // 58: weir.proxy.v1.Policy.rate_limit:type_name -> weir.proxy.v1.RateLimit
-	53, // 59: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
-	54, // 60: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
-	55, // 61: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
-	56, // 62: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
+	54, // 59: weir.proxy.v1.FromProxy.subscribe:type_name -> weir.proxy.v1.Subscribe
+	55, // 60: weir.proxy.v1.FromProxy.unsubscribe:type_name -> weir.proxy.v1.Unsubscribe
+	56, // 61: weir.proxy.v1.FromProxy.ack:type_name -> weir.proxy.v1.Ack
+	57, // 62: weir.proxy.v1.FromProxy.nack:type_name -> weir.proxy.v1.Nack
 	58, // 63: weir.proxy.v1.FromProxy.metrics:type_name -> weir.proxy.v1.Metrics
-	57, // 64: weir.proxy.v1.FromProxy.access_logs:type_name -> weir.proxy.v1.AccessLogs
-	26, // 65: weir.proxy.v1.FromProxy.certificate_request:type_name -> weir.proxy.v1.CertificateRequest
-	28, // 66: weir.proxy.v1.FromProxy.certificate_kept:type_name -> weir.proxy.v1.CertificateKept
-	52, // 67: weir.proxy.v1.FromProxy.draining:type_name -> weir.proxy.v1.Draining
+	26, // 64: weir.proxy.v1.FromProxy.certificate_request:type_name -> weir.proxy.v1.CertificateRequest
+	28, // 65: weir.proxy.v1.FromProxy.certificate_kept:type_name -> weir.proxy.v1.CertificateKept
+	53, // 66: weir.proxy.v1.FromProxy.draining:type_name -> weir.proxy.v1.Draining
+	52, // 67: weir.proxy.v1.FromProxy.records_waiting:type_name -> weir.proxy.v1.RecordsWaiting
 	70, // 68: weir.proxy.v1.Subscribe.versions:type_name -> weir.proxy.v1.Subscribe.VersionsEntry
-	2,  // 69: weir.proxy.v1.AccessLogs.direction:type_name -> weir.proxy.v1.Direction
-	61, // 70: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
-	62, // 71: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
-	63, // 72: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
-	64, // 73: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
-	67, // 74: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
-	67, // 75: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
-	66, // 76: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
-	65, // 77: weir.proxy.v1.Metrics.failures:type_name -> weir.proxy.v1.Failures
-	2,  // 78: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
-	60, // 79: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
-	67, // 80: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
-	60, // 81: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
-	60, // 82: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
-	60, // 83: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
-	60, // 84: weir.proxy.v1.Failures.peers:type_name -> weir.proxy.v1.Peers
-	60, // 85: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
-	9,  // 86: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
-	49, // 87: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
-	0,  // 88: weir.proxy.v1.ProxyConfig.PeersByPortEntry.value:type_name -> weir.proxy.v1.PeerMode
-	13, // 89: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
-	51, // 90: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
-	90, // [90:91] is the sub-list for method output_type
-	89, // [89:90] is the sub-list for method input_type
-	89, // [89:89] is the sub-list for extension type_name
-	89, // [89:89] is the sub-list for extension extendee
-	0,  // [0:89] is the sub-list for field type_name
+	61, // 69: weir.proxy.v1.Metrics.traffic:type_name -> weir.proxy.v1.Traffic
+	62, // 70: weir.proxy.v1.Metrics.open:type_name -> weir.proxy.v1.Open
+	63, // 71: weir.proxy.v1.Metrics.endpoints:type_name -> weir.proxy.v1.Endpoints
+	64, // 72: weir.proxy.v1.Metrics.ejections:type_name -> weir.proxy.v1.Ejections
+	67, // 73: weir.proxy.v1.Metrics.outbound_overhead:type_name -> weir.proxy.v1.Histogram
+	67, // 74: weir.proxy.v1.Metrics.inbound_overhead:type_name -> weir.proxy.v1.Histogram
+	66, // 75: weir.proxy.v1.Metrics.decisions:type_name -> weir.proxy.v1.Decisions
+	65, // 76: weir.proxy.v1.Metrics.failures:type_name -> weir.proxy.v1.Failures
+	2,  // 77: weir.proxy.v1.Peers.direction:type_name -> weir.proxy.v1.Direction
+	60, // 78: weir.proxy.v1.Traffic.peers:type_name -> weir.proxy.v1.Peers
+	67, // 79: weir.proxy.v1.Traffic.duration:type_name -> weir.proxy.v1.Histogram
+	60, // 80: weir.proxy.v1.Open.peers:type_name -> weir.proxy.v1.Peers
+	60, // 81: weir.proxy.v1.Endpoints.peers:type_name -> weir.proxy.v1.Peers
+	60, // 82: weir.proxy.v1.Ejections.peers:type_name -> weir.proxy.v1.Peers
+	60, // 83: weir.proxy.v1.Failures.peers:type_name -> weir.proxy.v1.Peers
+	60, // 84: weir.proxy.v1.Decisions.peers:type_name -> weir.proxy.v1.Peers
+	9,  // 85: weir.proxy.v1.Decisions.verdict:type_name -> weir.proxy.v1.Decisions.Verdict
+	49, // 86: weir.proxy.v1.ProxyConfig.InboundEntry.value:type_name -> weir.proxy.v1.Policy
+	0,  // 87: weir.proxy.v1.ProxyConfig.PeersByPortEntry.value:type_name -> weir.proxy.v1.PeerMode
+	13, // 88: weir.proxy.v1.Control.Session:input_type -> weir.proxy.v1.ToProxy
+	51, // 89: weir.proxy.v1.Control.Session:output_type -> weir.proxy.v1.FromProxy
+	89, // [89:90] is the sub-list for method output_type
+	88, // [88:89] is the sub-list for method input_type
+	88, // [88:88] is the sub-list for extension type_name
+	88, // [88:88] is the sub-list for extension extendee
+	0,  // [0:88] is the sub-list for field type_name
 }
 
 func init() { file_agent_proxypb_proxy_proto_init() }
@@ -5628,10 +5326,10 @@ func file_agent_proxypb_proxy_proto_init() {
 		(*FromProxy_Ack)(nil),
 		(*FromProxy_Nack)(nil),
 		(*FromProxy_Metrics)(nil),
-		(*FromProxy_AccessLogs)(nil),
 		(*FromProxy_CertificateRequest)(nil),
 		(*FromProxy_CertificateKept)(nil),
 		(*FromProxy_Draining)(nil),
+		(*FromProxy_RecordsWaiting)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

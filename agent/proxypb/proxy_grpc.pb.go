@@ -32,7 +32,7 @@ const (
 // Control is served by the proxy on its inherited control socket (descriptor 4).
 type ControlClient interface {
 	// Session is the proxy's life with one agent. Agent: versioned resources.
-	// Proxy: subscriptions, acknowledgements, access log, metrics. A new session takes the
+	// Proxy: subscriptions, acknowledgements, metrics. A new session takes the
 	// place of an older one.
 	Session(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ToProxy, FromProxy], error)
 }
@@ -65,7 +65,7 @@ type Control_SessionClient = grpc.BidiStreamingClient[ToProxy, FromProxy]
 // Control is served by the proxy on its inherited control socket (descriptor 4).
 type ControlServer interface {
 	// Session is the proxy's life with one agent. Agent: versioned resources.
-	// Proxy: subscriptions, acknowledgements, access log, metrics. A new session takes the
+	// Proxy: subscriptions, acknowledgements, metrics. A new session takes the
 	// place of an older one.
 	Session(grpc.BidiStreamingServer[ToProxy, FromProxy]) error
 	mustEmbedUnimplementedControlServer()

@@ -1,7 +1,7 @@
 // Package push tells the node's proxies what they need to know, and hears from
 // them. For each proxy there is one session on its control socket: resources go
-// down, versioned and only those it subscribed to; acknowledgements, access log
-// records and metrics come up. So does its request for a certificate, which an Issuer
+// down, versioned and only those it subscribed to; acknowledgements and metrics come
+// up. So does its request for a certificate, which an Issuer
 // answers.
 //
 // A change of the cluster wakes every session; each computes those of its resources
@@ -71,6 +71,15 @@ type Metrics interface {
 	Certificate(i *launch.Instance, notAfter time.Time)
 }
 
+// AccessLog reads the proxies' records, which are in no message.
+type AccessLog interface {
+	// Follow says that a proxy has a journal, Leave that the proxy has ended.
+	Follow(*launch.Instance)
+	Leave(*launch.Instance)
+	// Hurry says that a proxy's records are not to wait.
+	Hurry()
+}
+
 // Pusher holds the sessions of all proxies of the node.
 type Pusher struct {
 	View       View
@@ -81,7 +90,7 @@ type Pusher struct {
 	// ClassicKeyExchange leaves the post-quantum one out (ProxyConfig).
 	ClassicKeyExchange bool
 	Issuer             Issuer // nil: no pod has an identity
-	AccessLog          func(*launch.Instance, *proxypb.AccessLogs)
+	AccessLog          AccessLog
 	Refused            func(a launch.Attachment, reason string) // told of pods that are denied a certificate; may be nil
 	Metrics            Metrics
 	Log                *slog.Logger
@@ -119,10 +128,9 @@ func (p *Pusher) Session(ctx context.Context, i *launch.Instance) {
 			Backoff:           backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 2, MaxDelay: time.Second},
 			MinConnectTimeout: 5 * time.Second,
 		}),
-		// A message of records is read at once, into a buffer that is lent. Windows that stay
-		// as they are need no looking for better ones, which is a ping and its answer for each
-		// message: with them, a proxy took a tenth more for each request.
-		grpc.WithReadBufferSize(32<<10), grpc.WithWriteBufferSize(4<<10),
+		// Windows that stay as they are need no looking for better ones, which is a ping and its
+		// answer for each message.
+		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10),
 		grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(window),
 		grpc.WithDisableServiceConfig(),
 	)
@@ -132,6 +140,8 @@ func (p *Pusher) Session(ctx context.Context, i *launch.Instance) {
 	}
 	defer conn.Close()
 	defer p.Metrics.Forget(i)
+	p.AccessLog.Follow(i)
+	defer p.AccessLog.Leave(i)
 	p.expect(i)
 	defer p.forget(i)
 	for ctx.Err() == nil {

@@ -147,10 +147,17 @@ type setup struct {
 	proxy    *fakeProxy
 	synced   chan struct{}
 	instance *launch.Instance
-	logs     chan proxypb.AccessLog
+	log      fakeLog
 	metrics  fakeMetrics
 	end      func() // of the session
 }
+
+// fakeLog has what is said of journals in words.
+type fakeLog chan string
+
+func (f fakeLog) Follow(i *launch.Instance) { f <- "follow " + i.Attachment.PodName }
+func (f fakeLog) Leave(i *launch.Instance)  { f <- "leave " + i.Attachment.PodName }
+func (f fakeLog) Hurry()                    { f <- "hurry" }
 
 // fakeMetrics has what sessions say in words.
 type fakeMetrics chan string
@@ -188,7 +195,7 @@ func startWith(t *testing.T, issuer Issuer) *setup {
 		view:    &fakeView{dest: map[netip.AddrPort]route.Destination{}},
 		proxy:   &fakeProxy{streams: make(chan grpc.BidiStreamingServer[proxypb.ToProxy, proxypb.FromProxy]), end: make(chan struct{})},
 		synced:  make(chan struct{}),
-		logs:    make(chan proxypb.AccessLog, 10),
+		log:     make(fakeLog, 20),
 		metrics: make(fakeMetrics, 20),
 	}
 	path := filepath.Join(t.TempDir(), "p.sock")
@@ -215,13 +222,9 @@ func startWith(t *testing.T, issuer Issuer) *setup {
 			}
 		},
 		MeshRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")},
-		AccessLog: func(_ *launch.Instance, records *proxypb.AccessLogs) {
-			for i := range records.Rows() {
-				s.logs <- records.Row(i)
-			}
-		},
-		Metrics: s.metrics,
-		Log:     slog.New(slog.DiscardHandler),
+		AccessLog:  s.log,
+		Metrics:    s.metrics,
+		Log:        slog.New(slog.DiscardHandler),
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -469,19 +472,35 @@ func TestAResumedProxyIsSentOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
-func TestAccessLogRecordsReachTheirWriter(t *testing.T) {
+// TestAProxysJournalIsFollowedFromItsFirstSessionToItsEnd: whatever becomes of streams.
+func TestAProxysJournalIsFollowedFromItsFirstSessionToItsEnd(t *testing.T) {
 	s := start(t)
 	p := s.stream()
-	var writer proxypb.AccessLogWriter
-	logs := writer.Write(1, func(_ int, r *proxypb.AccessLog) { r.Service = "shop/back" })
-	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: logs}})
-	select {
-	case r := <-s.logs:
-		if r.Service != "shop/back" {
-			t.Errorf("got %v", r)
+	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_RecordsWaiting{}})
+	s.heard("follow front", "hurry")
+	s.proxy.end <- struct{}{} // the stream breaks; the pusher comes again
+	p = s.stream()
+	p.say(&proxypb.FromProxy{Message: &proxypb.FromProxy_RecordsWaiting{}})
+	s.heard("hurry")
+	s.end()
+	s.heard("leave front")
+}
+
+// heard wants to be told this of journals, and nothing else.
+func (s *setup) heard(want ...string) {
+	s.Helper()
+	for _, want := range want {
+		select {
+		case got := <-s.log:
+			if got != want {
+				s.Errorf("it was told %q, want %q", got, want)
+			}
+		case <-time.After(5 * time.Second):
+			s.Fatalf("not a word, want %q", want)
 		}
-	case <-time.After(5 * time.Second):
-		t.Fatal("no record")
+	}
+	if len(s.log) > 0 {
+		s.Errorf("then it was told %q", <-s.log)
 	}
 }
 

@@ -191,8 +191,8 @@ func (s *session) receive() error {
 			return err
 		}
 		switch m := msg.GetMessage().(type) {
-		case *proxypb.FromProxy_AccessLogs:
-			s.pusher.AccessLog(s.instance, m.AccessLogs)
+		case *proxypb.FromProxy_RecordsWaiting:
+			s.pusher.AccessLog.Hurry()
 			continue
 		case *proxypb.FromProxy_Metrics:
 			s.measure(m.Metrics)

@@ -5,26 +5,14 @@ package telemetry
 import (
 	"encoding/hex"
 	"encoding/json"
-	"io"
+	"net/netip"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/weirmesh/weir/agent/launch"
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 )
-
-// AccessLog writes one JSON object a line for each request that the proxies saw, and
-// each connection without one.
-type AccessLog struct {
-	mu    sync.Mutex
-	out   io.Writer
-	lines []byte // that are not written yet; none between two calls
-}
-
-// NewAccessLog writes to out, whole lines at a time.
-func NewAccessLog(out io.Writer) *AccessLog { return &AccessLog{out: out} }
 
 // Record is one line, for those who read it: one request, or one connection, at one
 // proxy. Times are in seconds.
@@ -71,43 +59,23 @@ type HTTP struct {
 	Span          string  `json:"span_id,omitempty"` // the caller's
 }
 
-// flushAt is how many bytes of lines wait for each other.
-const flushAt = 1 << 20
-
-// Write writes a proxy's records.
-func (l *AccessLog) Write(i *launch.Instance, records *proxypb.AccessLogs) {
-	pod := i.Attachment.PodNamespace + "/" + i.Attachment.PodName
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for n := range records.Rows() {
-		l.lines = appendLine(l.lines, pod, records.Row(n))
-		if len(l.lines) >= flushAt {
-			l.flush()
-		}
-	}
-	l.flush()
-}
-
-func (l *AccessLog) flush() {
-	if len(l.lines) > 0 {
-		_, _ = l.out.Write(l.lines)
-	}
-	l.lines = l.lines[:0]
-}
-
 // appendLine appends what encoding/json makes of the row as a Record, without its
 // reflection: a node writes tens of thousands of lines a second.
-func appendLine(out []byte, pod string, r proxypb.AccessLog) []byte {
+func appendLine(out []byte, pod string, r *journal.Record) []byte {
 	out = append(out, `{"timestamp":"`...)
 	out = time.Unix(0, r.StartUnixNanos).UTC().AppendFormat(out, time.RFC3339Nano)
 	out = append(out, '"')
 	out = appendText(out, "weir.direction", directionName(r.Direction))
 	out = appendText(out, "weir.pod", pod)
-	out = appendText(out, "client.address", r.ClientAddress)
-	out = appendText(out, "server.address", r.ServerAddress)
+	out = appendAddress(out, "client.address", r.ClientAddress)
+	out = appendAddress(out, "server.address", r.ServerAddress)
 	out = appendAny(out, "weir.destination.service", r.Service)
-	out = appendAny(out, "weir.upstream.address", r.UpstreamAddress)
-	out = appendAny(out, "weir.upstream.local_address", r.UpstreamLocalAddress)
+	if r.UpstreamAddress.IsValid() {
+		out = appendAddress(out, "weir.upstream.address", r.UpstreamAddress)
+	}
+	if r.UpstreamLocalAddress.IsValid() {
+		out = appendAddress(out, "weir.upstream.local_address", r.UpstreamLocalAddress)
+	}
 	out = appendAny(out, "weir.upstream.pod", r.UpstreamPod)
 	out = appendAny(out, "error.type", r.Reason)
 	out = appendAny(out, "weir.reason", r.Reason)
@@ -132,7 +100,7 @@ func appendLine(out []byte, pod string, r proxypb.AccessLog) []byte {
 	return append(out, '}', '\n')
 }
 
-func appendHTTP(out []byte, r proxypb.AccessLog) []byte {
+func appendHTTP(out []byte, r *journal.Record) []byte {
 	out = appendAny(out, "http.request.method", r.Method)
 	out = appendAny(out, "url.path", r.Path)
 	if r.Status > 0 {
@@ -177,6 +145,18 @@ func appendText(out []byte, key, text string) []byte {
 		}
 	}
 	out = append(append(out, '"'), text...)
+	return append(out, '"')
+}
+
+// appendAddress appends an address, or an empty text for none.
+func appendAddress(out []byte, key string, addr netip.AddrPort) []byte {
+	if addr.Addr().Zone() != "" { // which may be any text
+		return appendText(out, key, addr.String())
+	}
+	out = appendKey(out, key, '"')
+	if addr.IsValid() {
+		out = addr.AppendTo(out)
+	}
 	return append(out, '"')
 }
 

@@ -12,6 +12,8 @@ import (
 	"github.com/weirmesh/weir/agent/launch"
 )
 
+var instance = launch.NewInstance(launch.Attachment{PodNamespace: "shop", PodName: "front"}, "")
+
 func testMetrics() *Metrics {
 	m := NewMetrics("v1", fakeWorkloads{}, func() map[string]int { return map[string]int{StateCaptured: 3} },
 		func() map[string]int { return map[string]int{"v1": 2, "v0": 1} })

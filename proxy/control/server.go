@@ -1,12 +1,12 @@
 // Package control is the proxy's side of its talk with the agent. It serves
 // proxypb.Control on the inherited control socket, so the agent may come and go:
 // config comes down the session's stream into the Store, what has yet to be asked
-// goes up, and so do access log records and metrics.
+// goes up, and so do metrics; access log records are left in the journal.
 //
 // A connection whose first byte is 'L' instead of HTTP/2's 'P' is given copies of
 // the traffic listeners and closed: an agent that was restarted gets its copies
 // back. So is one that begins with 'I', which gets the memory file of the pod's
-// identity. Who may connect is decided by the socket's folder, not here.
+// identity, or with 'J', which gets that of the journal. Who may connect is decided by the socket's folder, not here.
 //
 // The Store answers where a connection goes; it does not pick endpoints and does
 // not dial.
@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/telemetry"
@@ -35,12 +36,12 @@ const peekTimeout = 2 * time.Second
 // Server serves the control socket. All fields are needed, but for Draining.
 type Server struct {
 	Store   *Store
-	Records *telemetry.Ring
+	Journal *journal.Writer
 	Meter   *telemetry.Meter
 	Version string // of this program, for the agent
 	// Handover writes the listeners to a connection that asked for them, Identity the
-	// memory file of the identity.
-	Handover, Identity func(fd int) error
+	// memory file of the identity, Records that of the journal.
+	Handover, Identity, Records func(fd int) error
 	// Draining is closed when the proxy takes no new connections any more.
 	Draining <-chan struct{}
 }
@@ -58,13 +59,12 @@ func (s *Server) Serve(ctx context.Context, fd int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	rpc := grpc.NewServer(
-		// One agent, small messages, now and then: no buffers kept for them. One to write is
-		// lent, and takes a message of records as a whole.
-		grpc.ReadBufferSize(0), grpc.WriteBufferSize(32<<10),
+		// One agent, small messages, now and then: no buffers kept for them.
+		grpc.ReadBufferSize(0), grpc.WriteBufferSize(4<<10),
 		grpc.MaxConcurrentStreams(8), grpc.ConnectionTimeout(peekTimeout),
 		grpc.WaitForHandlers(true),
 	)
-	proxypb.RegisterControlServer(rpc, &service{store: s.Store, identity: s.Store.identity, records: s.Records, meter: s.Meter, version: s.Version, draining: s.Draining, done: ctx.Done()})
+	proxypb.RegisterControlServer(rpc, &service{store: s.Store, identity: s.Store.identity, journal: s.Journal, meter: s.Meter, version: s.Version, draining: s.Draining, done: ctx.Done()})
 	agents := &agents{ctx: ctx, addr: l.Addr(), conns: make(chan net.Conn)}
 	served := make(chan error, 1)
 	go serveRPC(rpc, agents, served)
@@ -155,6 +155,8 @@ func (s *Server) greet(conn *net.UnixConn, agents *agents, done *sync.WaitGroup)
 		hand(conn, s.Handover)
 	case forIdentity:
 		hand(conn, s.Identity)
+	case forJournal:
+		hand(conn, s.Records)
 	}
 	conn.Close()
 }
@@ -178,6 +180,7 @@ const (
 	forRPC
 	forListeners
 	forIdentity
+	forJournal
 )
 
 // kindOf decides by the first byte.
@@ -192,6 +195,8 @@ func kindOf(first []byte) kind {
 		return forListeners
 	case 'I':
 		return forIdentity
+	case 'J':
+		return forJournal
 	}
 	return forNothing
 }

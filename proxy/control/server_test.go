@@ -11,6 +11,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -25,6 +26,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/identity"
 	"github.com/weirmesh/weir/proxy/listen"
@@ -55,13 +57,20 @@ func servingUntil(t *testing.T, draining <-chan struct{}) (*Server, string, func
 	l.SetUnlinkOnClose(false)
 	l.Close()
 	store := NewStore(identity.New())
-	s := &Server{Store: store, Records: telemetry.NewRing(), Meter: telemetry.NewMeter(store.Destinations), Version: "v1", Handover: func(fd int) error {
-		_, err := unix.Write(fd, []byte("listeners"))
-		return err
-	}, Identity: func(fd int) error {
-		_, err := unix.Write(fd, []byte("identity"))
-		return err
-	}, Draining: draining}
+	records, err := journal.Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	says := func(what string) func(int) error {
+		return func(fd int) error {
+			_, err := unix.Write(fd, []byte(what))
+			return err
+		}
+	}
+	s := &Server{
+		Store: store, Journal: records, Meter: telemetry.NewMeter(store.Destinations), Version: "v1",
+		Handover: says("listeners"), Identity: says("identity"), Records: says("journal"), Draining: draining,
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, int(f.Fd())) }()
@@ -71,6 +80,7 @@ func servingUntil(t *testing.T, draining <-chan struct{}) (*Server, string, func
 			t.Errorf("Serve: %v", err)
 		}
 		s.Store.Close()
+		records.Close()
 		f.Close()
 	})
 	return s, path, cancel
@@ -178,7 +188,6 @@ func selfSigned(t *testing.T) []byte {
 
 func TestSession(t *testing.T) {
 	s, path := serving(t)
-	s.Records.Put(&telemetry.Record{Detail: "before"}) // survives until somebody comes
 	stream := connect(t, path)
 	first := receiveOne(t, stream).GetSubscribe()
 	if got := first.GetProxyVersion(); got != "v1" {
@@ -186,9 +195,6 @@ func TestSession(t *testing.T) {
 	}
 	if got := first.GetVersions(); !cmp.Equal(got, map[string]string{"proxy": "", "identity": ""}) {
 		t.Errorf("first %v", got)
-	}
-	if got := receiveOne(t, stream).GetAccessLogs().Row(0).Error; got != "before" {
-		t.Errorf("record %q", got)
 	}
 	send(t, stream, &proxypb.Update{Nonce: 5, Resources: []*proxypb.Resource{{Name: "proxy", Version: "1"}}})
 	if got := receiveOne(t, stream).GetNack(); got.GetNonce() != 5 || got.GetError() == "" {
@@ -230,20 +236,6 @@ func TestSession(t *testing.T) {
 	if got := receiveOne(t, second).GetMetrics().GetEndpoints(); len(got) != 1 || got[0].GetPeers().GetService() != "shop/back" {
 		t.Errorf("metrics %v", got)
 	}
-	for range 200 {
-		s.Records.Put(&telemetry.Record{Detail: "after"})
-	}
-	messages := 0
-	for n := 0; n < 200; messages++ {
-		records := receiveOne(t, second).GetAccessLogs()
-		if records.Rows() == 0 || records.Row(0).Error != "after" {
-			t.Fatalf("records %v", records)
-		}
-		n += records.Rows()
-	}
-	if messages > 20 {
-		t.Errorf("%d messages for 200 records", messages)
-	}
 	_ = second.CloseSend()
 	if _, err := second.Recv(); !errors.Is(err, io.EOF) && status.Code(err) != codes.Unknown {
 		t.Errorf("it ends with %v", err)
@@ -252,7 +244,7 @@ func TestSession(t *testing.T) {
 
 func TestFirstByte(t *testing.T) {
 	_, path := serving(t)
-	for _, c := range []struct{ say, want string }{{"L", "listeners"}, {"I", "identity"}, {"X", ""}, {"", ""}} {
+	for _, c := range []struct{ say, want string }{{"L", "listeners"}, {"I", "identity"}, {"J", "journal"}, {"X", ""}, {"", ""}} {
 		conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 		if err != nil {
 			t.Fatal(err)
@@ -272,9 +264,9 @@ func TestFirstByte(t *testing.T) {
 }
 
 // FuzzFirstByte: only HTTP/2's preface gets to gRPC, only L to the listeners, only I to
-// the identity.
+// the identity, only J to the journal.
 func FuzzFirstByte(f *testing.F) {
-	for _, s := range []string{"", "P", "L", "I", "PRI * HTTP/2.0", "\x16"} {
+	for _, s := range []string{"", "P", "L", "I", "J", "PRI * HTTP/2.0", "\x16"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -286,6 +278,8 @@ func FuzzFirstByte(f *testing.F) {
 			want = forListeners
 		case bytes.HasPrefix(b, []byte("I")):
 			want = forIdentity
+		case bytes.HasPrefix(b, []byte("J")):
+			want = forJournal
 		}
 		if got := kindOf(b); got != want {
 			t.Errorf("%q is %d, want %d", b, got, want)
@@ -364,33 +358,74 @@ func TestADrainingProxySaysSo(t *testing.T) {
 		if m := receiveOne(t, stream); m.GetDraining() == nil {
 			t.Errorf("it says %v", m)
 		}
-		s.Records.Put(&telemetry.Record{Detail: "more"})
-		if m := receiveOne(t, stream); m.GetAccessLogs() == nil {
+		fill(s.Journal)
+		if m := receiveOne(t, stream); m.GetRecordsWaiting() == nil {
 			t.Errorf("then it says %v", m)
 		}
+		read(t, s.Journal)
 		stream = connect(t, path)
 		receiveOne(t, stream) // Subscribe
 	}
 }
 
-// TestTheLastWordsAreRecordsAndMetrics: what a proxy's end has still to say is said.
-func TestTheLastWordsAreRecordsAndMetrics(t *testing.T) {
+// TestTheLastWordsAreMetrics: what a proxy's end has still to say is said.
+func TestTheLastWordsAreMetrics(t *testing.T) {
 	s, path, end := servingUntil(t, nil)
 	stream := connect(t, path)
 	receiveOne(t, stream) // Subscribe
 	s.Meter.End(&telemetry.Record{Direction: listen.Inbound, Protocol: "HTTP/1.1"})
-	s.Records.Put(&telemetry.Record{Detail: "last"})
 	end()
-	records, counted := 0, 0
+	counted := 0
 	for {
 		m, err := stream.Recv()
 		if err != nil {
 			break
 		}
-		records += m.GetAccessLogs().Rows()
 		counted += len(m.GetMetrics().GetTraffic())
 	}
-	if records != 1 || counted != 1 {
-		t.Errorf("%d records and %d counted, want 1 and 1", records, counted)
+	if counted != 1 {
+		t.Errorf("%d counted, want 1", counted)
 	}
+}
+
+// TestTheAgentIsToldOfAJournalThatFillsUp: also when that happened before it came.
+func TestTheAgentIsToldOfAJournalThatFillsUp(t *testing.T) {
+	s, path := serving(t)
+	fill(s.Journal)
+	stream := connect(t, path)
+	receiveOne(t, stream) // Subscribe
+	for range 2 {
+		if m := receiveOne(t, stream); m.GetRecordsWaiting() == nil {
+			t.Errorf("it says %v", m)
+		}
+		read(t, s.Journal)
+		fill(s.Journal)
+	}
+}
+
+// fill puts records until more than half of the journal is unread.
+func fill(w *journal.Writer) {
+	r := journal.Record{Error: strings.Repeat("x", journal.MaxText)}
+	for range journal.Capacity/journal.MaxText/2 + 1 {
+		w.Put(&r)
+	}
+}
+
+// read is an agent that comes, reads everything, and goes.
+func read(t *testing.T, w *journal.Writer) {
+	fd, err := unix.FcntlInt(uintptr(w.File()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := journal.Open(os.NewFile(uintptr(fd), "journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for buf := make([]byte, journal.MinBuffer); r.Waiting() > 0; {
+		if _, err := r.Read(buf, func(*journal.Record) {}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Put(&journal.Record{}) // it is seen that it is empty
 }

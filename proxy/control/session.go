@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -10,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/identity"
 	"github.com/weirmesh/weir/proxy/telemetry"
@@ -20,7 +20,7 @@ type service struct {
 	proxypb.UnimplementedControlServer
 	store    *Store
 	identity *identity.Holder
-	records  *telemetry.Ring
+	journal  *journal.Writer
 	meter    *telemetry.Meter
 	version  string
 	draining <-chan struct{} // closed when the proxy takes no new connections
@@ -39,12 +39,6 @@ type session struct {
 	stream stream
 	number uint64
 	newer  <-chan struct{}
-
-	// What report uses again and again, while there is something to report. gRPC has
-	// encoded a message when Send returns.
-	batch []telemetry.Record
-	wire  proxypb.AccessLogWriter
-	pause time.Duration // after the last message
 }
 
 // Session serves an agent until the stream breaks or another session begins.
@@ -57,19 +51,16 @@ func (s *service) Session(stream stream) error {
 	current, first := s.begin(stream)
 	// What this session was woken for and did not do is the next one's.
 	defer s.store.wake()
-	defer s.records.Wake()
 	defer s.identity.Wake()
-	s.records.Wake()
 	if err := current.subscribe(first); err != nil {
 		return err
 	}
 	if err := current.measure(s.meter.Resume()); err != nil {
 		return err
 	}
-	pause, due := newTimer(), newTimer() // for records, for metrics
-	defer pause.Stop()
+	due := newTimer() // for metrics
 	defer due.Stop()
-	ready, measured, draining := s.records.Ready(), s.meter.Ready(), s.draining
+	measured, draining := s.meter.Ready(), s.draining
 	for {
 		// One goroutine applies, answers and asks, so an Ack is always ahead of
 		// anything that was asked after its update.
@@ -78,8 +69,7 @@ func (s *service) Session(stream stream) error {
 		case <-current.newer:
 			return status.Error(codes.Aborted, errSuperseded.Error())
 		case <-s.done:
-			_, err := current.report(telemetry.Limit / telemetry.Batch)
-			return errors.Join(err, current.measure(s.meter.Last()))
+			return current.measure(s.meter.Last())
 		case <-draining:
 			draining = nil
 			err = stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Draining{Draining: &proxypb.Draining{}}})
@@ -91,17 +81,14 @@ func (s *service) Session(stream stream) error {
 			err = current.ask()
 		case <-s.identity.Woken():
 			err = current.identify()
-		case <-ready:
-			ready, err = current.gather(pause)
-		case <-s.records.Filling():
-			ready, err = current.gather(pause)
-		case <-pause.C:
-			ready, err = current.gather(pause)
+		case <-s.journal.Waiting():
+			err = stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_RecordsWaiting{RecordsWaiting: &proxypb.RecordsWaiting{}}})
 		case <-measured:
 			measured = nil
 			due.Reset(measureEvery)
 		case <-due.C:
 			measured, err = s.meter.Ready(), current.measure(s.meter.Take())
+			s.journal.Trim()
 		}
 		if err != nil {
 			return err
@@ -120,7 +107,7 @@ func (s *service) begin(stream stream) (*session, *proxypb.Subscribe) {
 	number, first := s.store.begin()
 	first.ProxyVersion = s.version
 	s.identity.Resume(number)
-	return &session{service: s, stream: stream, number: number, newer: s.newer, pause: gatherFor}, first
+	return &session{service: s, stream: stream, number: number, newer: s.newer}, first
 }
 
 // receive hands on what the agent says until the stream breaks. It ends with its
@@ -194,65 +181,14 @@ func (s *session) subscribe(m *proxypb.Subscribe) error {
 	return s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_Subscribe{Subscribe: m}})
 }
 
-const (
-	// gatherFor is how long records wait for each other, after those that were sent
-	// last, unless the ring fills up. Each message costs more than it seems: the Go runtime's
-	// monitor wakes with the system call, and looks around every 20 µs for a millisecond;
-	// and whichever request comes by here or where the agent writes its log is late.
-	gatherFor = 500 * time.Millisecond
-	// measureEvery is how long counts wait for each other.
-	measureEvery = 5 * time.Second
-)
+// measureEvery is how long counts wait for each other.
+const measureEvery = 5 * time.Second
 
 // newTimer returns one that is not running.
 func newTimer() *time.Timer {
 	t := time.NewTimer(time.Hour)
 	t.Stop()
 	return t
-}
-
-// gather sends a message of the records that are there. The rest, and those that come
-// while pause runs, go when it is over; it returns what else to wait for, nil meanwhile.
-func (s *session) gather(pause *time.Timer) (<-chan struct{}, error) {
-	sent, err := s.report(1)
-	if !sent {
-		return s.records.Ready(), err
-	}
-	s.pause = pauseAfter(s.pause, s.records.Len())
-	pause.Reset(s.pause)
-	return nil, err
-}
-
-// pauseAfter is between messages: before is the one before this message, which has left
-// so many records. What was gathered goes in as much time as it took to gather: all at
-// once would keep requests waiting, here and where the agent writes its log.
-func pauseAfter(before time.Duration, left int) time.Duration {
-	if left == 0 {
-		return gatherFor
-	}
-	return min(before, gatherFor/time.Duration(left/telemetry.Batch+1))
-}
-
-// report sends access log records in so many messages at most, and reports whether
-// there were any.
-func (s *session) report(messages int) (bool, error) {
-	sent := false
-	for range messages {
-		records := s.records.Take(s.batch)
-		if records == nil {
-			break
-		}
-		s.batch = records
-		if err := s.stream.Send(&proxypb.FromProxy{Message: &proxypb.FromProxy_AccessLogs{AccessLogs: s.records.Message(records, &s.wire)}}); err != nil {
-			s.records.Return(records)
-			return sent, err
-		}
-		sent = true
-	}
-	if !sent {
-		s.batch, s.wire = nil, proxypb.AccessLogWriter{}
-	}
-	return sent, nil
 }
 
 // measure sends metrics, if there are any.

@@ -158,14 +158,14 @@ func SendListening(fd int, listeners []Listener) error {
 	return sendReply(fd, reply, fds)
 }
 
-// SendIdentity writes LaunchReply IDENTITY with the descriptor of a memory file to a
-// unix socket, as SendListening does listeners'; without it where file is -1.
-func SendIdentity(fd, file int) error {
+// SendMemory writes a LaunchReply, IDENTITY or JOURNAL, with the descriptor of a memory
+// file to a unix socket, as SendListening does listeners'; without it where file is -1.
+func SendMemory(fd int, what proxypb.LaunchReply_Stage, file int) error {
 	var fds []int
 	if file >= 0 {
 		fds = []int{file}
 	}
-	return sendReply(fd, &proxypb.LaunchReply{Stage: proxypb.LaunchReply_IDENTITY}, fds)
+	return sendReply(fd, &proxypb.LaunchReply{Stage: what}, fds)
 }
 
 // SendServing tells the agent that connections are taken.

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/listen"
@@ -82,7 +83,7 @@ func refusedHTTP(t *testing.T, resp *http.Response, policy string) {
 }
 
 // decided checks the records of the inbound side.
-func decided(t *testing.T, records []*proxypb.AccessLog, reason, policy string, want int) {
+func decided(t *testing.T, records []*journal.Record, reason, policy string, want int) {
 	t.Helper()
 	n, all := 0, ""
 	for _, r := range records {

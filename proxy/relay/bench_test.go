@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
 	"github.com/weirmesh/weir/proxy/telemetry"
@@ -38,11 +39,17 @@ func BenchmarkHTTP1(b *testing.B) {
 			config := behind(app)
 			config.destination.Policy = policy
 			bench := newBench(b, config)
-			meter, records := telemetry.NewMeter(nil), telemetry.NewRing()
+			meter := telemetry.NewMeter(nil)
+			records, err := journal.Create()
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer records.Close()
 			bench.Begun = meter.Begin
 			bench.Log = func(r *telemetry.Record) {
 				meter.End(r)
-				records.Put(r)
+				row := r.Row()
+				records.Put(&row)
 			}
 			client := bench.conn(b, listen.Outbound, vip)
 			_ = client.SetDeadline(time.Time{})

@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
@@ -84,7 +85,7 @@ const hello = "GET /hello HTTP/1.1\r\nHost: back\r\n\r\n"
 
 // ended waits until everything has ended, and returns what was logged, in the order of the requests'
 // begin: an HTTP/2 stream's record may be written after its client has the answer and asks again.
-func (b *bench) ended(t testing.TB) []*proxypb.AccessLog {
+func (b *bench) ended(t testing.TB) []*journal.Record {
 	t.Helper()
 	for _, c := range b.clients {
 		c.Close()
@@ -94,7 +95,7 @@ func (b *bench) ended(t testing.TB) []*proxypb.AccessLog {
 	b.streams.close()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	slices.SortStableFunc(b.records, func(x, y *proxypb.AccessLog) int {
+	slices.SortStableFunc(b.records, func(x, y *journal.Record) int {
 		return cmp.Compare(x.StartUnixNanos, y.StartUnixNanos)
 	})
 	return b.records

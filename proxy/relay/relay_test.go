@@ -15,7 +15,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/reason"
@@ -78,7 +78,7 @@ func (f *fakeConfig) Destination(_ context.Context, a netip.AddrPort) (route.Des
 type bench struct {
 	Server
 	mu      sync.Mutex
-	records []*proxypb.AccessLog
+	records []*journal.Record
 	clients []net.Conn       // to be closed when all is done
 	meter   *telemetry.Meter // counts what is logged; nil: nothing is counted
 
@@ -91,7 +91,7 @@ func newBench(t testing.TB, config *fakeConfig) *bench {
 	b.Log = func(r *telemetry.Record) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		b.records = append(b.records, r.AccessLog())
+		b.records = append(b.records, new(r.Row()))
 		if b.meter != nil {
 			b.meter.End(r)
 		}
@@ -232,7 +232,7 @@ func TestRelay(t *testing.T) {
 				t.Fatalf("records %v", b.records)
 			}
 			for i, r := range b.records {
-				if r.Reason != c.reasons[i] || c.upstream.IsValid() && r.UpstreamAddress != c.upstream.String() {
+				if r.Reason != c.reasons[i] || c.upstream.IsValid() && r.UpstreamAddress != c.upstream {
 					t.Errorf("record %v", r)
 				}
 			}

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/listen"
@@ -46,7 +47,7 @@ type far struct {
 }
 
 // ended is the bench's, once no connection comes any more.
-func (f *far) ended(t testing.TB) []*proxypb.AccessLog {
+func (f *far) ended(t testing.TB) []*journal.Record {
 	f.stop()
 	return f.bench.ended(t)
 }
@@ -113,7 +114,7 @@ func inMesh(t testing.TB, protocol route.Protocol, mode route.PeerMode, app neti
 }
 
 // over ends both, and returns what each has logged.
-func over(t testing.TB, near *bench, far *far) ([]*proxypb.AccessLog, []*proxypb.AccessLog) {
+func over(t testing.TB, near *bench, far *far) ([]*journal.Record, []*journal.Record) {
 	t.Helper()
 	logged := near.ended(t)
 	return logged, far.ended(t)
@@ -204,7 +205,7 @@ func TestRequestsOfHTTP1ShareConnectionsWithTLS(t *testing.T) {
 		t.Errorf("%d connections for %d requests", n, len(logged))
 	}
 	for _, r := range logged {
-		if r.Reason != "" || r.UpstreamAddress != far.addr.String() {
+		if r.Reason != "" || r.UpstreamAddress != far.addr {
 			t.Errorf("record %v", r)
 		}
 	}
@@ -241,7 +242,7 @@ func TestTCPGoesThroughTLSAsItIs(t *testing.T) {
 		near, far := inMesh(t, route.Opaque, route.Permissive, echoing(t))
 		exchange(t, near.conn(t, listen.Outbound, vip), size)
 		logged, inbound := over(t, near, far)
-		for _, records := range [][]*proxypb.AccessLog{logged, inbound} {
+		for _, records := range [][]*journal.Record{logged, inbound} {
 			if len(records) != 1 || records[0].Reason != "" || records[0].SentBytes != uint64(size) || records[0].ReceivedBytes != uint64(size) {
 				t.Errorf("records %v", records)
 			}
@@ -304,7 +305,7 @@ func TestAnEndpointThatShowsAnotherIdentityIsPassedOver(t *testing.T) {
 		}
 		right.ended(t)
 		for _, r := range logged {
-			if r.Reason != "" || r.UpstreamAddress != right.addr.String() {
+			if r.Reason != "" || r.UpstreamAddress != right.addr {
 				t.Errorf("record %v", r)
 			}
 		}
@@ -890,7 +891,7 @@ func TestEveryFailedHandshakeIsCountedUnderItsReason(t *testing.T) {
 			}
 			_ = client.CloseWrite()
 			records := f.ended(t)
-			if len(records) != 1 || records[0].Reason != c.want || records[0].TLSNanos <= 0 || c.want != "" && records[0].UpstreamAddress != "" {
+			if len(records) != 1 || records[0].Reason != c.want || records[0].TLSNanos <= 0 || c.want != "" && records[0].UpstreamAddress.IsValid() {
 				t.Errorf("records %v, want %q", records, c.want)
 			}
 			shown := map[bool]string{true: frontID, false: ""}[c.want == ""]

@@ -1,3 +1,7 @@
+// Package telemetry holds what the proxy reports: records of requests and connections,
+// which go into the journal where they end (Record), and what is counted of them, bounded,
+// until an agent has acknowledged it (Meter). It writes no file and serves no metrics: the
+// agent does.
 package telemetry
 
 import (
@@ -5,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/authz"
 	"github.com/weirmesh/weir/proxy/listen"
@@ -56,8 +61,7 @@ type Record struct {
 
 	RequestBody, ResponseBody uint64 // bytes that were passed on, as they were framed
 
-	lost uint64 // records before this one that gave way
-	open *open  // what it counts for while it goes on; see Meter.Begin
+	open *open // what it counts for while it goes on; see Meter.Begin
 }
 
 // decided is whether there is an Authorization, and whether it is counted.
@@ -94,49 +98,18 @@ func direction(d listen.Direction) proxypb.Direction {
 	return proxypb.Direction_OUTBOUND
 }
 
-// fill writes the record into an empty row.
-func (r *Record) fill(out *proxypb.AccessLog, text *addresses) {
-	*out = proxypb.AccessLog{
+// Row is the record as the agent is told it.
+func (r *Record) Row() journal.Record {
+	return journal.Record{
 		StartUnixNanos: r.Start.UnixNano(), Direction: direction(r.Direction),
-		ClientAddress: text.of(r.Client), ServerAddress: text.of(r.Server), Service: r.Service,
-		UpstreamAddress: text.of(r.Upstream), UpstreamLocalAddress: text.of(r.UpstreamLocal), UpstreamPod: r.Pod,
+		ClientAddress: r.Client, ServerAddress: r.Server, Service: r.Service,
+		UpstreamAddress: r.Upstream, UpstreamLocalAddress: r.UpstreamLocal, UpstreamPod: r.Pod,
 		Reason: r.Reason.String(), Error: r.Detail, SentBytes: r.Sent, ReceivedBytes: r.Received,
 		TotalNanos: r.Total.Nanoseconds(), RouteNanos: r.Route.Nanoseconds(), ConnectNanos: r.Connect.Nanoseconds(),
-		DroppedBefore: r.lost,
-		Protocol:      r.Protocol, Method: r.Method, Path: r.Path, Status: uint32(r.Status), Route: r.RouteName, Attempts: uint32(r.Attempts),
+		Protocol: r.Protocol, Method: r.Method, Path: r.Path, Status: uint32(r.Status), Route: r.RouteName, Attempts: uint32(r.Attempts),
 		FirstByteNanos: r.FirstByte.Nanoseconds(), GRPCStatus: r.GRPCStatus, TraceID: r.Trace, SpanID: r.Span,
 		RequestBodyBytes: r.RequestBody, ResponseBodyBytes: r.ResponseBody,
 		Policy: r.Authorization.Policy, Audited: strings.Join(r.Authorization.Audited, ","),
 		PeerIdentity: r.Peer, TLSNanos: r.TLS.Nanoseconds(),
 	}
-}
-
-// AccessLog is the record as a row of what is sent to the agent.
-func (r *Record) AccessLog() *proxypb.AccessLog {
-	out := &proxypb.AccessLog{}
-	r.fill(out, &addresses{})
-	return out
-}
-
-// addresses keeps addresses as text: of many records they are the same few.
-type addresses struct{ texts map[netip.AddrPort]string }
-
-// maxTexts bounds them, at some 100 bytes each.
-const maxTexts = 512
-
-// of is empty for no address.
-func (a *addresses) of(addr netip.AddrPort) string {
-	if !addr.IsValid() {
-		return ""
-	}
-	text, ok := a.texts[addr]
-	if ok {
-		return text
-	}
-	if a.texts == nil || len(a.texts) >= maxTexts {
-		a.texts = map[netip.AddrPort]string{}
-	}
-	text = addr.String()
-	a.texts[addr] = text
-	return text
 }
