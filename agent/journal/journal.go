@@ -1,11 +1,12 @@
 // Package journal is memory that a proxy writes its access log into and its agent reads it
-// from, with no message between them: a record costs the proxy the writing of some 450 bytes,
-// and no system call.
+// from, with no message between them: a record costs the proxy the writing of some 60 bytes, and
+// no system call.
 //
 // The memory is a file of the proxy's (memfd) that neither grows nor shrinks: a page of
-// counters, then a ring of records. Positions in the ring count bytes since its beginning and
-// never go back. The proxy writes without looking out for the agent: when the ring is full
-// the oldest records give way, and the numbers of those that follow tell how many there were.
+// counters, then a ring of blocks of records. Positions in the ring count bytes since its
+// beginning and never go back. The proxy writes without looking out for the agent: when the
+// ring is full the oldest block gives way, and the number that the next one begins with tells
+// how many records that were.
 // The agent says how far it has read, in the same page, so that the next agent goes on there;
 // and since it has the file, it also reads what a proxy wrote just before it was killed.
 //
@@ -22,8 +23,10 @@ import (
 )
 
 const (
-	// Capacity is the size of the ring, in bytes: some 4,500 records of ordinary requests.
-	Capacity = 2 << 20
+	// Capacity is the size of the ring, in bytes: some 16,000 records of ordinary requests.
+	Capacity = 1 << 20
+	// block is what gives way at a time, and what can be read without the rest.
+	block = 128 << 10
 	// MaxText bounds a text of a record, in bytes: of a longer one, such as a path of
 	// 60 KB, the rest is cut off.
 	MaxText = 8 << 10
@@ -39,7 +42,7 @@ const (
 const (
 	atMagic = 0
 	atHead  = 64 // end of the newest record
-	atTail  = 72 // beginning of the oldest one that is whole
+	atTail  = 72 // beginning of the oldest block that is whole
 	// atRead is how far the agent has read, atReadNumber the number of the record there.
 	atRead       = 128
 	atReadNumber = 136

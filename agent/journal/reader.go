@@ -17,8 +17,23 @@ type Reader struct {
 
 	next   uint64 // position of the next record
 	number uint64 // of the next record
-	begun  bool   // the number is that of a record read before
+	begun  bool   // the number is that of what this reader read
+	resume uint64 // records before this position were read by another reader
+	before copied
 }
+
+// copied is previous in memory of its own.
+type copied struct {
+	previous
+	bytes [texts][]byte
+}
+
+func (c *copied) set(i int, text []byte) {
+	c.bytes[i] = append(c.bytes[i][:0], text...)
+	c.texts[i] = unsafe.String(unsafe.SliceData(c.bytes[i]), len(text))
+}
+
+func (c *copied) clear() { c.previous = previous{} }
 
 // Open reads a proxy's journal from where the agent before was, or from its oldest record.
 // The file is the reader's from then on.
@@ -54,10 +69,9 @@ func open(file *os.File) (*Reader, error) {
 		_ = unix.Munmap(header)
 		return nil, fmt.Errorf("it is of another version (%#x)", got)
 	}
-	return &Reader{
-		file: file, header: header,
-		next: word(header, atRead).Load(), number: word(header, atReadNumber).Load(),
-	}, nil
+	// What was read of a block is read once more: records are told by those before them.
+	read := word(header, atRead).Load()
+	return &Reader{file: file, header: header, next: read - read%block, resume: read, number: word(header, atReadNumber).Load()}, nil
 }
 
 // Close lets go of the journal.
@@ -69,12 +83,12 @@ func (r *Reader) Close() {
 // Waiting is how many bytes of records wait.
 func (r *Reader) Waiting() uint64 {
 	head := word(r.header, atHead).Load()
-	return min(head-min(r.next, head), Capacity)
+	return min(head-min(max(r.next, r.resume), head), Capacity)
 }
 
 const (
 	// MinBuffer is room for any record.
-	MinBuffer = maxSize
+	MinBuffer = blockHeader + binary.MaxVarintLen32 + maxSize
 	// piece is how many bytes are read at a time, where no record is larger: what they, and the
 	// lines that are made of them, go through is in the processor's nearest caches.
 	piece = 32 << 10
@@ -87,37 +101,47 @@ const (
 func (r *Reader) Read(buf []byte, each func(*Record)) (uint64, error) {
 	head := word(r.header, atHead).Load()
 	tail := word(r.header, atTail).Load() // may be past that head by now, but no ring behind it
-	if head%8 != 0 || tail%8 != 0 || head > tail && head-tail > Capacity {
+	if tail%block != 0 || head > tail && head-tail > Capacity {
 		return 0, errDamaged
 	}
 	r.next = max(r.next, tail)
 	if r.next >= head {
 		return 0, nil
 	}
+	began := r.next
 	at := r.next % Capacity
-	whole := min(head-r.next, Capacity-at, MinBuffer)
+	whole := min(head-r.next, block-at%block, MinBuffer)
 	b := buf[:min(whole, piece)]
 	if err := r.readAt(b, at); err != nil {
 		return 0, err
 	}
-	if size := uint64(binary.LittleEndian.Uint32(b)); size > uint64(len(b)) {
-		b = buf[:min(whole, size)]
+	if first := r.first(b); first > uint64(len(b)) {
+		b = buf[:min(whole, first)]
 		if err := r.readAt(b, at); err != nil {
 			return 0, err
 		}
 	}
-	// What the proxy has written over meanwhile is before the tail by now.
+	// What the proxy has written over meanwhile is before the tail by now: the whole block.
 	tail = word(r.header, atTail).Load()
-	if tail%8 != 0 {
-		return 0, errDamaged
-	}
 	if tail > r.next {
-		b = b[min(tail-r.next, uint64(len(b))):]
-		r.next = tail
+		return 0, nil
 	}
-	began := r.next
-	err := r.parse(b, head, each)
-	return r.next - began, err
+	if err := r.parse(b, head, each); err != nil {
+		return 0, err
+	}
+	word(r.header, atReadNumber).Store(r.number)
+	word(r.header, atRead).Store(max(r.next, r.resume))
+	return r.next - began, nil
+}
+
+// first is how many bytes of b, at least, the next record ends with.
+func (r *Reader) first(b []byte) uint64 {
+	skip := 0
+	if r.next%block == 0 {
+		skip = min(blockHeader, len(b))
+	}
+	size, n := binary.Uvarint(b[skip:])
+	return uint64(skip+max(n, 0)) + min(size, maxSize)
 }
 
 // readAt reads the ring.
@@ -128,43 +152,52 @@ func (r *Reader) readAt(b []byte, at uint64) error {
 	return nil
 }
 
-// parse hands on what is in b, which begins with the next record.
+// parse hands on what is in b, which is of one block and begins with the next record.
 func (r *Reader) parse(b []byte, head uint64, each func(*Record)) error {
-	text := unsafe.String(unsafe.SliceData(b), len(b)) // a copy a record costs more than the rest
-	var record Record
-	for len(b) >= fillerSize {
-		size := uint64(binary.LittleEndian.Uint32(b))
-		kind := binary.LittleEndian.Uint32(b[4:])
-		left := Capacity - r.next%Capacity
-		if size < fillerSize || size%8 != 0 || size > min(left, head-r.next) {
+	end := min(head, r.next-r.next%block+block)
+	dropped := uint64(0)
+	if r.next%block == 0 {
+		if len(b) < blockHeader {
 			return errDamaged
 		}
-		if kind == kindFiller && size == left {
-			r.next += size
-			break // at the ring's end
+		number := binary.LittleEndian.Uint64(b)
+		if r.next >= r.resume {
+			if number < r.number && r.begun {
+				return errDamaged
+			}
+			dropped = number - min(number, r.number)
 		}
-		if kind != kindRecord || size > maxSize {
-			return errDamaged
-		}
-		if size > uint64(len(b)) {
-			break // the rest of it is next time's
-		}
-		if !decode(&record, b[:size], text[:size]) {
-			return errDamaged
-		}
-		n := number(b)
-		if r.begun && n < r.number {
-			return errDamaged
-		}
-		if n > r.number {
-			record.DroppedBefore = n - r.number
-		}
-		r.number, r.begun = n+1, true
-		r.next += size
-		b, text = b[size:], text[size:]
-		each(&record)
+		r.number, r.begun = number, true
+		r.before.clear()
+		b = b[blockHeader:]
+		r.next += blockHeader
 	}
-	word(r.header, atReadNumber).Store(r.number)
-	word(r.header, atRead).Store(r.next)
+	var record Record
+	for len(b) > 0 {
+		size, n := binary.Uvarint(b)
+		switch {
+		case n < 0 || size > maxSize:
+			return errDamaged
+		case n == 0 || size > uint64(len(b)-n):
+			if r.next+uint64(len(b)) == end {
+				return errDamaged // there is no more of it
+			}
+			return nil // the rest of it is next time's
+		case size == 0:
+			r.next += block - r.next%block
+			return nil
+		}
+		if !decode(&record, b[n:n+int(size)], &r.before) {
+			return errDamaged
+		}
+		b = b[n+int(size):]
+		again := r.next < r.resume
+		r.next += uint64(n) + size
+		r.number++
+		if !again {
+			record.DroppedBefore, dropped = dropped, 0
+			each(&record)
+		}
+	}
 	return nil
 }

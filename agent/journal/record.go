@@ -7,144 +7,237 @@ import (
 	"github.com/weirmesh/weir/agent/proxypb"
 )
 
-// A record in the ring begins at a multiple of 8 and is as long as one, little-endian:
+// The ring is of blocks, each of which can be read without the others. A block begins with
+// the number of its first record, 8 bytes, little-endian. Then come records, and where one
+// does not fit any more, or the ring is begun anew, a zero byte to the block's end.
 //
-//	  0  uint32   its size; kind (record, or filler to the end of the ring, which is 8 bytes)
-//	  8  uint64   its number, from 0
-//	 16  uint64   start, total, route, connect, first byte, TLS; bytes sent, received, of the
-//	              request's and of the answer's body
-//	 96  uint32   status, attempts
-//	104  uint8    direction, then the kinds of four addresses (0: none, 4, 6), and 3 of nothing
-//	112  18 bytes each of the addresses: 16 and the port
-//	184  16 and 8 bytes: trace, span
-//	208  uint16   lengths of the texts, which follow
+// A record is the length of what follows, as a varint, and then
+//
+//	4 bytes   flags: the direction; whether there is a trace; which addresses, and which
+//	          texts, are others than those of the record before (in a block's first: than none)
+//	varints   start since the one before's, total, route, connect, first byte, TLS (zigzag);
+//	          bytes sent, received, of the request's and of the answer's body; status, attempts
+//	24 bytes  trace and span, if there is one
+//	          addresses that are others: 0, 4 or 6, the bytes of one of IPv4 or IPv6, the port
+//	          texts that are others: length, as a varint, and bytes
+//
+// So a record of a request that is like the one before takes some 60 bytes.
 const (
-	offNumber    = 8
-	offNumbers   = 16
-	offStatus    = 96
-	offAttempts  = 100
-	offDirection = 104
-	offKinds     = 105
-	offAddresses = 112
-	offTrace     = 184
-	offSpan      = 200
-	offLengths   = 208
-	fixedSize    = offLengths + 2*texts
+	addresses = 4
+	texts     = 12 + addresses // and the zones of the addresses
 
-	addresses   = 4
-	addressSize = 18
-	texts       = 12 + addresses // and the zones of the addresses
-	fillerSize  = 8
-	maxSize     = fixedSize + texts*MaxText
+	flagInbound   = 1 << 0
+	flagOutbound  = 1 << 1
+	flagTrace     = 1 << 2
+	flagAddresses = 4 // the first bit of addresses
+	flagTexts     = flagAddresses + addresses
+	flagsEnd      = flagTexts + texts
 
-	kindRecord = 1
-	kindFiller = 2
+	blockHeader = 8
+	// maxFixed is the most that a record takes without its texts, and their lengths.
+	maxFixed = 256 + 3*texts
+	// maxTexts bounds all texts of a record: of more, the last are cut.
+	maxTexts = 60 << 10
+	maxSize  = maxFixed + maxTexts
 )
 
-// textsOf are the texts in their order.
+// textsOf are the texts in their order, cut.
 func textsOf(r *Record) [texts]string {
-	return [texts]string{
+	all := [texts]string{
 		r.Service, r.UpstreamPod, r.Reason, r.Error, r.Policy, r.Audited, r.PeerIdentity,
 		r.Protocol, r.Method, r.Path, r.Route, r.GRPCStatus,
 		r.ClientAddress.Addr().Zone(), r.ServerAddress.Addr().Zone(), r.UpstreamAddress.Addr().Zone(), r.UpstreamLocalAddress.Addr().Zone(),
 	}
-}
-
-// sizeOf is what a record with these texts takes, which it cuts.
-func sizeOf(all *[texts]string) uint64 {
-	size := fixedSize
+	left := maxTexts
 	for i, text := range all {
-		if len(text) > MaxText {
-			all[i] = text[:MaxText]
+		if most := min(MaxText, left); len(text) > most {
+			all[i] = text[:most]
 		}
-		size += len(all[i])
+		left -= len(all[i])
 	}
-	return uint64(size+7) &^ 7
+	return all
 }
 
-// encode writes the record over b, which has its size.
-func encode(b []byte, number uint64, r *Record, all *[texts]string) {
-	_ = b[fixedSize-1]
-	le := binary.LittleEndian
-	le.PutUint32(b, uint32(len(b)))
-	le.PutUint32(b[4:], kindRecord)
-	le.PutUint64(b[offNumber:], number)
-	for i, n := range [...]uint64{
-		uint64(r.StartUnixNanos), uint64(r.TotalNanos), uint64(r.RouteNanos), uint64(r.ConnectNanos), uint64(r.FirstByteNanos), uint64(r.TLSNanos),
-		r.SentBytes, r.ReceivedBytes, r.RequestBodyBytes, r.ResponseBodyBytes,
-	} {
-		le.PutUint64(b[offNumbers+8*i:], n)
-	}
-	le.PutUint32(b[offStatus:], r.Status)
-	le.PutUint32(b[offAttempts:], r.Attempts)
-	b[offDirection] = byte(r.Direction)
-	for i, a := range [...]*netip.AddrPort{&r.ClientAddress, &r.ServerAddress, &r.UpstreamAddress, &r.UpstreamLocalAddress} {
-		addr := a.Addr()
-		b[offKinds+i] = 0
-		switch {
-		case addr.Is4():
-			b[offKinds+i] = 4
-		case addr.Is6():
-			b[offKinds+i] = 6
-		}
-		at := b[offAddresses+addressSize*i:]
-		bytes := addr.As16()
-		copy(at, bytes[:])
-		le.PutUint16(at[16:], a.Port())
-	}
-	copy(b[offTrace:], r.TraceID[:])
-	copy(b[offSpan:], r.SpanID[:])
-	at := fixedSize
-	for i, text := range all {
-		le.PutUint16(b[offLengths+2*i:], uint16(len(text)))
-		at += copy(b[at:], text)
-	}
-}
-
-// number is that of an encoded record.
-func number(b []byte) uint64 { return binary.LittleEndian.Uint64(b[offNumber:]) }
-
-// decode reads a record of b's size, the same bytes as text.
-func decode(r *Record, b []byte, text string) bool {
-	if len(b) < fixedSize {
-		return false
-	}
-	le := binary.LittleEndian
-	n := func(i int) uint64 { return le.Uint64(b[offNumbers+8*i:]) }
-	*r = Record{
-		StartUnixNanos: int64(n(0)), TotalNanos: int64(n(1)), RouteNanos: int64(n(2)), ConnectNanos: int64(n(3)),
-		FirstByteNanos: int64(n(4)), TLSNanos: int64(n(5)),
-		SentBytes: n(6), ReceivedBytes: n(7), RequestBodyBytes: n(8), ResponseBodyBytes: n(9),
-		Status: le.Uint32(b[offStatus:]), Attempts: le.Uint32(b[offAttempts:]), Direction: proxypb.Direction(b[offDirection]),
-		TraceID: [16]byte(b[offTrace:]), SpanID: [8]byte(b[offSpan:]),
-	}
-	var all [texts]string
-	at := fixedSize
-	for i := range all {
-		length := int(le.Uint16(b[offLengths+2*i:]))
-		if length > MaxText || at+length > len(b) {
-			return false
-		}
-		all[i] = text[at : at+length]
-		at += length
-	}
+// setTexts is the opposite of textsOf, but for the zones.
+func setTexts(r *Record, all *[texts]string) {
 	r.Service, r.UpstreamPod, r.Reason, r.Error, r.Policy, r.Audited, r.PeerIdentity = all[0], all[1], all[2], all[3], all[4], all[5], all[6]
 	r.Protocol, r.Method, r.Path, r.Route, r.GRPCStatus = all[7], all[8], all[9], all[10], all[11]
-	zones := all[texts-addresses:]
-	for i, a := range [...]*netip.AddrPort{&r.ClientAddress, &r.ServerAddress, &r.UpstreamAddress, &r.UpstreamLocalAddress} {
-		from := b[offAddresses+addressSize*i:]
-		addr := netip.AddrFrom16([16]byte(from))
-		switch b[offKinds+i] {
-		case 0:
+}
+
+// addressesOf are the addresses in their order.
+func addressesOf(r *Record) [addresses]*netip.AddrPort {
+	return [addresses]*netip.AddrPort{&r.ClientAddress, &r.ServerAddress, &r.UpstreamAddress, &r.UpstreamLocalAddress}
+}
+
+// previous is what a record says the least of again.
+type previous struct {
+	start     int64
+	addresses [addresses]netip.AddrPort
+	texts     [texts]string
+}
+
+// encode appends a record without its length, and has before be that.
+func encode(b []byte, r *Record, before *previous) []byte {
+	le := binary.LittleEndian
+	at := len(b)
+	b = append(b, 0, 0, 0, 0)
+	flags := uint32(0)
+	switch r.Direction {
+	case proxypb.Direction_INBOUND:
+		flags = flagInbound
+	case proxypb.Direction_OUTBOUND:
+		flags = flagOutbound
+	}
+	for _, n := range [...]int64{r.StartUnixNanos - before.start, r.TotalNanos, r.RouteNanos, r.ConnectNanos, r.FirstByteNanos, r.TLSNanos} {
+		b = binary.AppendVarint(b, n)
+	}
+	for _, n := range [...]uint64{r.SentBytes, r.ReceivedBytes, r.RequestBodyBytes, r.ResponseBodyBytes, uint64(r.Status), uint64(r.Attempts)} {
+		b = binary.AppendUvarint(b, n)
+	}
+	before.start = r.StartUnixNanos
+	if r.TraceID != [16]byte{} || r.SpanID != [8]byte{} {
+		flags |= flagTrace
+		b = append(append(b, r.TraceID[:]...), r.SpanID[:]...)
+	}
+	for i, a := range addressesOf(r) {
+		if *a == before.addresses[i] {
 			continue
-		case 4:
-			addr = addr.Unmap()
-		case 6:
-			addr = addr.WithZone(zones[i])
+		}
+		before.addresses[i] = *a
+		flags |= 1 << (flagAddresses + i)
+		addr := a.Addr()
+		switch {
+		case addr.Is4():
+			bytes := addr.As4()
+			b = append(append(b, 4), bytes[:]...)
+		case addr.Is6():
+			bytes := addr.As16()
+			b = append(append(b, 6), bytes[:]...)
 		default:
+			b = append(b, 0)
+		}
+		b = le.AppendUint16(b, a.Port())
+	}
+	for i, text := range textsOf(r) {
+		if text == before.texts[i] {
+			continue
+		}
+		before.texts[i] = text
+		flags |= 1 << (flagTexts + i)
+		b = binary.AppendUvarint(b, uint64(len(text)))
+		b = append(b, text...)
+	}
+	le.PutUint32(b[at:], flags)
+	return b
+}
+
+// cursor reads what was encoded; once it has failed, everything is zero.
+type cursor struct {
+	b      []byte
+	failed bool
+}
+
+func (c *cursor) take(n uint64) []byte {
+	if n > uint64(len(c.b)) {
+		c.failed, c.b = true, nil
+		return nil
+	}
+	out := c.b[:n]
+	c.b = c.b[n:]
+	return out
+}
+
+func (c *cursor) uvarint() uint64 {
+	v, n := binary.Uvarint(c.b)
+	if n <= 0 {
+		c.failed, c.b = true, nil
+		return 0
+	}
+	c.b = c.b[n:]
+	return v
+}
+
+func (c *cursor) varint() int64 {
+	v := c.uvarint() // zigzag
+	return int64(v>>1) ^ -int64(v&1)
+}
+
+// decode reads a record without its length, and has before be that.
+func decode(r *Record, b []byte, before *copied) bool {
+	c := cursor{b: b}
+	head := c.take(4)
+	if head == nil {
+		return false
+	}
+	flags := binary.LittleEndian.Uint32(head)
+	if flags>>flagsEnd != 0 {
+		return false
+	}
+	*r = Record{}
+	switch flags & (flagInbound | flagOutbound) {
+	case flagInbound:
+		r.Direction = proxypb.Direction_INBOUND
+	case flagOutbound:
+		r.Direction = proxypb.Direction_OUTBOUND
+	}
+	before.start += c.varint()
+	r.StartUnixNanos = before.start
+	for _, n := range [...]*int64{&r.TotalNanos, &r.RouteNanos, &r.ConnectNanos, &r.FirstByteNanos, &r.TLSNanos} {
+		*n = c.varint()
+	}
+	for _, n := range [...]*uint64{&r.SentBytes, &r.ReceivedBytes, &r.RequestBodyBytes, &r.ResponseBodyBytes} {
+		*n = c.uvarint()
+	}
+	r.Status, r.Attempts = uint32(c.uvarint()), uint32(c.uvarint())
+	if flags&flagTrace != 0 {
+		copy(r.TraceID[:], c.take(16))
+		copy(r.SpanID[:], c.take(8))
+	}
+	for i := range addresses {
+		if flags&(1<<(flagAddresses+i)) != 0 {
+			before.addresses[i] = c.address()
+		}
+	}
+	for i := range texts {
+		if flags&(1<<(flagTexts+i)) == 0 {
+			continue
+		}
+		n := c.uvarint()
+		if n > MaxText {
 			return false
 		}
-		*a = netip.AddrPortFrom(addr, le.Uint16(from[16:]))
+		before.set(i, c.take(n))
 	}
-	return true
+	for i, a := range addressesOf(r) {
+		*a = before.addresses[i]
+		if zone := before.texts[texts-addresses+i]; zone != "" {
+			*a = netip.AddrPortFrom(a.Addr().WithZone(zone), a.Port())
+		}
+	}
+	setTexts(r, &before.texts)
+	return !c.failed && len(c.b) == 0
+}
+
+func (c *cursor) address() netip.AddrPort {
+	var addr netip.Addr
+	kind := c.take(1)
+	switch {
+	case kind == nil:
+		return netip.AddrPort{}
+	case kind[0] == 4:
+		if b := c.take(4); b != nil {
+			addr = netip.AddrFrom4([4]byte(b))
+		}
+	case kind[0] == 6:
+		if b := c.take(16); b != nil {
+			addr = netip.AddrFrom16([16]byte(b))
+		}
+	case kind[0] != 0:
+		c.failed = true
+	}
+	port := c.take(2)
+	if port == nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(addr, binary.LittleEndian.Uint16(port))
 }

@@ -20,8 +20,8 @@ const (
 	// A ring that was read to its end begins at its beginning again from restartAt bytes on,
 	// and gives the memory back from trimAt on when Trim is called: a proxy with few requests
 	// has few pages of it.
-	restartAt = 64 << 10
-	trimAt    = 16 << 10
+	restartAt = 32 << 10
+	trimAt    = 8 << 10
 )
 
 // Writer is the proxy's side. Make it with Create.
@@ -33,6 +33,8 @@ type Writer struct {
 	mu         sync.Mutex
 	head, tail uint64
 	number     uint64 // of the next record
+	before     previous
+	scratch    []byte // a record before it is in its place
 	touched    uint64 // bytes from the ring's beginning that there is memory for
 	told       bool   // that the ring fills up, since it was half empty
 }
@@ -84,8 +86,6 @@ func (w *Writer) Close() {
 
 // Put writes a record.
 func (w *Writer) Put(r *Record) {
-	all := textsOf(r)
-	size := sizeOf(&all)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.memory == nil {
@@ -96,20 +96,21 @@ func (w *Writer) Put(r *Record) {
 		w.restart()
 		read = w.head
 	}
-	at := w.head % Capacity
-	if left := Capacity - at; left < size {
-		w.makeRoom(left, read)
-		filler := w.ring()[at:]
-		binary.LittleEndian.PutUint32(filler, uint32(left))
-		binary.LittleEndian.PutUint32(filler[4:], kindFiller)
-		w.head += left
-		at = 0
+	if w.head%block == 0 {
+		w.begin()
 	}
-	w.makeRoom(size, read)
-	encode(w.ring()[at:at+size], w.number, r, &all)
+	w.scratch = encode(w.scratch[:0], r, &w.before)
+	if !w.fits(len(w.scratch)) {
+		w.fill()
+		w.begin()
+		w.scratch = encode(w.scratch[:0], r, &w.before)
+	}
+	w.append(w.scratch)
+	if cap(w.scratch) > 4<<10 {
+		w.scratch = nil // such are rare
+	}
 	w.number++
-	w.head += size
-	w.touched = max(w.touched, at+size)
+	w.touched = max(w.touched, (w.head-1)%Capacity+1)
 	word(w.memory, atHead).Store(w.head)
 	if full := w.head-min(read, w.head) > Capacity/2; full != w.told {
 		w.told = full
@@ -121,19 +122,37 @@ func (w *Writer) Put(r *Record) {
 
 func (w *Writer) ring() []byte { return w.memory[headerSize:] }
 
-// makeRoom has the oldest records give way to so many bytes more.
-func (w *Writer) makeRoom(more, read uint64) {
-	if w.head+more-w.tail <= Capacity {
-		return
+// begin begins a block at the head, in the place of one that gives way.
+func (w *Writer) begin() {
+	if end := w.head + block; end > Capacity && w.tail < end-Capacity {
+		w.tail = end - Capacity
+		// Before anything is written over it: what follows must not be seen before this.
+		word(w.memory, atTail).Swap(w.tail)
 	}
-	if read > w.tail && read <= w.head {
-		w.tail = read // those were read
+	binary.LittleEndian.PutUint64(w.ring()[w.head%Capacity:], w.number)
+	w.head += blockHeader
+	w.before = previous{}
+}
+
+// fits reports whether the block has room for a record of so many bytes.
+func (w *Writer) fits(size int) bool {
+	return uint64(size+binary.MaxVarintLen32) <= block-w.head%block
+}
+
+// append writes a record that fits.
+func (w *Writer) append(record []byte) {
+	at := w.ring()[w.head%Capacity:]
+	n := binary.PutUvarint(at, uint64(len(record)))
+	n += copy(at[n:], record)
+	w.head += uint64(n)
+}
+
+// fill ends the block.
+func (w *Writer) fill() {
+	if left := block - w.head%block; left < block {
+		w.ring()[w.head%Capacity] = 0
+		w.head += left
 	}
-	for w.head+more-w.tail > Capacity {
-		w.tail += uint64(binary.LittleEndian.Uint32(w.ring()[w.tail%Capacity:]))
-	}
-	// Before anything is written over them: what follows must not be seen before this.
-	word(w.memory, atTail).Swap(w.tail)
 }
 
 // restart goes on at the ring's beginning. All was read.

@@ -403,11 +403,10 @@ func TestTheAgentIsToldOfAJournalThatFillsUp(t *testing.T) {
 	}
 }
 
-// fill puts records until more than half of the journal is unread.
+// fill puts records until more than half of the journal is unread, and not all of it.
 func fill(w *journal.Writer) {
-	r := journal.Record{Error: strings.Repeat("x", journal.MaxText)}
-	for range journal.Capacity/journal.MaxText/2 + 1 {
-		w.Put(&r)
+	for n := range journal.Capacity / journal.MaxText * 3 / 4 {
+		w.Put(&journal.Record{Error: strings.Repeat(string(rune('a'+n%26)), journal.MaxText)})
 	}
 }
 
