@@ -215,9 +215,17 @@ func TestAnIdleJournalHoldsNoMemory(t *testing.T) {
 	}
 	for n := range 20_000 {
 		w.Put(numbered(n))
+		if waiting := r.Waiting(); waiting > 2*restartAt {
+			t.Fatalf("%d bytes wait of few records", waiting)
+		}
 		if n%50 == 0 {
 			read(t, r)
 		}
+	}
+	select {
+	case <-w.Waiting():
+		t.Error("an agent was called that reads")
+	default:
 	}
 	if got := blocks(); got > restartAt+100<<10 {
 		t.Errorf("%d bytes for few records at a time", got)

@@ -83,7 +83,8 @@ func (r *Reader) Close() {
 // Waiting is how many bytes of records wait.
 func (r *Reader) Waiting() uint64 {
 	head := word(r.header, atHead).Load()
-	return min(head-min(max(r.next, r.resume), head), Capacity)
+	next := max(r.next, r.resume, word(r.header, atTail).Load())
+	return min(head-min(next, head), Capacity)
 }
 
 const (
@@ -95,9 +96,9 @@ const (
 )
 
 // Read reads some of the records that wait, by way of buf, which has MinBuffer bytes. They
-// are each's until it returns, with their texts, which are in buf. It returns how many bytes
-// of the journal those were, 0 for none. They are read then, also for the next agent. An error
-// says that there is nothing more to be had from this journal.
+// are each's until it returns. Read returns how many bytes of the journal that were, 0 for
+// none. They are read then, also for the next agent. An error says that there is nothing more
+// to be had from this journal.
 func (r *Reader) Read(buf []byte, each func(*Record)) (uint64, error) {
 	head := word(r.header, atHead).Load()
 	tail := word(r.header, atTail).Load() // may be past that head by now, but no ring behind it

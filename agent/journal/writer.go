@@ -94,7 +94,6 @@ func (w *Writer) Put(r *Record) {
 	read := word(w.memory, atRead).Load()
 	if read == w.head && w.head%Capacity >= restartAt {
 		w.restart()
-		read = w.head
 	}
 	if w.head%block == 0 {
 		w.begin()
@@ -112,7 +111,7 @@ func (w *Writer) Put(r *Record) {
 	w.number++
 	w.touched = max(w.touched, (w.head-1)%Capacity+1)
 	word(w.memory, atHead).Store(w.head)
-	if full := w.head-min(read, w.head) > Capacity/2; full != w.told {
+	if full := w.head-min(max(read, w.tail), w.head) > Capacity/2; full != w.told {
 		w.told = full
 		if full {
 			w.wake()
