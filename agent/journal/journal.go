@@ -6,9 +6,8 @@
 // counters, then a ring of blocks of records. Positions in the ring count bytes since its
 // beginning and never go back. The proxy writes without looking out for the agent: when the
 // ring is full the oldest block gives way, and the number that the next one begins with tells
-// how many records that were.
-// The agent says how far it has read, in the same page, so that the next agent goes on there;
-// and since it has the file, it also reads what a proxy wrote just before it was killed.
+// how many records that were. The agent says how far it has read, in the same page, so that
+// the next agent goes on there; and since it has the file, it also reads what a proxy wrote just before it was killed.
 //
 // What the agent reads it takes for what anybody may have written: it copies first, and
 // believes nothing that it has not checked.
@@ -94,10 +93,7 @@ type Record struct {
 // Clone is a copy to be kept.
 func (r *Record) Clone() Record {
 	out := *r
-	for _, text := range []*string{
-		&out.Service, &out.UpstreamPod, &out.Reason, &out.Error, &out.Policy, &out.Audited, &out.PeerIdentity,
-		&out.Protocol, &out.Method, &out.Path, &out.Route, &out.GRPCStatus,
-	} {
+	for _, text := range fieldsOf(&out) {
 		*text = strings.Clone(*text)
 	}
 	return out

@@ -24,7 +24,8 @@ import (
 // So a record of a request that is like the one before takes some 60 bytes.
 const (
 	addresses = 4
-	texts     = 12 + addresses // and the zones of the addresses
+	fields    = 12                 // of texts
+	texts     = fields + addresses // and the zones of the addresses
 
 	flagInbound   = 1 << 0
 	flagOutbound  = 1 << 1
@@ -41,12 +42,22 @@ const (
 	maxSize  = maxFixed + maxTexts
 )
 
-// textsOf are the texts in their order, cut.
+// fieldsOf are the fields that are texts, in their order.
+func fieldsOf(r *Record) [fields]*string {
+	return [fields]*string{
+		&r.Service, &r.UpstreamPod, &r.Reason, &r.Error, &r.Policy, &r.Audited, &r.PeerIdentity,
+		&r.Protocol, &r.Method, &r.Path, &r.Route, &r.GRPCStatus,
+	}
+}
+
+// textsOf are those, and the addresses' zones, cut.
 func textsOf(r *Record) [texts]string {
-	all := [texts]string{
-		r.Service, r.UpstreamPod, r.Reason, r.Error, r.Policy, r.Audited, r.PeerIdentity,
-		r.Protocol, r.Method, r.Path, r.Route, r.GRPCStatus,
-		r.ClientAddress.Addr().Zone(), r.ServerAddress.Addr().Zone(), r.UpstreamAddress.Addr().Zone(), r.UpstreamLocalAddress.Addr().Zone(),
+	var all [texts]string
+	for i, text := range fieldsOf(r) {
+		all[i] = *text
+	}
+	for i, a := range addressesOf(r) {
+		all[fields+i] = a.Addr().Zone()
 	}
 	left := maxTexts
 	for i, text := range all {
@@ -56,12 +67,6 @@ func textsOf(r *Record) [texts]string {
 		left -= len(all[i])
 	}
 	return all
-}
-
-// setTexts is the opposite of textsOf, but for the zones.
-func setTexts(r *Record, all *[texts]string) {
-	r.Service, r.UpstreamPod, r.Reason, r.Error, r.Policy, r.Audited, r.PeerIdentity = all[0], all[1], all[2], all[3], all[4], all[5], all[6]
-	r.Protocol, r.Method, r.Path, r.Route, r.GRPCStatus = all[7], all[8], all[9], all[10], all[11]
 }
 
 // addressesOf are the addresses in their order.
@@ -210,11 +215,13 @@ func decode(r *Record, b []byte, before *copied) bool {
 	}
 	for i, a := range addressesOf(r) {
 		*a = before.addresses[i]
-		if zone := before.texts[texts-addresses+i]; zone != "" {
+		if zone := before.texts[fields+i]; zone != "" {
 			*a = netip.AddrPortFrom(a.Addr().WithZone(zone), a.Port())
 		}
 	}
-	setTexts(r, &before.texts)
+	for i, text := range fieldsOf(r) {
+		*text = before.texts[i]
+	}
 	return !c.failed && len(c.b) == 0
 }
 

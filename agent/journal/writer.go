@@ -2,7 +2,6 @@ package journal
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -10,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/agent/memfd"
 )
 
 const (
@@ -41,12 +42,7 @@ type Writer struct {
 
 // Create makes an empty journal. It needs memfd_create and ftruncate.
 func Create() (*Writer, error) {
-	// Before Linux 6.3 there is no flag for what is never executed, which with
-	// vm.memfd_noexec=2 is demanded.
-	fd, err := unix.MemfdCreate("weir-journal", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) {
-		fd, err = unix.MemfdCreate("weir-journal", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
+	fd, err := memfd.Create("weir-journal", memfd.Data)
 	if err != nil {
 		return nil, fmt.Errorf("journal: memory file: %w", err)
 	}

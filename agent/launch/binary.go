@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/agent/memfd"
 )
 
 // placedPrefix begins the names of the copies that PlaceProxy makes.
@@ -117,11 +119,7 @@ func placeFile(src io.ReadSeeker, dir, name string) (string, error) {
 
 // placeMemory copies src to a sealed memory file.
 func placeMemory(src io.ReadSeeker, name string) (*os.File, error) {
-	// A kernel before 6.3 does not know MFD_EXEC, and all may be executed.
-	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
-	if errors.Is(err, unix.EINVAL) {
-		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
+	fd, err := memfd.Create(name, memfd.Program)
 	if err != nil {
 		return nil, fmt.Errorf("memory file (sysctl vm.memfd_noexec must be less than 2): %w", err)
 	}

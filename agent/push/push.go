@@ -1,8 +1,7 @@
 // Package push tells the node's proxies what they need to know, and hears from
 // them. For each proxy there is one session on its control socket: resources go
 // down, versioned and only those it subscribed to; acknowledgements and metrics come
-// up. So does its request for a certificate, which an Issuer
-// answers.
+// up. So does its request for a certificate, which an Issuer answers.
 //
 // A change of the cluster wakes every session; each computes those of its resources
 // again that may be others now, and sends those whose version differs. Changes that come while an update

@@ -5,7 +5,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weirmesh/weir/agent/journal"
@@ -46,7 +48,7 @@ type followed struct {
 	pod    string          // "namespace/name"
 	stop   func()          // of opening it
 	reader *journal.Reader // nil: not yet
-	left   bool            // it ends when it is read
+	left   atomic.Bool     // it ends when it is read
 }
 
 // NewAccessLog writes to out, whole lines at a time.
@@ -106,7 +108,7 @@ func (l *AccessLog) Leave(i *launch.Instance) {
 	f := l.journals[i]
 	delete(l.journals, i)
 	if f != nil {
-		f.left = true
+		f.left.Store(true)
 		f.stop()
 	}
 	l.mu.Unlock()
@@ -156,9 +158,7 @@ func (l *AccessLog) round(w *writer) uint64 {
 	most := uint64(0)
 	var ended []*followed
 	for _, f := range order {
-		l.mu.Lock()
-		last := f.left // before it is looked at
-		l.mu.Unlock()
+		last := f.left.Load() // before it is looked at
 		most = max(most, f.reader.Waiting())
 		err := w.write(f)
 		if err != nil {
@@ -178,13 +178,8 @@ func (l *AccessLog) round(w *writer) uint64 {
 func (l *AccessLog) end(f *followed) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	kept := make([]*followed, 0, len(l.order))
-	for _, other := range l.order {
-		if other != f {
-			kept = append(kept, other)
-		}
-	}
-	l.order = kept // another one: round may have the one before
+	// A copy: round has the one before.
+	l.order = slices.DeleteFunc(slices.Clone(l.order), func(other *followed) bool { return other == f })
 	f.reader.Close()
 }
 

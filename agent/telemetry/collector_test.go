@@ -83,25 +83,7 @@ type output struct {
 	t   *testing.T
 	mu  sync.Mutex
 	b   bytes.Buffer
-	log syncBuffer // the agent's own
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(b []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(b)
-}
-
-// said is what the agent has logged.
-func (o *output) said() string {
-	o.log.mu.Lock()
-	defer o.log.mu.Unlock()
-	return o.log.b.String()
+	log bytes.Buffer // the agent's own; to be read when it has stopped
 }
 
 func (o *output) Write(b []byte) (int, error) {
@@ -256,7 +238,7 @@ func TestTheNextAgentWritesWhatTheLastOneDidNot(t *testing.T) {
 
 // TestADamagedJournalHarmsNoOther: it is left alone, and that is said once.
 func TestADamagedJournalHarmsNoOther(t *testing.T) {
-	l, out, _ := running(t)
+	l, out, stop := running(t)
 	bad, good := newProxy(t, "bad"), newProxy(t, "good")
 	for _, p := range []*proxy{bad, good} {
 		l.Follow(p.instance)
@@ -276,7 +258,8 @@ func TestADamagedJournalHarmsNoOther(t *testing.T) {
 			t.Errorf("a line of what nobody wrote: %q", line)
 		}
 	}
-	if said := out.said(); strings.Count(said, "cannot be read") != 1 || !strings.Contains(said, "pod=shop/bad") {
+	stop()
+	if said := out.log.String(); strings.Count(said, "cannot be read") != 1 || !strings.Contains(said, "pod=shop/bad") {
 		t.Errorf("the agent says %q", said)
 	}
 }

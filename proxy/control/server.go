@@ -6,7 +6,8 @@
 // A connection whose first byte is 'L' instead of HTTP/2's 'P' is given copies of
 // the traffic listeners and closed: an agent that was restarted gets its copies
 // back. So is one that begins with 'I', which gets the memory file of the pod's
-// identity, or with 'J', which gets that of the journal. Who may connect is decided by the socket's folder, not here.
+// identity, or with 'J', which gets that of the journal. Who may connect is decided by
+// the socket's folder, not here.
 //
 // The Store answers where a connection goes; it does not pick endpoints and does
 // not dial.

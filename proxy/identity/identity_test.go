@@ -20,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/agent/memfd"
 	"github.com/weirmesh/weir/agent/proxypb"
 	"github.com/weirmesh/weir/proxy/mtls"
 )
@@ -576,7 +577,7 @@ func TestAMemoryFileThatIsNotGoodIsNotTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 		file := func(document []byte, sealed bool) int {
-			fd, err := create()
+			fd, err := memfd.Create("weir-identity", memfd.Data)
 			if err != nil {
 				t.Fatal(err)
 			}

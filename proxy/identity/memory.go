@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weirmesh/weir/agent/memfd"
 )
 
 // A memory file has an identity for the pod's next proxy: key, chain and roots, in PEM.
@@ -86,7 +88,7 @@ func writeFile(s *held) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	fd, err := create()
+	fd, err := memfd.Create("weir-identity", memfd.Data)
 	if err != nil {
 		return -1, fmt.Errorf("memory file: %w", err)
 	}
@@ -106,16 +108,6 @@ func writeFile(s *held) (int, error) {
 		return -1, fmt.Errorf("memory file: %w", err)
 	}
 	return fd, nil
-}
-
-// create makes an empty one that is never executed. Before Linux 6.3 there is no flag
-// for that, which with vm.memfd_noexec=2 is demanded.
-func create() (int, error) {
-	fd, err := unix.MemfdCreate("weir-identity", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) {
-		fd, err = unix.MemfdCreate("weir-identity", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
-	return fd, err
 }
 
 func encode(s *held) ([]byte, error) {
