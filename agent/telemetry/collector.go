@@ -100,6 +100,9 @@ func (l *AccessLog) opened(f *followed, reader *journal.Reader) {
 	defer l.mu.Unlock()
 	f.reader = reader
 	l.order = append(l.order, f)
+	if f.left.Load() { // the round that Leave asked for may be over
+		l.Hurry()
+	}
 }
 
 // Leave writes what there still is of a proxy's records: it has ended.

@@ -198,6 +198,25 @@ func TestAProxyThatHasEndedIsReadToItsEnd(t *testing.T) {
 	}
 }
 
+// TestAJournalThatComesAfterItsProxyWasLeftIsReadAtOnce: else what the proxy held is held
+// until records are looked for the next time.
+func TestAJournalThatComesAfterItsProxyWasLeftIsReadAtOnce(t *testing.T) {
+	l := NewAccessLog(&output{t: t}, slog.New(slog.DiscardHandler))
+	reader, err := openJournal(newProxy(t, "a").instance.Journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &followed{}
+	f.left.Store(true)
+	l.opened(f, reader)
+	defer l.end(f)
+	select {
+	case <-l.hurry:
+	default:
+		t.Error("nobody is told that there is something to read")
+	}
+}
+
 func descriptors(t *testing.T) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
