@@ -1,17 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"os/exec"
+	"os"
 	"regexp"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/weirmesh/weir/tests/pod"
@@ -29,43 +27,59 @@ func nameStreams(l string, c [2]int) string { return l + ": requests a second, "
 var h2loadTotal = regexp.MustCompile(`(?s)requests: (\d+) total, .* (\d+) succeeded, (\d+) failed, (\d+) errored`)
 
 // streams has h2load send as many requests as it can.
-func (d *dataplane) streams(ctx context.Context, l lane, c [2]int, length time.Duration, out results) error {
-	if length >= time.Second { // to warm up
-		if _, err := runH2load(ctx, l, c, length/4); err != nil {
-			return err
-		}
+func (d *dataplane) streams(ctx context.Context, lanes []lane, c [2]int, length time.Duration, out results) error {
+	// It ends when it has been there for a number of seconds: later than all turns.
+	seconds := 2 + int((time.Duration(turnsIn(length)*len(lanes)) * (turn + 2*lull)).Seconds())
+	all, err := takeTurns(ctx, lanes, length, func(l lane) (load, error) {
+		return &h2loadLoad{
+			program: newProgram(ctx, l, h2load, fmt.Sprint("-c", c[0]), fmt.Sprint("-m", c[1]), "-D", strconv.Itoa(seconds), "http://"+l.streams.String()+"/"),
+			seconds: seconds,
+		}, nil
+	})
+	for _, did := range all {
+		out.add(nameStreams(did.lane.name, c), did.amount/did.took.Seconds())
+		out.addCPU(did, atStreams(c))
 	}
-	before, err := cpuOf(l)
-	if err != nil {
-		return err
-	}
-	requests, err := runH2load(ctx, l, c, length)
-	if err != nil {
-		return err
-	}
-	after, err := cpuOf(l)
-	if err != nil {
-		return err
-	}
-	out.add(nameStreams(l.name, c), float64(requests)/length.Seconds())
-	out.add(nameCPU(l.name, atStreams(c)), float64((after-before).Microseconds())/float64(requests))
-	return nil
+	return err
 }
 
-func runH2load(ctx context.Context, l lane, c [2]int, length time.Duration) (int, error) {
-	seconds := max(1, int(length.Round(time.Second).Seconds()))
-	cmd := exec.CommandContext(ctx, h2load, fmt.Sprint("-c", c[0]), fmt.Sprint("-m", c[1]), "-D", strconv.Itoa(seconds), "http://"+l.streams.String()+"/")
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := pod.In(l.client, cmd.Start); err != nil {
+// h2loadLoad is requests by h2load.
+type h2loadLoad struct {
+	*program
+	seconds int
+	ends    time.Time
+}
+
+func (h *h2loadLoad) work(length time.Duration) error {
+	if h.ends.IsZero() {
+		h.ends = time.Now().Add(time.Duration(h.seconds) * time.Second)
+	}
+	err := h.program.work(length)
+	if time.Now().After(h.ends) {
+		return errors.New("h2load has ended before all had their turns: this machine is too busy; try a shorter -length")
+	}
+	return err
+}
+
+func (h *h2loadLoad) await(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(time.Until(h.ends) + lull):
+		return nil
+	}
+}
+
+func (h *h2loadLoad) finish() (float64, error) {
+	said, err := h.wait()
+	if err != nil {
 		return 0, err
 	}
-	err := cmd.Wait()
-	m := h2loadTotal.FindStringSubmatch(said.String())
-	if err != nil || m == nil || m[3] != "0" || m[4] != "0" || m[2] == "0" {
-		return 0, fmt.Errorf("h2load: %w: %s", err, strings.TrimSpace(said.String()))
+	m := h2loadTotal.FindStringSubmatch(said)
+	if m == nil || m[3] != "0" || m[4] != "0" {
+		return 0, fmt.Errorf("h2load: %s", said)
 	}
-	return strconv.Atoi(m[2])
+	return strconv.ParseFloat(m[2], 64)
 }
 
 // ways are the directions in which bytes are moved: to the client, or from it.
@@ -120,43 +134,49 @@ func (l lane) bulkAt(way string) netip.AddrPort {
 	return l.source
 }
 
-// bulk moves bytes one way for a while.
-func (d *dataplane) bulk(ctx context.Context, l lane, way string, length time.Duration, out results) error {
-	var c net.Conn
-	target := l.bulkAt(way).String()
-	if err := pod.In(l.client, func() error {
-		var err error
-		c, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", target)
-		return err
-	}); err != nil {
-		return err
+// bulk moves bytes one way.
+func (d *dataplane) bulk(ctx context.Context, lanes []lane, way string, length time.Duration, out results) error {
+	all, err := takeTurns(ctx, lanes, length, func(l lane) (load, error) {
+		b := &bulkLoad{up: way == "up", block: make([]byte, 256<<10)}
+		return b, pod.In(l.client, func() error {
+			var err error
+			b.conn, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", l.bulkAt(way).String())
+			return err
+		})
+	})
+	for _, did := range all {
+		out.add(nameBulk(did.lane.name, way), did.amount*8/1e9/did.cpu.Seconds())
 	}
-	defer c.Close()
-	before, err := cpuOf(l)
-	if err != nil {
-		return err
-	}
-	if err := c.SetDeadline(time.Now().Add(length)); err != nil {
-		return err
-	}
-	block, moved := make([]byte, 256<<10), 0
+	return err
+}
+
+// bulkLoad is bytes on one connection.
+type bulkLoad struct {
+	conn  net.Conn
+	up    bool // from the client
+	block []byte
+	moved int
+}
+
+func (b *bulkLoad) work(length time.Duration) error {
+	err := b.conn.SetDeadline(time.Now().Add(length))
 	for err == nil {
 		n := 0
-		if way == "down" {
-			n, err = c.Read(block)
+		if b.up {
+			n, err = b.conn.Write(b.block)
 		} else {
-			n, err = c.Write(block)
+			n, err = b.conn.Read(b.block)
 		}
-		moved += n
+		b.moved += n
 	}
-	var timeout net.Error
-	if !errors.As(err, &timeout) || !timeout.Timeout() || moved == 0 {
-		return fmt.Errorf("TCP %s: %d bytes: %w", way, moved, err)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
 	}
-	after, err := cpuOf(l)
-	if err != nil {
-		return err
-	}
-	out.add(nameBulk(l.name, way), float64(moved)*8/1e9/max(after-before, tick).Seconds())
-	return nil
+	return fmt.Errorf("after %d bytes: %w", b.moved, err)
 }
+
+func (b *bulkLoad) await(context.Context) error { return nil }
+
+func (b *bulkLoad) finish() (float64, error) { return float64(b.moved), nil }
+
+func (b *bulkLoad) close() { b.conn.Close() }

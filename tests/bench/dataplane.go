@@ -49,8 +49,8 @@ func parseDataplane(args []string, stderr io.Writer) (dataplaneFlags, error) {
 			"nothing: CPU for a request, throughput, latency.\n\n  bench dataplane [flags]\n\n")
 		fs.PrintDefaults()
 	}
-	fs.IntVar(&f.rounds, "rounds", 5, "rounds, of which the median counts")
-	fs.DurationVar(&f.length, "length", 4*time.Second, "how long each measurement of a round takes")
+	fs.IntVar(&f.rounds, "rounds", 9, "rounds, of which the median counts")
+	fs.DurationVar(&f.length, "length", time.Second, "how long each lane is measured in a round")
 	fs.StringVar(&f.bin, "bin", "", "`folder` of built programs; empty: build them into out/bin")
 	fs.StringVar(&f.only, "only", "", "measure `one` thing only: throughput, http2, tcp or latency")
 	fs.BoolVar(&f.smoke, "smoke", false, "only show that it works, in seconds: no targets are judged")
@@ -203,14 +203,10 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 			if f.only != "" && f.only != m.kind {
 				continue
 			}
-			for _, l := range rotate(d.lanes, round) {
-				if !m.at(l).IsValid() {
-					continue
-				}
-				fmt.Fprintf(stderr, "round %d of %d: %s, %s\n", round+1, f.rounds, l.name, m.what)
-				if err := m.run(ctx, l, f.length, results); err != nil {
-					return fmt.Errorf("%s: %w", l.name, err)
-				}
+			fmt.Fprintf(stderr, "round %d of %d: %s\n", round+1, f.rounds, m.what)
+			lanes := slices.DeleteFunc(rotate(d.lanes, round), func(l lane) bool { return !m.at(l).IsValid() })
+			if err := m.run(ctx, lanes, f.length, results); err != nil {
+				return fmt.Errorf("%s: %w", m.what, err)
 			}
 		}
 	}
@@ -230,37 +226,38 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 	return r.Publish(stdout, os.Getenv("OUT"))
 }
 
-// measurement is what each lane is put to, one after the other.
+// measurement is what lanes are put to.
 type measurement struct {
 	kind, what string
 	at         func(lane) netip.AddrPort
-	run        func(ctx context.Context, l lane, length time.Duration, out results) error
+	// run has each lane work for that long.
+	run func(ctx context.Context, lanes []lane, length time.Duration, out results) error
 }
 
 func (d *dataplane) measurements() []measurement {
 	var all []measurement
-	add := func(kind, what string, at func(lane) netip.AddrPort, run func(context.Context, lane, time.Duration, results) error) {
+	add := func(kind, what string, at func(lane) netip.AddrPort, run func(context.Context, []lane, time.Duration, results) error) {
 		all = append(all, measurement{kind, what, at, run})
 	}
 	requests := func(l lane) netip.AddrPort { return l.target }
 	for _, c := range connections {
-		add(onlyThroughput, atConnections(c), requests, func(ctx context.Context, l lane, length time.Duration, out results) error {
-			return d.throughput(ctx, l, c, length, out)
+		add(onlyThroughput, atConnections(c), requests, func(ctx context.Context, lanes []lane, length time.Duration, out results) error {
+			return d.throughput(ctx, lanes, c, length, out)
 		})
 	}
 	for _, c := range streams {
-		add(onlyStreams, atStreams(c), func(l lane) netip.AddrPort { return l.streams }, func(ctx context.Context, l lane, length time.Duration, out results) error {
-			return d.streams(ctx, l, c, length, out)
+		add(onlyStreams, atStreams(c), func(l lane) netip.AddrPort { return l.streams }, func(ctx context.Context, lanes []lane, length time.Duration, out results) error {
+			return d.streams(ctx, lanes, c, length, out)
 		})
 	}
 	for _, w := range ways {
-		add(onlyBulk, "TCP "+w, func(l lane) netip.AddrPort { return l.bulkAt(w) }, func(ctx context.Context, l lane, length time.Duration, out results) error {
-			return d.bulk(ctx, l, w, length, out)
+		add(onlyBulk, "TCP "+w, func(l lane) netip.AddrPort { return l.bulkAt(w) }, func(ctx context.Context, lanes []lane, length time.Duration, out results) error {
+			return d.bulk(ctx, lanes, w, length, out)
 		})
 	}
 	for _, rate := range rates {
-		add(onlyLatency, atRate(rate), requests, func(ctx context.Context, l lane, length time.Duration, out results) error {
-			return d.latency(ctx, l, rate, length, out)
+		add(onlyLatency, atRate(rate), requests, func(ctx context.Context, lanes []lane, length time.Duration, out results) error {
+			return d.latencies(ctx, lanes, rate, length, out)
 		})
 	}
 	return all

@@ -8,12 +8,12 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/tests/bench/report"
 	"github.com/weirmesh/weir/tests/pod"
@@ -37,84 +37,50 @@ func (r results) add(name string, value float64) { r[name] = append(r[name], val
 
 // wrkTotal and wrkBad are lines of wrk's.
 var (
-	wrkTotal = regexp.MustCompile(`(\d+) requests in ([0-9.]+)(m?s),`)
+	wrkTotal = regexp.MustCompile(`(\d+) requests in `)
 	wrkBad   = regexp.MustCompile(`(?m)^\s*(Non-2xx or 3xx responses: \d+|Socket errors: .*)$`)
 )
 
 // throughput has wrk send as many requests as it can on c connections.
-func (d *dataplane) throughput(ctx context.Context, l lane, c int, length time.Duration, out results) error {
-	if length >= time.Second { // to warm up
-		if _, _, err := runWrk(ctx, l, c, length/4); err != nil {
-			return err
-		}
+func (d *dataplane) throughput(ctx context.Context, lanes []lane, c int, length time.Duration, out results) error {
+	all, err := takeTurns(ctx, lanes, length, func(l lane) (load, error) {
+		// It ends when it is told to, and waits longer than until its next turn. It has 8 MB
+		// of addresses for each second of a timeout.
+		return wrkLoad{newProgram(ctx, l, wrk, "-t1", fmt.Sprint("-c", c), "-d1h", "--timeout", "30s", "http://"+l.target.String()+"/")}, nil
+	})
+	for _, did := range all {
+		out.add(nameThroughput(did.lane.name, c), did.amount/did.took.Seconds())
+		out.addCPU(did, atConnections(c))
 	}
-	before, err := cpuOf(l)
-	if err != nil {
-		return err
-	}
-	requests, took, err := runWrk(ctx, l, c, length)
-	if err != nil {
-		return err
-	}
-	after, err := cpuOf(l)
-	if err != nil {
-		return err
-	}
-	out.add(nameThroughput(l.name, c), float64(requests)/took.Seconds())
-	if l.name != laneDirect {
-		out.add(nameCPU(l.name, atConnections(c)), float64((after-before).Microseconds())/float64(requests))
-	}
-	return nil
+	return err
 }
 
-func runWrk(ctx context.Context, l lane, c int, length time.Duration) (int, time.Duration, error) {
-	seconds := max(1, int(length.Round(time.Second).Seconds()))
-	cmd := exec.CommandContext(ctx, wrk, "-t1", fmt.Sprint("-c", c), fmt.Sprintf("-d%ds", seconds), "http://"+l.target.String()+"/")
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := pod.In(l.client, cmd.Start); err != nil {
-		return 0, 0, err
+// addCPU adds what a request took of a lane's proxies.
+func (r results) addCPU(did done, what string) {
+	if did.lane.name != laneDirect {
+		r.add(nameCPU(did.lane.name, what), float64(did.cpu.Nanoseconds())/1000/did.amount)
 	}
-	began := time.Now()
-	if err := cmd.Wait(); err != nil {
-		return 0, 0, fmt.Errorf("wrk: %w: %s", err, said.String())
-	}
-	took := time.Since(began)
-	m := wrkTotal.FindStringSubmatch(said.String())
-	if bad := wrkBad.FindString(said.String()); m == nil || bad != "" {
-		return 0, 0, fmt.Errorf("wrk: %s", strings.TrimSpace(said.String()))
-	}
-	n, err := strconv.Atoi(m[1])
-	return n, took, err
 }
 
-// tick is the unit of the times in /proc/PID/stat (USER_HZ).
-const tick = 10 * time.Millisecond
+// wrkLoad is requests by wrk.
+type wrkLoad struct{ *program }
 
-// cpuOf is what a lane's proxies have used, user and system.
-func cpuOf(l lane) (time.Duration, error) {
-	pids, err := l.pids()
+// finish interrupts wrk, which ends within 100 ms then, of which it counts the requests. It
+// is its first thread that sleeps until then: of a process that stands still, any other
+// may get the signal.
+func (w wrkLoad) finish() (float64, error) {
+	if err := unix.Tgkill(w.cmd.Process.Pid, w.cmd.Process.Pid, unix.SIGINT); err != nil {
+		return 0, os.NewSyscallError("tgkill", err)
+	}
+	said, err := w.wait()
 	if err != nil {
 		return 0, err
 	}
-	var sum time.Duration
-	for _, pid := range pids {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			return 0, err
-		}
-		// proc_pid_stat(5): utime and stime are fields 14 and 15; the second, in
-		// brackets, may contain anything.
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		for _, field := range fields[11:13] {
-			n, err := strconv.Atoi(field)
-			if err != nil {
-				return 0, err
-			}
-			sum += time.Duration(n) * tick
-		}
+	m := wrkTotal.FindStringSubmatch(said)
+	if m == nil || wrkBad.MatchString(said) {
+		return 0, fmt.Errorf("wrk: %s", said)
 	}
-	return sum, nil
+	return strconv.ParseFloat(m[1], 64)
 }
 
 // window is for how long quantiles of the latency are taken at a time. Once a second
@@ -123,7 +89,16 @@ func cpuOf(l lane) (time.Duration, error) {
 // how long that takes.
 const window = 250 * time.Millisecond
 
-// latency measures a lane at a fixed rate.
+// latencies measure lanes at a fixed rate, one after the other.
+func (d *dataplane) latencies(ctx context.Context, lanes []lane, rate int, length time.Duration, out results) error {
+	for _, l := range lanes {
+		if err := d.latency(ctx, l, rate, length, out); err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+	}
+	return nil
+}
+
 func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.Duration, out results) error {
 	before, err := cpuOf(l)
 	if err != nil {
@@ -137,9 +112,7 @@ func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.D
 	if err != nil {
 		return err
 	}
-	if l.name != laneDirect {
-		out.add(nameCPU(l.name, atRate(rate)), float64((after-before).Microseconds())/float64(len(took)))
-	}
+	out.addCPU(done{lane: l, amount: float64(len(took)), cpu: after - before}, atRate(rate))
 	for each := int(int64(rate) * int64(window) / int64(time.Second)); len(took) > 0; {
 		n := each
 		if len(took) < 2*each {

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/weirmesh/weir/tests/pod"
+)
+
+const (
+	// turn is for how long a lane is measured at a time. What else the machine is busy with
+	// comes and goes by the second: lanes that were measured one after the other, for
+	// seconds each, would differ by that.
+	turn = 100 * time.Millisecond
+	// lull is how long there is nothing between two turns: what is under way as one ends is
+	// served in it.
+	lull = 10 * time.Millisecond
+)
+
+// load is what a lane is put to in its turns, on the same connections in all of them.
+type load interface {
+	// work goes on for that long.
+	work(length time.Duration) error
+	// await returns once it can be finished.
+	await(ctx context.Context) error
+	// finish ends it, and says how much was done in all.
+	finish() (float64, error)
+	// close ends it, if it has not ended.
+	close()
+}
+
+// done is what a lane has done in its turns, and what that took.
+type done struct {
+	lane   lane
+	amount float64
+	took   time.Duration
+	cpu    time.Duration // of its proxies
+}
+
+// takeTurns has each lane work for that long in all, in turns.
+func takeTurns(ctx context.Context, lanes []lane, length time.Duration, start func(lane) (load, error)) ([]done, error) {
+	out, loads := make([]done, len(lanes)), make([]load, len(lanes))
+	for i, l := range lanes {
+		var err error
+		if loads[i], err = start(l); err != nil {
+			return nil, fmt.Errorf("%s: %w", l.name, err)
+		}
+		defer loads[i].close()
+		out[i].lane = l
+	}
+	for range turnsIn(length) {
+		for i := range out {
+			if err := out[i].measure(func() error { return loads[i].work(turn) }); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for i := range out {
+		if err := loads[i].await(ctx); err != nil {
+			return nil, err
+		}
+		if err := out[i].measure(func() error {
+			var err error
+			out[i].amount, err = loads[i].finish()
+			return err
+		}); err != nil {
+			return nil, err
+		}
+		if out[i].amount == 0 {
+			return nil, fmt.Errorf("%s: nothing was served", out[i].lane.name)
+		}
+	}
+	return out, nil
+}
+
+func turnsIn(length time.Duration) int { return max(1, int(length/turn)) }
+
+// measure adds what f takes.
+func (d *done) measure(f func() error) error {
+	before, err := cpuOf(d.lane)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := f(); err != nil {
+		return fmt.Errorf("%s: %w", d.lane.name, err)
+	}
+	d.took += time.Since(began)
+	time.Sleep(lull)
+	after, err := cpuOf(d.lane)
+	d.cpu += after - before
+	return err
+}
+
+// cpuOf is what a lane's proxies have used, user and system: the sum of their threads'
+// se.sum_exec_runtime (Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat).
+func cpuOf(l lane) (time.Duration, error) {
+	pids, err := l.pids()
+	if err != nil {
+		return 0, err
+	}
+	var sum time.Duration
+	for _, pid := range pids {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+		if err != nil || len(threads) == 0 {
+			return 0, fmt.Errorf("process %d has no threads: %w", pid, err)
+		}
+		for _, thread := range threads {
+			content, err := os.ReadFile(thread)
+			if err != nil {
+				return 0, err
+			}
+			var ns int64
+			if _, err := fmt.Sscan(string(content), &ns); err != nil {
+				return 0, fmt.Errorf("%s: %w", thread, err)
+			}
+			sum += time.Duration(ns)
+		}
+	}
+	return sum, nil
+}
+
+// program is a load by a program that stands still between its turns.
+type program struct {
+	cmd     *exec.Cmd
+	client  string // network namespace
+	said    bytes.Buffer
+	started bool
+}
+
+func newProgram(ctx context.Context, l lane, name string, args ...string) *program {
+	p := &program{cmd: exec.CommandContext(ctx, name, args...), client: l.client}
+	p.cmd.Stdout, p.cmd.Stderr = &p.said, &p.said
+	return p
+}
+
+func (p *program) work(length time.Duration) error {
+	if p.started {
+		if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			return err
+		}
+	} else {
+		if err := pod.In(p.client, p.cmd.Start); err != nil {
+			return err
+		}
+		p.started = true
+	}
+	time.Sleep(length)
+	return p.cmd.Process.Signal(syscall.SIGSTOP)
+}
+
+func (p *program) await(context.Context) error { return nil }
+
+// wait has the program go on until it ends, and returns what it said.
+func (p *program) wait() (string, error) {
+	err := p.cmd.Process.Signal(syscall.SIGCONT)
+	if err == nil {
+		err = p.cmd.Wait()
+	}
+	said := strings.TrimSpace(p.said.String())
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", filepath.Base(p.cmd.Path), err, said)
+	}
+	return said, nil
+}
+
+func (p *program) close() {
+	if p.started && p.cmd.ProcessState == nil {
+		_ = p.cmd.Process.Kill()
+		_ = p.cmd.Wait()
+	}
+}
