@@ -7,7 +7,8 @@
 // beginning and never go back. The proxy writes without looking out for the agent: when the
 // ring is full the oldest block gives way, and the number that the next one begins with tells
 // how many records that were. The agent says how far it has read, in the same page, so that
-// the next agent goes on there; and since it has the file, it also reads what a proxy wrote just before it was killed.
+// the next agent goes on there; and since it has the file, it also reads what a proxy wrote
+// just before it was killed.
 //
 // What the agent reads it takes for what anybody may have written: it copies first, and
 // believes nothing that it has not checked.

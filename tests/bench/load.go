@@ -89,30 +89,29 @@ func (w wrkLoad) finish() (float64, error) {
 // how long that takes.
 const window = 250 * time.Millisecond
 
-// latencies measure lanes at a fixed rate, one after the other.
+// latencies measures lanes at a fixed rate, one after the other.
 func (d *dataplane) latencies(ctx context.Context, lanes []lane, rate int, length time.Duration, out results) error {
 	for _, l := range lanes {
 		if err := d.latency(ctx, l, rate, length, out); err != nil {
-			return fmt.Errorf("%s: %w", l.name, err)
+			return err
 		}
 	}
 	return nil
 }
 
+// latency measures a lane at a fixed rate.
 func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.Duration, out results) error {
-	before, err := cpuOf(l)
-	if err != nil {
+	var took []time.Duration
+	did := done{lane: l}
+	if err := did.measure(func() error {
+		var err error
+		took, err = steady(ctx, l, rate, length)
+		return err
+	}); err != nil {
 		return err
 	}
-	took, err := steady(ctx, l, rate, length)
-	if err != nil {
-		return err
-	}
-	after, err := cpuOf(l)
-	if err != nil {
-		return err
-	}
-	out.addCPU(done{lane: l, amount: float64(len(took)), cpu: after - before}, atRate(rate))
+	did.amount = float64(len(took))
+	out.addCPU(did, atRate(rate))
 	for each := int(int64(rate) * int64(window) / int64(time.Second)); len(took) > 0; {
 		n := each
 		if len(took) < 2*each {

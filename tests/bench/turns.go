@@ -57,6 +57,9 @@ func takeTurns(ctx context.Context, lanes []lane, length time.Duration, start fu
 	}
 	for range turnsIn(length) {
 		for i := range out {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			if err := out[i].measure(func() error { return loads[i].work(turn) }); err != nil {
 				return nil, err
 			}
@@ -129,10 +132,9 @@ func cpuOf(l lane) (time.Duration, error) {
 
 // program is a load by a program that stands still between its turns.
 type program struct {
-	cmd     *exec.Cmd
-	client  string // network namespace
-	said    bytes.Buffer
-	started bool
+	cmd    *exec.Cmd
+	client string // network namespace
+	said   bytes.Buffer
 }
 
 func newProgram(ctx context.Context, l lane, name string, args ...string) *program {
@@ -142,15 +144,12 @@ func newProgram(ctx context.Context, l lane, name string, args ...string) *progr
 }
 
 func (p *program) work(length time.Duration) error {
-	if p.started {
-		if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
-			return err
-		}
-	} else {
-		if err := pod.In(p.client, p.cmd.Start); err != nil {
-			return err
-		}
-		p.started = true
+	begin := func() error { return pod.In(p.client, p.cmd.Start) }
+	if p.cmd.Process != nil {
+		begin = func() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
+	}
+	if err := begin(); err != nil {
+		return err
 	}
 	time.Sleep(length)
 	return p.cmd.Process.Signal(syscall.SIGSTOP)
@@ -172,7 +171,7 @@ func (p *program) wait() (string, error) {
 }
 
 func (p *program) close() {
-	if p.started && p.cmd.ProcessState == nil {
+	if p.cmd.Process != nil && p.cmd.ProcessState == nil {
 		_ = p.cmd.Process.Kill()
 		_ = p.cmd.Wait()
 	}
