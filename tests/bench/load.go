@@ -89,41 +89,30 @@ func (w wrkLoad) finish() (float64, error) {
 // how long that takes.
 const window = 250 * time.Millisecond
 
-// latencies measures lanes at a fixed rate, one after the other.
+// latencies measures lanes at a fixed rate.
 func (d *dataplane) latencies(ctx context.Context, lanes []lane, rate int, length time.Duration, out results) error {
-	for _, l := range lanes {
-		if err := d.latency(ctx, l, rate, length, out); err != nil {
-			return err
+	loads := map[string]*steady{}
+	all, err := takeTurns(ctx, lanes, length, func(l lane) (load, error) {
+		s, err := newSteady(ctx, l, rate)
+		loads[l.name] = s
+		return s, err
+	})
+	for _, did := range all {
+		out.addCPU(did, atRate(rate))
+		took := loads[did.lane.name].times
+		for each := int(int64(rate) * int64(window) / int64(time.Second)); len(took) > 0; {
+			n := each
+			if len(took) < 2*each {
+				n = len(took) // the last has what is left over
+			}
+			times := took[:n]
+			took = took[n:]
+			slices.Sort(times)
+			out.add(nameLatency(did.lane.name, rate, "p50"), micros(times, 0.50))
+			out.add(nameLatency(did.lane.name, rate, "p99"), micros(times, 0.99))
 		}
 	}
-	return nil
-}
-
-// latency measures a lane at a fixed rate.
-func (d *dataplane) latency(ctx context.Context, l lane, rate int, length time.Duration, out results) error {
-	var took []time.Duration
-	did := done{lane: l}
-	if err := did.measure(func() error {
-		var err error
-		took, err = steady(ctx, l, rate, length)
-		return err
-	}); err != nil {
-		return err
-	}
-	did.amount = float64(len(took))
-	out.addCPU(did, atRate(rate))
-	for each := int(int64(rate) * int64(window) / int64(time.Second)); len(took) > 0; {
-		n := each
-		if len(took) < 2*each {
-			n = len(took) // the last has what is left over
-		}
-		times := took[:n]
-		took = took[n:]
-		slices.Sort(times)
-		out.add(nameLatency(l.name, rate, "p50"), micros(times, 0.50))
-		out.add(nameLatency(l.name, rate, "p99"), micros(times, 0.99))
-	}
-	return nil
+	return err
 }
 
 // micros is a quantile of sorted times, in µs.

@@ -24,13 +24,17 @@ const steadyRate = 500
 // second, or nothing.
 func besideSlow(ctx context.Context, l lane, length time.Duration, slow int, out results) error {
 	measure := func(name func(string) string) error {
-		times, err := steady(ctx, l, steadyRate, length)
+		s, err := newSteady(ctx, l, steadyRate)
 		if err != nil {
 			return err
 		}
-		slices.Sort(times)
+		defer s.close()
+		if err := s.work(length); err != nil {
+			return err
+		}
+		slices.Sort(s.times)
 		for q, rank := range map[string]float64{"p50": 0.50, "p99": 0.99} {
-			out.add(name(q), micros(times, rank))
+			out.add(name(q), micros(s.times, rank))
 		}
 		return nil
 	}

@@ -26,53 +26,62 @@ const (
 	overdue = 10 * time.Second
 )
 
-// steady sends requests at a fixed rate, each at its time whatever became of the one
-// before, and returns how long they took from that time on, in the order of the answers.
+// steady is a load of requests at a fixed rate, each sent at its time whatever became of the
+// one before; times are how long they took from that time on, in the order of the answers.
 //
 // It is one thread that waits for the next time and for answers at once, to the
 // microsecond: a goroutine that sleeps is woken up to a millisecond late, together with
 // all others that were to be woken in it, and what is measured then is the crowd.
-func steady(ctx context.Context, l lane, rate int, length time.Duration) ([]time.Duration, error) {
+type steady struct {
+	ctx      context.Context
+	epoll    int
+	request  []byte
+	interval time.Duration
+	end      time.Time // of this turn
+	senders  []sender
+	times    []time.Duration
+}
+
+func newSteady(ctx context.Context, l lane, rate int) (*steady, error) {
+	s := &steady{
+		ctx: ctx, interval: time.Second * senders / time.Duration(rate),
+		request: fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", l.target),
+	}
+	var err error
+	if s.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if err := pod.In(l.client, func() error { return s.dial(l.target) }); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// work sends for that long, and waits for the last answer.
+func (s *steady) work(length time.Duration) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	slack, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
 	if err != nil {
-		return nil, os.NewSyscallError("prctl", err)
+		return os.NewSyscallError("prctl", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
-		return nil, os.NewSyscallError("prctl", err)
+		return os.NewSyscallError("prctl", err)
 	}
 	defer func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0) }()
 
-	interval := time.Second * senders / time.Duration(rate)
-	s := &steadyLoad{request: fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", l.target), interval: interval}
-	if s.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, os.NewSyscallError("epoll_create1", err)
-	}
-	defer s.close()
-	if err := pod.In(l.client, func() error { return s.dial(l.target) }); err != nil {
-		return nil, err
-	}
-	began := time.Now().Add(10 * time.Millisecond)
+	began := time.Now()
 	s.end = began.Add(length)
 	for i := range s.senders {
-		s.senders[i].next = began.Add(interval * time.Duration(i) / senders)
+		s.senders[i].next = began.Add(s.interval * time.Duration(i) / senders)
 	}
-	if err := s.run(ctx); err != nil {
-		return nil, err
-	}
-	return s.times, nil
+	return s.run()
 }
 
-// steadyLoad is the senders of one lane.
-type steadyLoad struct {
-	epoll    int
-	request  []byte
-	interval time.Duration
-	end      time.Time
-	senders  []sender
-	times    []time.Duration
-}
+func (s *steady) await(context.Context) error { return nil }
+
+func (s *steady) finish() (float64, error) { return float64(len(s.times)), nil }
 
 // sender has one connection, and one request at a time.
 type sender struct {
@@ -85,14 +94,14 @@ type sender struct {
 	head    http1.Head
 }
 
-func (s *steadyLoad) close() {
+func (s *steady) close() {
 	unix.Close(s.epoll)
 	for i := range s.senders {
 		unix.Close(s.senders[i].fd)
 	}
 }
 
-func (s *steadyLoad) dial(to netip.AddrPort) error {
+func (s *steady) dial(to netip.AddrPort) error {
 	for i := range senders {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -111,15 +120,14 @@ func (s *steadyLoad) dial(to netip.AddrPort) error {
 	return nil
 }
 
-// run sends until the end, and waits for the last answer.
-func (s *steadyLoad) run(ctx context.Context) error {
+func (s *steady) run() error {
 	var events [senders]unix.EpollEvent
 	for {
 		wake, err := s.send(time.Now())
 		if wake.IsZero() || err != nil {
 			return err
 		}
-		if err := ctx.Err(); err != nil {
+		if err := s.ctx.Err(); err != nil {
 			return err
 		}
 		n, err := await(s.epoll, events[:], time.Until(wake))
@@ -135,7 +143,7 @@ func (s *steadyLoad) run(ctx context.Context) error {
 }
 
 // send sends what is due, and says when to look again; never, once all are answered.
-func (s *steadyLoad) send(now time.Time) (time.Time, error) {
+func (s *steady) send(now time.Time) (time.Time, error) {
 	var wake time.Time
 	for i := range s.senders {
 		one := &s.senders[i]
@@ -176,7 +184,7 @@ func await(epoll int, events []unix.EpollEvent, d time.Duration) (int, error) {
 }
 
 // receive reads what there is of an answer.
-func (s *steadyLoad) receive(one *sender) error {
+func (s *steady) receive(one *sender) error {
 	n, err := sock.Read(uintptr(one.fd), one.answer[one.n:])
 	switch {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
