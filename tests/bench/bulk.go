@@ -30,7 +30,7 @@ var h2loadTotal = regexp.MustCompile(`(?s)requests: (\d+) total, .* (\d+) succee
 func (d *dataplane) streams(ctx context.Context, lanes []lane, c [2]int, length time.Duration, out results) error {
 	// It ends when it has been there for a number of seconds: later than all turns.
 	seconds := 2 + int((time.Duration(turnsIn(length)*len(lanes)) * (turn + 2*lull)).Seconds())
-	all, err := takeTurns(ctx, lanes, length, func(l lane) (load, error) {
+	all, err := d.takeTurns(ctx, lanes, length, func(l lane) (load, error) {
 		return &h2loadLoad{
 			program: newProgram(ctx, l, h2load, fmt.Sprint("-c", c[0]), fmt.Sprint("-m", c[1]), "-D", strconv.Itoa(seconds), "http://"+l.streams.String()+"/"),
 			seconds: seconds,
@@ -136,7 +136,7 @@ func (l lane) bulkAt(way string) netip.AddrPort {
 
 // bulk moves bytes one way.
 func (d *dataplane) bulk(ctx context.Context, lanes []lane, way string, length time.Duration, out results) error {
-	all, err := takeTurns(ctx, lanes, length, func(l lane) (load, error) {
+	all, err := d.takeTurns(ctx, lanes, length, func(l lane) (load, error) {
 		b := &bulkLoad{up: way == "up", block: make([]byte, 256<<10)}
 		return b, pod.In(l.client, func() error {
 			var err error

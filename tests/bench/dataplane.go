@@ -88,8 +88,13 @@ func runDataplane(ctx context.Context, args []string, stdout, stderr io.Writer) 
 	if err != nil {
 		return 0, err
 	}
+	kernel, err := findSoftirqs()
+	if err != nil {
+		return 0, err
+	}
+	defer kernel.close()
 	return onNode(ctx, "dataplane", f.bin, checkPeers, func(node *pod.Node) error {
-		return measureDataplane(ctx, f, node, stdout, stderr)
+		return measureDataplane(ctx, f, node, kernel, stdout, stderr)
 	})
 }
 
@@ -105,9 +110,10 @@ func checkPeers() error {
 
 // dataplane is what the measurements share.
 type dataplane struct {
-	node  *pod.Node
-	lanes []lane
-	dir   string // of the peers' files
+	node     *pod.Node
+	lanes    []lane
+	dir      string // of the peers' files
+	softirqs softirqs
 }
 
 // lane is one way from a client to the applications.
@@ -182,7 +188,7 @@ var (
 	rates       = []int{1000, 5000}
 )
 
-func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, stdout, stderr io.Writer) error {
+func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, kernel softirqs, stdout, stderr io.Writer) error {
 	binaries, err := findBinaries(f.bin)
 	if err != nil {
 		return err
@@ -191,7 +197,7 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 	if err := node.BeLikePod("clients"); err != nil {
 		return err
 	}
-	d := &dataplane{node: node, dir: pod.NodeDir + "/peers"}
+	d := &dataplane{node: node, dir: pod.NodeDir + "/peers", softirqs: kernel}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if err := d.build(ctx, binaries); err != nil {
@@ -215,6 +221,9 @@ func measureDataplane(ctx context.Context, f dataplaneFlags, node *pod.Node, std
 		return err
 	}
 	r.Series = results.series()
+	if len(kernel) == 0 {
+		r.Notes = append(r.Notes, "Of this PID namespace the kernel's threads are not seen: what ksoftirqd does in proxies' place is in no figure.")
+	}
 	switch {
 	case f.smoke:
 		r.Notes = append(r.Notes, "A smoke run: targets are not judged.")

@@ -43,7 +43,7 @@ var (
 
 // throughput has wrk send as many requests as it can on c connections.
 func (d *dataplane) throughput(ctx context.Context, lanes []lane, c int, length time.Duration, out results) error {
-	all, err := takeTurns(ctx, lanes, length, func(l lane) (load, error) {
+	all, err := d.takeTurns(ctx, lanes, length, func(l lane) (load, error) {
 		// It ends when it is told to, and waits longer than until its next turn. It has 8 MB
 		// of addresses for each second of a timeout.
 		return wrkLoad{newProgram(ctx, l, wrk, "-t1", fmt.Sprint("-c", c), "-d1h", "--timeout", "30s", "http://"+l.target.String()+"/")}, nil
@@ -92,7 +92,7 @@ const window = 250 * time.Millisecond
 // latencies measures lanes at a fixed rate.
 func (d *dataplane) latencies(ctx context.Context, lanes []lane, rate int, length time.Duration, out results) error {
 	loads := map[string]*steady{}
-	all, err := takeTurns(ctx, lanes, length, func(l lane) (load, error) {
+	all, err := d.takeTurns(ctx, lanes, length, func(l lane) (load, error) {
 		s, err := newSteady(ctx, l, rate)
 		loads[l.name] = s
 		return s, err

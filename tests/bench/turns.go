@@ -41,11 +41,11 @@ type done struct {
 	lane   lane
 	amount float64
 	took   time.Duration
-	cpu    time.Duration // of its proxies
+	cpu    time.Duration // of its proxies, and of ksoftirqd
 }
 
 // takeTurns has each lane work for that long in all, in turns.
-func takeTurns(ctx context.Context, lanes []lane, length time.Duration, start func(lane) (load, error)) ([]done, error) {
+func (d *dataplane) takeTurns(ctx context.Context, lanes []lane, length time.Duration, start func(lane) (load, error)) ([]done, error) {
 	out, loads := make([]done, len(lanes)), make([]load, len(lanes))
 	for i, l := range lanes {
 		var err error
@@ -60,7 +60,7 @@ func takeTurns(ctx context.Context, lanes []lane, length time.Duration, start fu
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
-			if err := out[i].measure(func() error { return loads[i].work(turn) }); err != nil {
+			if err := d.measure(&out[i], func() error { return loads[i].work(turn) }); err != nil {
 				return nil, err
 			}
 		}
@@ -69,7 +69,7 @@ func takeTurns(ctx context.Context, lanes []lane, length time.Duration, start fu
 		if err := loads[i].await(ctx); err != nil {
 			return nil, err
 		}
-		if err := out[i].measure(func() error {
+		if err := d.measure(&out[i], func() error {
 			var err error
 			out[i].amount, err = loads[i].finish()
 			return err
@@ -86,30 +86,34 @@ func takeTurns(ctx context.Context, lanes []lane, length time.Duration, start fu
 func turnsIn(length time.Duration) int { return max(1, int(length/turn)) }
 
 // measure adds what f takes.
-func (d *done) measure(f func() error) error {
-	before, err := cpuOf(d.lane)
+func (d *dataplane) measure(did *done, f func() error) error {
+	before, err := d.cpuOf(did.lane)
 	if err != nil {
 		return err
 	}
 	began := time.Now()
 	if err := f(); err != nil {
-		return fmt.Errorf("%s: %w", d.lane.name, err)
+		return fmt.Errorf("%s: %w", did.lane.name, err)
 	}
-	d.took += time.Since(began)
+	did.took += time.Since(began)
 	time.Sleep(lull)
-	after, err := cpuOf(d.lane)
-	d.cpu += after - before
+	after, err := d.cpuOf(did.lane)
+	did.cpu += after - before
 	return err
 }
 
-// cpuOf is what a lane's proxies have used, user and system: the sum of their threads'
-// se.sum_exec_runtime (Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat).
-func cpuOf(l lane) (time.Duration, error) {
+// cpuOf is what a lane's proxies have used, user and system, and the kernel's ksoftirqd,
+// in whose turn nobody else has packets: the sum of their threads' se.sum_exec_runtime
+// (Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat).
+func (d *dataplane) cpuOf(l lane) (time.Duration, error) {
 	pids, err := l.pids()
 	if err != nil {
 		return 0, err
 	}
-	var sum time.Duration
+	sum, err := d.softirqs.cpu()
+	if err != nil {
+		return 0, err
+	}
 	for _, pid := range pids {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 		if err != nil || len(threads) == 0 {
@@ -120,14 +124,21 @@ func cpuOf(l lane) (time.Duration, error) {
 			if err != nil {
 				return 0, err
 			}
-			var ns int64
-			if _, err := fmt.Sscan(string(content), &ns); err != nil {
+			ran, err := ranFor(content)
+			if err != nil {
 				return 0, fmt.Errorf("%s: %w", thread, err)
 			}
-			sum += time.Duration(ns)
+			sum += ran
 		}
 	}
 	return sum, nil
+}
+
+// ranFor is the first number of a schedstat.
+func ranFor(schedstat []byte) (time.Duration, error) {
+	var ns int64
+	_, err := fmt.Sscan(string(schedstat), &ns)
+	return time.Duration(ns), err
 }
 
 // program is a load by a program that stands still between its turns.
