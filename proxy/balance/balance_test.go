@@ -592,7 +592,7 @@ func BenchmarkMaglev(b *testing.B) {
 	for _, n := range []int{100, 10_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			x, _ := newBalancer()
-			x.lock()
+			x.lockNow()
 			l := x.list(backend(n, route.Policy{}), 0)
 			for b.Loop() {
 				maglev(l)

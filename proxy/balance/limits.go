@@ -32,7 +32,7 @@ const (
 func (b *Balancer) Admit(backend *route.Backend, what Resource) bool {
 	limits := &policyOf(backend).Limits
 	limit := [resources]int{Requests: limits.Requests, Pending: limits.Pending, Connections: limits.Connections}[what]
-	b.lock()
+	b.lockNow()
 	defer b.mu.Unlock()
 	g := b.group(backend)
 	if (limit > 0 || what == Pending) && g.held[what] >= limit {
@@ -102,7 +102,7 @@ func (b *Balancer) Allow(backend *route.Backend, client Client) (time.Duration, 
 	if limit == nil {
 		return 0, true
 	}
-	now := b.lock()
+	now := b.lockNow()
 	defer b.mu.Unlock()
 	g := b.group(backend)
 	tokens := &g.bucket

@@ -93,7 +93,7 @@ func twice(d route.Destination) bool {
 func (p *plan) make(s *Server, c listen.Conn, d route.Destination, m message, r *record) error {
 	*p = plan{}
 	r.of(s, m)
-	now := time.Now()
+	now := r.now()
 	r.decided(now, d)
 	p.direct, p.shows, p.backend = own(c, d), d.Identity, d.Backend()
 	if d.Routes != nil && d.Routes.Kind != route.TCPRoute {

@@ -295,7 +295,7 @@ func (h *http1Conn) quickRequest() bool {
 	}
 	h.mirror()
 	h.attempt = 1
-	now := time.Now()
+	now := h.record.now()
 	h.sending(h.up, now)
 	h.up.limit = h.plan.limit(now)
 	h.up.user.Store(h) // before there can be an answer
@@ -389,7 +389,7 @@ func (h *http1Conn) quickAnswer() bool {
 		h.handOver(atAnswer)
 		return false
 	}
-	h.record.firstByte(time.Now())
+	h.record.firstByte(h.record.now())
 	h.rest = h.answerFor(up, n)
 	h.quick.pieces = 0
 	return h.quickPass()
@@ -431,7 +431,7 @@ func (h *http1Conn) quickPass() bool {
 	up.picked.done(outcome(h.response.Status, nil))
 	up.user.Store(nil)
 	h.plan.leave(h.Server)
-	now := time.Now()
+	now := h.record.now()
 	h.finish(now)
 	h.log(now)
 	h.quick.dueBy(now.Add(keepAlive))

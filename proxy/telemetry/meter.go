@@ -34,6 +34,8 @@ type Meter struct {
 	pending   *proxypb.Metrics // sent, not acknowledged
 	changed   bool             // since the last message
 	traffic   map[trafficKey]*traffic
+	last      trafficKey // that was counted, most often the next one, too
+	lastOf    *traffic   // nil: none was
 	opens     map[peers]*open
 	overhead  [2]histogram // outbound, inbound
 	ejections map[peers]uint64
@@ -56,7 +58,7 @@ func NewMeter(destinations func() []route.Destination) *Meter {
 }
 
 func (m *Meter) clear() {
-	m.changed = false
+	m.changed, m.lastOf = false, nil
 	m.traffic, m.ejections, m.overhead = map[trafficKey]*traffic{}, map[peers]uint64{}, [2]histogram{}
 	m.decisions, m.failures = map[decisionKey]uint64{}, map[failureKey]uint64{}
 }
@@ -249,6 +251,14 @@ func (m *Meter) Failed(r *Record, why reason.Reason) {
 // count is what is counted under a key, or under a coarser one when there are too
 // many.
 func (m *Meter) count(k trafficKey) *traffic {
+	if m.lastOf == nil || m.last != k {
+		m.last, m.lastOf = k, m.find(k)
+	}
+	return m.lastOf
+}
+
+// find is count by the map.
+func (m *Meter) find(k trafficKey) *traffic {
 	if t := m.traffic[k]; t != nil {
 		return t
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,7 +50,7 @@ func (s softirqs) cpu() (time.Duration, error) {
 	for _, f := range s {
 		var content [64]byte
 		n, err := f.ReadAt(content[:], 0)
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return 0, err
 		}
 		ran, err := ranFor(content[:n])
