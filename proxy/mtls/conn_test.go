@@ -69,6 +69,48 @@ func TestBytesArriveAsTheyWere(t *testing.T) {
 	}
 }
 
+// TestAllThatIsThereIsReadAtOnce: in however many records, and nothing has to come for it.
+func TestAllThatIsThereIsReadAtOnce(t *testing.T) {
+	client, server := joined(t)
+	for _, pieces := range [][]string{{"one"}, {"one", "two", "three"}, {string(make([]byte, 16<<10)), "and more"}} {
+		want, there := "", 0
+		for _, p := range pieces {
+			if n, err := client.WriteNow([]byte(p)); n != len(p) || err != nil || client.Unsent() {
+				t.Fatalf("%d of %d bytes are written, %v", n, len(p), err)
+			}
+			want += p
+			there += len(p) + 22 // a header, the record's kind, and a tag (RFC 8446, section 5.2)
+		}
+		await(t, server, there)
+		got := make([]byte, 64<<10)
+		n, err := server.ReadNow(got)
+		if err != nil || string(got[:n]) != want {
+			t.Errorf("of %d bytes in %d records %d are read, %v", len(want), len(pieces), n, err)
+		}
+	}
+}
+
+// await returns once so many bytes are there to be read of the socket.
+func await(t *testing.T, c *mtls.Conn, want int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		n := 0
+		if failed := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); failed != nil || err != nil {
+			t.Fatal(failed, err)
+		}
+		if n >= want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d bytes are there", n, want)
+		}
+	}
+}
+
 // TestAnEndThatWasNotAnnouncedIsNone: somebody on the way may have made it.
 func TestAnEndThatWasNotAnnouncedIsNone(t *testing.T) {
 	client, server := joined(t)
