@@ -124,7 +124,11 @@ func (b *Balancer) Active(addr netip.AddrPort) int {
 func (b *Balancer) lock() {
 	b.mu.Lock()
 	if b.endpoints == nil {
-		b.epoch = b.clock()
+		if b.Now == nil {
+			start := time.Now()
+			b.Now = func() time.Time { return start.Add(time.Since(start)) } // for half of what time.Now takes
+		}
+		b.epoch = b.Now()
 		b.endpoints, b.groups, b.lists = map[netip.AddrPort]*endpoint{}, map[groupKey]*group{}, map[listKey]*listUse{}
 		b.nextSweep = sweepInterval
 	}
@@ -133,25 +137,11 @@ func (b *Balancer) lock() {
 // lockNow locks, and tells the time. From time to time it forgets what is not used.
 func (b *Balancer) lockNow() time.Duration {
 	b.lock()
-	now := b.sinceEpoch()
+	now := b.Now().Sub(b.epoch)
 	if now >= b.nextSweep {
 		b.sweep(now)
 	}
 	return now
-}
-
-func (b *Balancer) clock() time.Time {
-	if b.Now != nil {
-		return b.Now()
-	}
-	return time.Now()
-}
-
-func (b *Balancer) sinceEpoch() time.Duration {
-	if b.Now != nil {
-		return b.Now().Sub(b.epoch)
-	}
-	return time.Since(b.epoch) // for half of what time.Now takes
 }
 
 func (b *Balancer) random(n int) int {

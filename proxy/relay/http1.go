@@ -570,7 +570,7 @@ func (h *http1Conn) readResponse(up *httpUpstream) error {
 	for {
 		n, err := scan.End(up.bytes())
 		if err == nil && n > 0 {
-			h.record.firstByte(time.Now())
+			h.record.firstByte()
 			err = h.response.ParseResponse(up.bytes()[:n], h.method)
 		}
 		switch {

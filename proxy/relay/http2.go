@@ -370,7 +370,7 @@ func (e *http2Exchange) Response(_ *http2.Turn, _ *http2.Stream, status int, fie
 	if status/100 == 1 {
 		return fields, true
 	}
-	e.record.firstByte(time.Now())
+	e.record.firstByte()
 	if e.plan.counts(status) && e.mayTry(&attemptError{cause: &reason.Error{Reason: reason.UpstreamClosed}}) {
 		return nil, false
 	}

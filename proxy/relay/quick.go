@@ -389,7 +389,7 @@ func (h *http1Conn) quickAnswer() bool {
 		h.handOver(atAnswer)
 		return false
 	}
-	h.record.firstByte(h.record.now())
+	h.record.firstByte()
 	h.rest = h.answerFor(up, n)
 	h.quick.pieces = 0
 	return h.quickPass()

@@ -209,9 +209,9 @@ func (r *record) unsent() {
 
 // firstByte notes when an answer begins; informational ones are followed by
 // another.
-func (r *record) firstByte(now time.Time) {
-	r.answer = now
-	r.entry.FirstByte = now.Sub(r.began)
+func (r *record) firstByte() {
+	r.answer = r.now()
+	r.entry.FirstByte = r.answer.Sub(r.began)
 }
 
 func (r *record) answered(status int) { r.entry.Status = uint16(status) }

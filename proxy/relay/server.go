@@ -237,7 +237,7 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 	if err != nil {
 		return 0, err
 	}
-	r.decided(time.Now(), destination)
+	r.decided(r.now(), destination)
 	client, err := newConn(c.TCPConn)
 	if err != nil {
 		return 0, &reason.Error{Reason: reason.ClientGone, Err: err}

@@ -50,25 +50,18 @@ type h2loadLoad struct {
 	ends    time.Time
 }
 
-func (h *h2loadLoad) work(length time.Duration) error {
+func (h *h2loadLoad) work(ctx context.Context, length time.Duration) error {
 	if h.ends.IsZero() {
 		h.ends = time.Now().Add(time.Duration(h.seconds) * time.Second)
 	}
-	err := h.program.work(length)
+	err := h.program.work(ctx, length)
 	if time.Now().After(h.ends) {
 		return errors.New("h2load has ended before all had their turns: this machine is too busy; try a shorter -length")
 	}
 	return err
 }
 
-func (h *h2loadLoad) await(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(time.Until(h.ends) + lull):
-		return nil
-	}
-}
+func (h *h2loadLoad) await(ctx context.Context) error { return wait(ctx, time.Until(h.ends)+lull) }
 
 func (h *h2loadLoad) finish() (float64, error) {
 	said, err := h.wait()
@@ -158,7 +151,7 @@ type bulkLoad struct {
 	moved int
 }
 
-func (b *bulkLoad) work(length time.Duration) error {
+func (b *bulkLoad) work(_ context.Context, length time.Duration) error {
 	err := b.conn.SetDeadline(time.Now().Add(length))
 	for err == nil {
 		n := 0

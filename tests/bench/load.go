@@ -91,15 +91,15 @@ const window = 250 * time.Millisecond
 
 // latencies measures lanes at a fixed rate.
 func (d *dataplane) latencies(ctx context.Context, lanes []lane, rate int, length time.Duration, out results) error {
-	loads := map[string]*steady{}
+	var loads []*steady // lane by lane
 	all, err := d.takeTurns(ctx, lanes, length, func(l lane) (load, error) {
-		s, err := newSteady(ctx, l, rate)
-		loads[l.name] = s
+		s, err := newSteady(l, rate)
+		loads = append(loads, s)
 		return s, err
 	})
-	for _, did := range all {
+	for i, did := range all {
 		out.addCPU(did, atRate(rate))
-		took := loads[did.lane.name].times
+		took := loads[i].times
 		for each := int(int64(rate) * int64(window) / int64(time.Second)); len(took) > 0; {
 			n := each
 			if len(took) < 2*each {

@@ -24,12 +24,12 @@ const steadyRate = 500
 // second, or nothing.
 func besideSlow(ctx context.Context, l lane, length time.Duration, slow int, out results) error {
 	measure := func(name func(string) string) error {
-		s, err := newSteady(ctx, l, steadyRate)
+		s, err := newSteady(l, steadyRate)
 		if err != nil {
 			return err
 		}
 		defer s.close()
-		if err := s.work(length); err != nil {
+		if err := s.work(ctx, length); err != nil {
 			return err
 		}
 		slices.Sort(s.times)

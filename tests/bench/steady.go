@@ -33,7 +33,6 @@ const (
 // microsecond: a goroutine that sleeps is woken up to a millisecond late, together with
 // all others that were to be woken in it, and what is measured then is the crowd.
 type steady struct {
-	ctx      context.Context
 	epoll    int
 	request  []byte
 	interval time.Duration
@@ -42,10 +41,10 @@ type steady struct {
 	times    []time.Duration
 }
 
-func newSteady(ctx context.Context, l lane, rate int) (*steady, error) {
+func newSteady(l lane, rate int) (*steady, error) {
 	s := &steady{
-		ctx: ctx, interval: time.Second * senders / time.Duration(rate),
-		request: fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", l.target),
+		interval: time.Second * senders / time.Duration(rate),
+		request:  fmt.Appendf(nil, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", l.target),
 	}
 	var err error
 	if s.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -59,7 +58,7 @@ func newSteady(ctx context.Context, l lane, rate int) (*steady, error) {
 }
 
 // work sends for that long, and waits for the last answer.
-func (s *steady) work(length time.Duration) error {
+func (s *steady) work(ctx context.Context, length time.Duration) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	slack, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
@@ -76,7 +75,7 @@ func (s *steady) work(length time.Duration) error {
 	for i := range s.senders {
 		s.senders[i].next = began.Add(s.interval * time.Duration(i) / senders)
 	}
-	return s.run()
+	return s.run(ctx)
 }
 
 func (s *steady) await(context.Context) error { return nil }
@@ -120,14 +119,14 @@ func (s *steady) dial(to netip.AddrPort) error {
 	return nil
 }
 
-func (s *steady) run() error {
+func (s *steady) run(ctx context.Context) error {
 	var events [senders]unix.EpollEvent
 	for {
 		wake, err := s.send(time.Now())
 		if wake.IsZero() || err != nil {
 			return err
 		}
-		if err := s.ctx.Err(); err != nil {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
 		n, err := await(s.epoll, events[:], time.Until(wake))

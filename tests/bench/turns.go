@@ -27,7 +27,7 @@ const (
 // load is what a lane is put to in its turns, on the same connections in all of them.
 type load interface {
 	// work goes on for that long.
-	work(length time.Duration) error
+	work(ctx context.Context, length time.Duration) error
 	// await returns once it can be finished.
 	await(ctx context.Context) error
 	// finish ends it, and says how much was done in all.
@@ -60,7 +60,7 @@ func (d *dataplane) takeTurns(ctx context.Context, lanes []lane, length time.Dur
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
-			if err := d.measure(&out[i], func() error { return loads[i].work(turn) }); err != nil {
+			if err := d.measure(&out[i], func() error { return loads[i].work(ctx, turn) }); err != nil {
 				return nil, err
 			}
 		}
@@ -154,7 +154,7 @@ func newProgram(ctx context.Context, l lane, name string, args ...string) *progr
 	return p
 }
 
-func (p *program) work(length time.Duration) error {
+func (p *program) work(_ context.Context, length time.Duration) error {
 	begin := func() error { return pod.In(p.client, p.cmd.Start) }
 	if p.cmd.Process != nil {
 		begin = func() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
