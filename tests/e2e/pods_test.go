@@ -49,6 +49,12 @@ func newNamespace(t *testing.T, labels map[string]string) string {
 			t.Error(err)
 		}
 	})
+	// Without it there are no pods, and the controller manager, which makes it, takes its time
+	// where the API server was away.
+	eventually(t, startLimit, "the default service account of "+ns.Name, func() error {
+		_, err := bed.kube.CoreV1().ServiceAccounts(ns.Name).Get(t.Context(), "default", metav1.GetOptions{})
+		return err
+	})
 	return ns.Name
 }
 

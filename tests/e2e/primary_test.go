@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weirmesh/weir/tests/cluster"
@@ -124,16 +122,13 @@ func primaryRewrites(t *testing.T) {
 		}
 	}
 
-	installer := installerOf(t, node)
-	must(t, unix.Kill(installer.pid, unix.SIGSTOP))
-	resume := func() error { return unix.Kill(installer.pid, unix.SIGCONT) }
-	t.Cleanup(func() { _ = resume() })
+	goOn := halt(t, installerOf(t, node).pid)
 	rewriteList(t, node)
 	slipped := start(t, ns, onNode(appPod("slipped", "serve"), 0))
 	waitEvent(t, slipped, "CaptureRepaired", "without a restart")
 	expectCaptured(t, slipped)
 	expectNoRestart(t, slipped)
-	must(t, resume())
+	must(t, goOn())
 	waitChained(t, node, time.Now())
 	expectCaptured(t, start(t, ns, onNode(appPod("after", "serve"), 0)))
 	chainAs(t, "auto")

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -120,9 +119,7 @@ func programmed(t *testing.T) {
 	become(ofRoute, "True/Programmed@1: 2 of 2 proxies")
 	become(ofPolicy, "True/Programmed@1: 2 of 2 proxies")
 
-	still := proxyOf(t, fronts[1])
-	must(t, unix.Kill(still.pid, unix.SIGSTOP))
-	defer func() { _ = unix.Kill(still.pid, unix.SIGCONT) }() // it may have ended
+	goOn := halt(t, proxyOf(t, fronts[1]).pid)
 	changed, err := routes.Get(t.Context(), "back", metav1.GetOptions{})
 	must(t, err)
 	changed.Spec = saysOf("two").Spec
@@ -131,7 +128,7 @@ func programmed(t *testing.T) {
 	changePolicy(`{"retry":{"attempts":2}}`)
 	become(ofRoute, "False/Pending@2: 1 of 2 proxies")
 	become(ofPolicy, "False/Pending@2: 1 of 2 proxies")
-	must(t, unix.Kill(still.pid, unix.SIGCONT))
+	must(t, goOn())
 	become(ofRoute, "True/Programmed@2: 2 of 2 proxies")
 	become(ofPolicy, "True/Programmed@2: 2 of 2 proxies")
 

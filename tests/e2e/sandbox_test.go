@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weirmesh/weir/tests/cluster"
@@ -216,4 +218,32 @@ func expect(t *testing.T, is func([]process, *corev1.Pod) error, pods []*corev1.
 			t.Error(err)
 		}
 	}
+}
+
+// halt has a process stand still until what it returns has it go on, or the test has ended.
+// SIGSTOP is taken by one of its threads, in its turn, and until then the others go
+// on: all are waited for.
+func halt(t *testing.T, pid int) func() error {
+	t.Helper()
+	must(t, unix.Kill(pid, unix.SIGSTOP))
+	goOn := func() error { return unix.Kill(pid, unix.SIGCONT) }
+	t.Cleanup(func() { _ = goOn() }) // it may have ended
+	eventually(t, soon, fmt.Sprintf("process %d to stand still", pid), func() error {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil || len(threads) == 0 {
+			return fmt.Errorf("it has no threads: %w", err)
+		}
+		for _, thread := range threads {
+			stat, err := os.ReadFile(thread)
+			if err != nil {
+				return err
+			}
+			// Its name, in parentheses, may be anything (proc_pid_stat(5)).
+			if !bytes.HasPrefix(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" T ")) {
+				return fmt.Errorf("%s", stat)
+			}
+		}
+		return nil
+	})
+	return goOn
 }
