@@ -27,6 +27,7 @@ import (
 
 	"github.com/weirmesh/weir/agent/journal"
 	"github.com/weirmesh/weir/agent/proxypb"
+	"github.com/weirmesh/weir/proxy/poll"
 	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/telemetry"
 )
@@ -114,6 +115,7 @@ func (s *Server) accept(ctx context.Context, l *net.UnixListener, agents *agents
 		conn, err := l.AcceptUnix()
 		switch {
 		case err == nil:
+			poll.Waited(conn)
 			peeks.Add(1)
 			go s.greet(conn, agents, peeks)
 		case ctx.Err() != nil:

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/authz"
+	"github.com/weirmesh/weir/proxy/poll"
 	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
@@ -100,6 +101,7 @@ func New(d Direction, fd int) (*Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("listener %s: %T is not TCP", d, l)
 	}
+	poll.Waited(tcp)
 	out := &Listener{Direction: d, tcp: tcp}
 	out.spare.keep(tcp)
 	return out, nil
@@ -189,6 +191,7 @@ func exhausted(err error) bool {
 }
 
 func (l *Listener) examine(tcp *net.TCPConn) (Conn, error) {
+	poll.Waited(tcp)
 	c := Conn{TCPConn: tcp, Direction: l.Direction, Peer: unmap(tcp.RemoteAddr()), Accepted: time.Now()}
 	local := unmap(tcp.LocalAddr())
 	var err error

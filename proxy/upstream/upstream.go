@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/mtls"
+	"github.com/weirmesh/weir/proxy/poll"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/sock"
 )
@@ -166,6 +167,7 @@ func newSocket(addr, client netip.Addr, local bool) (*net.TCPConn, error) {
 		tcp.Close()
 		return nil, err
 	}
+	poll.Waited(tcp)
 	return tcp, nil
 }
 
