@@ -40,6 +40,7 @@ type conn struct {
 	r, w int               // of buf, what is not passed on
 
 	socket   uintptr // good until who has the connection closes it
+	drained  bool    // the last read took less than there was room for
 	eof      bool
 	err      error
 	missed   error              // of takeNow: fill's next
@@ -262,6 +263,7 @@ func (c *conn) readable(fd uintptr) bool {
 		switch {
 		case n > 0:
 			c.w += n
+			c.drained = c.w < len(c.buf)
 			return true
 		case errors.Is(err, unix.EINTR):
 			continue

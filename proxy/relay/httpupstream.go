@@ -45,6 +45,7 @@ type httpUpstream struct {
 	poller *http2.Poller             // that tells user; nil: nobody is told
 	user   atomic.Pointer[http1Conn] // whose request it has, if a poller serves that
 	said   atomic.Bool               // it has said something while nobody's was
+	ended  atomic.Bool               // it has said its last
 }
 
 func newHTTPUpstream(c *upstream.Conn, e route.Endpoint) (*httpUpstream, error) {
@@ -78,6 +79,15 @@ func (u *httpUpstream) key() upstream.Key {
 // Quiet reports whether nothing has come since the last answer, and the connection is
 // good for another request.
 func (u *httpUpstream) Quiet() bool { return u.quiet() && !pastEnd(u.dialled, time.Now()) }
+
+// quiet is conn's, without a look where a poller would have told of whatever has come: up
+// to when it looked itself, which is less than upstream.Fresh ago.
+func (u *httpUpstream) quiet() bool {
+	if u.poller == nil || !u.drained || u.said.Load() {
+		return u.conn.quiet()
+	}
+	return len(u.bytes()) == 0 && !u.over()
+}
 
 // attemptError is an attempt that failed before the client saw anything of it.
 type attemptError struct {
@@ -322,7 +332,7 @@ func (h *http1Conn) giveBack(now time.Time) {
 	h.up = nil
 	switch {
 	case up == nil:
-	case up.spent || len(up.bytes()) > 0 || up.dialled.Looped() || h.outdated(up.dialled, now):
+	case up.spent || up.ended.Load() || len(up.bytes()) > 0 || up.dialled.Looped() || h.outdated(up.dialled, now):
 		up.Close()
 	case up.shared:
 		h.pool.Put(up.key(), up, now)

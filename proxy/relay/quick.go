@@ -216,7 +216,10 @@ func (h *http1Conn) Ready(ended bool) {
 }
 
 // Ready is poll.Handler's, of an upstream.
-func (u *httpUpstream) Ready(bool) {
+func (u *httpUpstream) Ready(ended bool) {
+	if ended {
+		u.ended.Store(true)
+	}
 	h := u.user.Load()
 	if h == nil {
 		u.said.Store(true)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
+	"github.com/weirmesh/weir/proxy/upstream"
 )
 
 // thinking is an application that answers when it is told to.
@@ -343,4 +344,89 @@ func TestARequestInTwoPacketsIsThePollers(t *testing.T) {
 	}
 	client.Close()
 	b.ended(t)
+}
+
+// TestAConnectionThatSaidMoreThanItsAnswerIsNotUsedAgain, whatever that is and whenever:
+// the poller knows, and does not look again.
+func TestAConnectionThatSaidMoreThanItsAnswerIsNotUsedAgain(t *testing.T) {
+	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	for _, c := range []struct {
+		what string
+		say  func(t *testing.T, c *net.TCPConn)
+	}{
+		{"its end with it, in one piece", func(t *testing.T, c *net.TCPConn) {
+			corked(t, c)
+			_, _ = io.WriteString(c, answer)
+			_ = c.CloseWrite()
+		}},
+		{"its end after it", func(_ *testing.T, c *net.TCPConn) {
+			_, _ = io.WriteString(c, answer)
+			time.Sleep(5 * time.Millisecond)
+			_ = c.CloseWrite()
+		}},
+		{"something with it", func(_ *testing.T, c *net.TCPConn) { _, _ = io.WriteString(c, answer+answer) }},
+		{"something after it", func(_ *testing.T, c *net.TCPConn) {
+			_, _ = io.WriteString(c, answer)
+			time.Sleep(5 * time.Millisecond)
+			_, _ = io.WriteString(c, answer)
+		}},
+		{"something behind what there is room for", func(_ *testing.T, c *net.TCPConn) {
+			head := "HTTP/1.1 200 OK\r\nContent-Length: 16000\r\nX-Fill: "
+			body := "\r\n\r\n" + strings.Repeat("x", 16000)
+			fill := strings.Repeat("y", bufferSize-len(head)-len(body))
+			_, _ = io.WriteString(c, head+fill+body+answer)
+		}},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			requests := make(chan int, 10)
+			app := scripted(t, func(conn *net.TCPConn, r *bufio.Reader) {
+				n := 0
+				defer func() { requests <- n }()
+				for ; ; n++ {
+					if _, err := http.ReadRequest(r); err != nil {
+						return
+					}
+					if n == 2 {
+						c.say(t, conn)
+					} else {
+						_, _ = io.WriteString(conn, answer)
+					}
+				}
+			})
+			b := newBench(t, behind(app))
+			client := b.conn(t, listen.Outbound, vip)
+			r := bufio.NewReader(client)
+			for range 4 {
+				if resp, _ := say(t, client, r, hello, "GET"); resp.StatusCode != 200 {
+					t.Fatal(resp.StatusCode)
+				}
+				time.Sleep(4 * upstream.Fresh)
+			}
+			client.Close()
+			b.ended(t)
+			first, second := <-requests, 0
+			select {
+			case second = <-requests:
+			case <-time.After(time.Second): // there was one connection
+			}
+			if min(first, second) != 1 || max(first, second) != 3 {
+				t.Errorf("connections carried %d and %d requests, want 3 and 1", first, second)
+			}
+		})
+	}
+}
+
+// corked has what is written go when the connection ends, in one piece with that.
+func corked(t *testing.T, c *net.TCPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if err := unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_CORK, 1); err != nil {
+			t.Error(err)
+		}
+	})
 }
