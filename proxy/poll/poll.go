@@ -71,14 +71,14 @@ func New(after func()) (*Poller, error) {
 // Add has h told of what comes for a socket from now on, and of what is there.
 func (p *Poller) Add(fd int, h Handler) error {
 	unwaited(fd)
-	if err := p.add(fd, h); err != nil {
+	if err := p.add(fd, h, unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLET); err != nil {
 		waited(fd)
 		return fmt.Errorf("poll: %w", err)
 	}
 	return nil
 }
 
-func (p *Poller) add(fd int, h Handler) error {
+func (p *Poller) add(fd int, h Handler, events uint32) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -88,7 +88,7 @@ func (p *Poller) add(fd int, h Handler) error {
 		p.watched = append(p.watched, watched{})
 	}
 	p.round++
-	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(fd), Pad: p.round}
+	event := unix.EpollEvent{Events: events, Fd: int32(fd), Pad: p.round}
 	if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
@@ -96,13 +96,19 @@ func (p *Poller) add(fd int, h Handler) error {
 	return nil
 }
 
-// Remove has nobody told any more, but of what is being told already.
-func (p *Poller) Remove(fd int) {
-	p.remove(fd)
-	waited(fd)
+// modify has a handler told of other events from now on.
+func (p *Poller) modify(fd int, events uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return os.ErrClosed
+	}
+	event := unix.EpollEvent{Events: events, Fd: int32(fd), Pad: p.watched[fd].round}
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(p.epoll, unix.EPOLL_CTL_MOD, fd, &event))
 }
 
-func (p *Poller) remove(fd int) {
+// Remove has nobody told any more, but of what is being told already.
+func (p *Poller) Remove(fd int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if fd < len(p.watched) {
@@ -111,6 +117,7 @@ func (p *Poller) remove(fd int) {
 	if !p.closed {
 		_ = unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 	}
+	waited(fd)
 }
 
 // Close ends Run, which must have been called.
@@ -125,6 +132,7 @@ func (p *Poller) Close() error {
 func (p *Poller) end() {
 	_ = p.Close()
 	unix.Close(p.epoll)
+	p.waits.end()
 }
 
 // Run tells the handlers, until the Poller is closed.

@@ -26,26 +26,30 @@ const (
 	patience = 5 * time.Millisecond
 	heats    = 8
 	cools    = 2
+	// calm is how long other Pollers must have had nothing to do.
+	calm = time.Second
 )
 
 // waits is how the goroutine of Run waits.
 type waits struct {
 	p *Poller
 
-	// outer is an epoll that the runtime watches. It has the Poller's, unless that is hot.
+	// outer is an epoll that the runtime watches, with the Poller's in it, which has others
+	// in it if it may become hot. Both stay, as epoll_ctl(2) walks all that is in an epoll
+	// that it adds to another; asked for is one of them at a time.
 	// again is an eventfd(2) that the runtime watches: the goroutine waits for it after it
 	// has written to it, so that the runtime looks whom else there is something for.
 	outer, again       *os.File
 	rawOuter, rawAgain syscall.RawConn
 
 	events []unix.EpollEvent
-	n      int // of events, what was found
+	n      int  // of events, what was found
+	first  bool // it may become hot
 	hot    bool
-	never  bool          // it cannot be
 	most   time.Duration // patience
 	few    int           // of waits in a row: short ones, or if hot, those for nothing
 	waited bool          // there was nothing at first
-	began  time.Time     // when there was something again
+	began  time.Time     // when there was something again, or it became hot
 	owing  bool          // something has come for others
 	given  bool          // the runtime has looked
 
@@ -68,9 +72,25 @@ func (w *waits) open(p *Poller) error {
 	if w.again, w.rawAgain, err = seen(fd, "eventfd"); err != nil {
 		return err
 	}
-	Waited(w.outer) // while another Poller is hot
-	return w.show()
+	if err := w.ofOuter(unix.EPOLL_CTL_ADD, unix.EPOLLIN); err != nil {
+		return err
+	}
+	w.first = others() >= 0 && first.CompareAndSwap(false, true)
+	if !w.first {
+		return nil
+	}
+	return p.add(others(), w, 0)
 }
+
+// first is that there is a Poller that may become hot. There is one of them: another one
+// would not hear of its sockets meanwhile.
+var first atomic.Bool
+
+// stirred is when there was something for another Poller, in nanoseconds since epoch. At
+// first that is long ago.
+var stirred atomic.Int64
+
+var epoch = time.Now().Add(-2 * calm)
 
 // seen has the runtime watch a descriptor.
 func seen(fd int, name string) (*os.File, syscall.RawConn, error) {
@@ -85,6 +105,13 @@ func seen(fd int, name string) (*os.File, syscall.RawConn, error) {
 
 func (w *waits) close() error { return errors.Join(w.outer.Close(), w.again.Close()) }
 
+// end has another Poller be the first.
+func (w *waits) end() {
+	if w.first {
+		first.Store(false)
+	}
+}
+
 // next waits, and returns what has come. The error is that the Poller is closed.
 func (w *waits) next() ([]unix.EpollEvent, error) {
 	var err error
@@ -92,9 +119,6 @@ func (w *waits) next() ([]unix.EpollEvent, error) {
 		err = w.waitHot()
 	} else {
 		err = w.waitCold()
-	}
-	if err != nil && w.hot {
-		kept.Store(false)
 	}
 	return w.events[:w.n], err
 }
@@ -129,35 +153,28 @@ func (w *waits) woke(now time.Time) {
 		w.few = 0
 	}
 	w.began = now
-	if w.few >= heats && !w.never && runtime.GOMAXPROCS(0) == 1 {
-		w.heat()
+	switch {
+	case !w.first:
+		stirred.Store(now.Sub(epoch).Nanoseconds())
+	case w.few >= heats && runtime.GOMAXPROCS(0) == 1 && now.Sub(epoch) > time.Duration(stirred.Load())+calm:
+		w.few = 0
+		if w.hot = w.ask(0, unix.EPOLLIN|unix.EPOLLET) == nil; !w.hot {
+			_ = w.ask(unix.EPOLLIN, 0)
+		}
 	}
 }
 
-// heat has everything that can come be in the Poller's epoll, and that in no other.
-func (w *waits) heat() {
-	if !kept.CompareAndSwap(false, true) {
-		return
-	}
-	w.few, w.owing = 0, false
-	if w.hide() == nil && w.p.add(others(), w) == nil {
-		w.hot = true
-		return
-	}
-	kept.Store(false)
-	w.never = true
-	_ = w.show()
+// ask has outer hear of those events of the sockets, and the Poller of those of others.
+func (w *waits) ask(ofSockets, ofOthers uint32) error {
+	return errors.Join(w.ofOuter(unix.EPOLL_CTL_MOD, ofSockets), w.p.modify(others(), ofOthers))
 }
 
-// kept is that a Poller keeps the processor: another one would not hear of its sockets
-// meanwhile if it did the same.
-var kept atomic.Bool
-
-func (w *waits) cool() error {
-	w.few, w.hot = 0, false
-	kept.Store(false)
-	w.p.remove(others())
-	return w.show()
+func (w *waits) ofOuter(op int, events uint32) error {
+	var err error
+	failed := w.rawOuter.Control(func(outer uintptr) {
+		err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(int(outer), op, w.p.epoll, &unix.EpollEvent{Events: events}))
+	})
+	return errors.Join(failed, err)
 }
 
 // Ready is Handler's, of others.
@@ -180,8 +197,9 @@ func (w *waits) waitHot() error {
 	runtime.Gosched()
 	runtime.Gosched()
 	w.n = 0
-	if w.few >= cools || runtime.GOMAXPROCS(0) > 1 {
-		return w.cool()
+	if w.few >= cools || runtime.GOMAXPROCS(0) > 1 || time.Duration(stirred.Load()) > w.began.Sub(epoch) {
+		w.few, w.hot = 0, false
+		return w.ask(unix.EPOLLIN, 0)
 	}
 	w.n = w.wait(w.most)
 	return nil
@@ -204,19 +222,6 @@ func (w *waits) gives(again uintptr) bool {
 
 // one is what is written to an eventfd.
 var one = binary.NativeEndian.AppendUint64(nil, 1)
-
-// show has outer hear of the sockets, hide nobody.
-func (w *waits) show() error { return w.ofOuter(unix.EPOLL_CTL_ADD) }
-
-func (w *waits) hide() error { return w.ofOuter(unix.EPOLL_CTL_DEL) }
-
-func (w *waits) ofOuter(op int) error {
-	var err error
-	failed := w.rawOuter.Control(func(outer uintptr) {
-		err = os.NewSyscallError("epoll_ctl", unix.EpollCtl(int(outer), op, w.p.epoll, &unix.EpollEvent{Events: unix.EPOLLIN}))
-	})
-	return errors.Join(failed, err)
-}
 
 // wait takes what there is, or comes within that time, without telling the scheduler: its
 // processor is not given away meanwhile. A signal ends it, so the runtime, which sends one

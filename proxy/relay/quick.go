@@ -236,6 +236,10 @@ func (u *httpUpstream) Ready(ended bool) {
 
 // watch has p tell of u, or nobody.
 func (u *httpUpstream) watch(p *http2.Poller) bool {
+	if u.poller != nil && u.poller != p { // there were more processors, or less
+		u.poller.Remove(int(u.socket))
+		u.poller = nil
+	}
 	if u.poller == nil && p.Add(int(u.socket), u) == nil {
 		u.poller = p
 	}

@@ -8,12 +8,14 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weirmesh/weir/proxy/http2"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/route"
 	"github.com/weirmesh/weir/proxy/upstream"
@@ -429,4 +431,46 @@ func corked(t *testing.T, c *net.TCPConn) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestConnectionsFollowTheProcessors: what a poller watched that is not chosen any more, it
+// does not keep awake for.
+func TestConnectionsFollowTheProcessors(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	app := serving(t, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
+	b := newBench(t, behind(app))
+	ask := func(client *net.TCPConn, r *bufio.Reader) {
+		t.Helper()
+		if resp, _ := say(t, client, r, hello, "GET"); resp.StatusCode != 200 {
+			t.Fatal(resp.StatusCode)
+		}
+	}
+	first := b.pollers.get(2)
+	b.pollers.get(2) // the next is another one
+	client := b.conn(t, listen.Inbound, app)
+	r := bufio.NewReader(client)
+	watching := func() *http2.Poller {
+		h := b.only(t)
+		h.quick.mu.Lock()
+		defer h.quick.mu.Unlock()
+		if h.quick.at != atHead {
+			return nil // its goroutine does
+		}
+		return h.held.poller
+	}
+	ask(client, r)
+	ask(client, r)
+	b.only(t).comes(t, atHead)
+	if watching() == first {
+		t.Fatal("the test is wrong about which poller is chosen")
+	}
+	runtime.GOMAXPROCS(1)
+	for deadline := time.Now().Add(4 * lookEvery); watching() != first; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a poller watches that is not chosen any more")
+		}
+		ask(client, r)
+	}
+	client.Close()
+	b.ended(t)
 }
