@@ -18,9 +18,10 @@ var others = sync.OnceValue(func() int {
 	return fd
 })
 
-// Waited says of a connection or a listener of package net, and once for its life, that
-// goroutines wait for it, and not for long where a Poller has the processor. Of another one
-// that hears after up to 10 ms, as the runtime's monitor does.
+// Waited says, once for its life, that goroutines wait for a connection or a listener of
+// package net: a Poller that keeps the processor gives way as soon as something comes for
+// it. For what nobody says so of, that is once the Poller has waited in vain, or when the
+// runtime's monitor looks, which is every 10 ms.
 func Waited(c syscall.Conn) {
 	if raw, err := c.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { waited(int(fd)) })
@@ -29,7 +30,7 @@ func Waited(c syscall.Conn) {
 
 func waited(fd int) {
 	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(fd)}
-	_ = unix.EpollCtl(others(), unix.EPOLL_CTL_ADD, fd, &event) // without, it is waited for longer
+	_ = unix.EpollCtl(others(), unix.EPOLL_CTL_ADD, fd, &event) // if it fails, that is later
 }
 
 func unwaited(fd int) { _ = unix.EpollCtl(others(), unix.EPOLL_CTL_DEL, fd, nil) }

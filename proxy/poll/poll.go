@@ -8,11 +8,11 @@
 // It waits in one of two ways. While little comes, the runtime's epoll has the poller's
 // in it: no thread is held, and whoever is busy with other goroutines hears of it as of
 // any other descriptor. But that is to wait in two epolls, one after the other, and to be
-// found by the scheduler in between: with a request a millisecond a tenth of what a proxy
+// found by the scheduler in between: with a request of 1 KB a twentieth of what a proxy
 // takes. While much comes, and there is one processor to the process, the poller keeps it:
 // it waits in its epoll and nowhere else. Goroutines have their turn before it does, and
-// whatever they wait for is in the epoll as well (Waited): then the poller gives way, and
-// the scheduler looks who it is for. Timers ring up to 5 ms late then.
+// when something comes that they wait for (Waited), the poller gives way, and the scheduler
+// looks whom it is for. Timers ring up to 5 ms late then.
 //
 // Sockets stay in the runtime's poller as well: the goroutine that a socket belongs to
 // may take over at any time, with reads that wait, deadlines and all.
