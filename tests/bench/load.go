@@ -43,11 +43,15 @@ var (
 
 // throughput has wrk send as many requests as it can on c connections.
 func (d *dataplane) throughput(ctx context.Context, lanes []lane, c int, length time.Duration, out results) error {
-	all, err := d.takeTurns(ctx, lanes, length, func(l lane) (load, error) {
+	start := func(l lane) (load, error) {
 		// It ends when it is told to, and waits longer than until its next turn. It has 8 MB
 		// of addresses for each second of a timeout.
 		return wrkLoad{newProgram(ctx, l, wrk, "-t1", fmt.Sprint("-c", c), "-d1h", "--timeout", "30s", "http://"+l.target.String()+"/")}, nil
-	})
+	}
+	if err := warm(ctx, lanes, start); err != nil {
+		return err
+	}
+	all, err := d.takeTurns(ctx, lanes, length, start)
 	for _, did := range all {
 		out.add(nameThroughput(did.lane.name, c), did.amount/did.took.Seconds())
 		out.addCPU(did, atConnections(c))

@@ -83,6 +83,32 @@ func (d *dataplane) takeTurns(ctx context.Context, lanes []lane, length time.Dur
 	return out, nil
 }
 
+// warm has each lane put to a load for one turn that is not measured. Its proxies open the
+// connections then that they keep between requests: a handshake of theirs costs as much as
+// twenty requests, and what of it is in a second depends on how long they kept those of
+// the round before.
+func warm(ctx context.Context, lanes []lane, start func(lane) (load, error)) error {
+	for _, l := range lanes {
+		if err := warmOne(ctx, l, start); err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
+		}
+	}
+	return nil
+}
+
+func warmOne(ctx context.Context, l lane, start func(lane) (load, error)) error {
+	load, err := start(l)
+	if err != nil {
+		return err
+	}
+	defer load.close()
+	if err := load.work(ctx, turn); err != nil {
+		return err
+	}
+	_, err = load.finish()
+	return err
+}
+
 func turnsIn(length time.Duration) int { return max(1, int(length/turn)) }
 
 // measure adds what f takes.
