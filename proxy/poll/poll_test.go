@@ -31,20 +31,23 @@ func (h *told) Ready(ended bool) {
 	}
 }
 
-// running is a Poller that runs until the test ends.
-func running(t *testing.T) *Poller {
+// running is a Poller that runs until the test ends, or before that until what it returns is called.
+// While it is hot it waits for so long at a time.
+func running(t *testing.T, most time.Duration) (*Poller, func()) {
 	t.Helper()
 	p, err := New(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.waits.most = most
 	var done sync.WaitGroup
 	done.Go(p.Run)
-	t.Cleanup(func() {
+	end := func() {
 		p.Close()
 		done.Wait()
-	})
-	return p
+	}
+	t.Cleanup(end)
+	return p, end
 }
 
 // pair is a socket, and its other end, which the test writes to; neither blocks.
@@ -76,7 +79,7 @@ func hears(t *testing.T, h *told, want string) {
 
 func TestWhatComesIsTold(t *testing.T) {
 	fd, far := pair(t)
-	p := running(t)
+	p, _ := running(t, patience)
 	h := &told{fd, make(chan string, 8)}
 	_, _ = unix.Write(far, []byte("before"))
 	if err := p.Add(fd, h); err != nil {
@@ -93,7 +96,7 @@ func TestWhatComesIsTold(t *testing.T) {
 
 func TestNobodyIsToldOfASocketThatIsRemoved(t *testing.T) {
 	fd, far := pair(t)
-	p := running(t)
+	p, _ := running(t, patience)
 	h := &told{fd, make(chan string, 8)}
 	if err := p.Add(fd, h); err != nil {
 		t.Fatal(err)

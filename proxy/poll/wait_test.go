@@ -34,30 +34,19 @@ type busy struct {
 	t     *testing.T
 	heard *told
 	far   int
-	done  sync.WaitGroup
+	end   func()
 }
 
 // newBusy makes one that waits for so long at a time while it is hot.
 func newBusy(t *testing.T, most time.Duration) *busy {
 	t.Helper()
 	fd, far := pair(t)
-	p, err := New(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.waits.most = most
-	b := &busy{Poller: p, t: t, heard: &told{fd, make(chan string, 8)}, far: far}
-	b.done.Go(p.Run)
-	t.Cleanup(b.end)
+	p, end := running(t, most)
+	b := &busy{p, t, &told{fd, make(chan string, 8)}, far, end}
 	if err := p.Add(fd, b.heard); err != nil {
 		t.Fatal(err)
 	}
 	return b
-}
-
-func (b *busy) end() {
-	b.Close()
-	b.done.Wait()
 }
 
 // work has so many things come, one after the other, as soon as what was before is told.
@@ -77,7 +66,7 @@ func (b *busy) wasHot() bool {
 
 func TestAPollerThatHasMuchToDoKeepsTheProcessor(t *testing.T) {
 	onOne(t)
-	b := newBusy(t, time.Second)
+	b := newBusy(t, long)
 	b.work(100)
 	if !b.wasHot() {
 		t.Error("it waits as goroutines do")
@@ -86,7 +75,7 @@ func TestAPollerThatHasMuchToDoKeepsTheProcessor(t *testing.T) {
 
 func TestAPollerKeepsNoneOfTwo(t *testing.T) {
 	onOne(t)
-	b := newBusy(t, time.Second)
+	b := newBusy(t, long)
 	b.work(100)
 	runtime.GOMAXPROCS(2)
 	b.work(100)

@@ -40,7 +40,7 @@ type conn struct {
 	r, w int               // of buf, what is not passed on
 
 	socket   uintptr // good until who has the connection closes it
-	drained  bool    // the last read took less than there was room for
+	full     bool    // the last read took as much as there was room for
 	eof      bool
 	err      error
 	missed   error              // of takeNow: fill's next
@@ -220,8 +220,8 @@ func (c *conn) takeNow() bool {
 // over reports whether takeNow has met the end, or a failure.
 func (c *conn) over() bool { return c.eof || c.missed != nil }
 
-// more reports whether the last read took as much as it could.
-func (c *conn) more() bool { return c.buf != nil && c.w == len(c.buf) }
+// more reports whether the last read took as much as it could: there may be more.
+func (c *conn) more() bool { return c.full }
 
 // writeNow writes as much of p as there is room for, in the same way, and returns
 // what it did not. A failure is met again by who writes that.
@@ -258,12 +258,13 @@ func (c *conn) readable(fd uintptr) bool {
 		c.lent = buffers.Get().(*[bufferSize]byte)
 		c.buf = c.lent[:]
 	}
+	c.full = false
 	for {
 		n, err := c.take(fd, c.buf[c.w:])
 		switch {
 		case n > 0:
 			c.w += n
-			c.drained = c.w < len(c.buf)
+			c.full = c.w == len(c.buf)
 			return true
 		case errors.Is(err, unix.EINTR):
 			continue

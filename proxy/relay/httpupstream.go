@@ -83,7 +83,7 @@ func (u *httpUpstream) Quiet() bool { return u.quiet() && !pastEnd(u.dialled, ti
 // quiet is conn's, without a look where a poller would have told of whatever has come: up
 // to when it looked itself, which is less than upstream.Fresh ago.
 func (u *httpUpstream) quiet() bool {
-	if u.poller == nil || !u.drained || u.said.Load() {
+	if u.poller == nil || u.more() || u.said.Load() {
 		return u.conn.quiet()
 	}
 	return len(u.bytes()) == 0 && !u.over()

@@ -236,9 +236,8 @@ func (u *httpUpstream) Ready(ended bool) {
 
 // watch has p tell of u, or nobody.
 func (u *httpUpstream) watch(p *http2.Poller) bool {
-	if u.poller != nil && u.poller != p { // there were more processors, or less
-		u.poller.Remove(int(u.socket))
-		u.poller = nil
+	if u.poller != p { // there were more processors, or less
+		u.forget()
 	}
 	if u.poller == nil && p.Add(int(u.socket), u) == nil {
 		u.poller = p
@@ -248,6 +247,11 @@ func (u *httpUpstream) watch(p *http2.Poller) bool {
 
 func (u *httpUpstream) unwatch() {
 	u.user.Store(nil)
+	u.forget()
+}
+
+// forget has the poller tell nobody.
+func (u *httpUpstream) forget() {
 	if u.poller != nil {
 		u.poller.Remove(int(u.socket))
 		u.poller = nil

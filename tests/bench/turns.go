@@ -105,6 +105,9 @@ func warmOne(ctx context.Context, l lane, start func(lane) (load, error)) error 
 	if err := load.work(ctx, turn); err != nil {
 		return err
 	}
+	if err := load.await(ctx); err != nil {
+		return err
+	}
 	_, err = load.finish()
 	return err
 }
