@@ -94,7 +94,7 @@ func newRelay(t testing.TB, backend string, setup func(*relay)) *relay {
 // newPoller serves until the test's other cleaning up is done.
 func newPoller(t testing.TB) *http2.Poller {
 	t.Helper()
-	p, err := http2.NewPoller()
+	p, err := http2.NewPoller(func() {})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,11 +30,14 @@ type Poller struct {
 	turn Turn
 }
 
-// NewPoller makes one; Run serves it.
-func NewPoller() (*Poller, error) {
+// NewPoller makes one; Run serves it. after is called when it has written that.
+func NewPoller(after func()) (*Poller, error) {
 	p := &Poller{}
 	var err error
-	p.Poller, err = poll.New(p.turn.Flush)
+	p.Poller, err = poll.New(func() {
+		p.turn.Flush()
+		after()
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -50,6 +53,7 @@ type polls struct {
 	// mu is over what is of the goroutine that reads. Before any Stream's.
 	mu      sync.Mutex
 	resting bool  // the goroutine is: the poller reads
+	by      *ear  // which one does
 	failed  error // what the poller met
 
 	// Of conn.mu.
@@ -96,12 +100,16 @@ func (c *conn) act(reads int, sure bool) (bool, error) {
 	}
 }
 
+// ear is one poller's of a connection. What an earlier one was about to tell of, the
+// later one finds itself: each poller has its own Turn.
+type ear struct{ c *conn }
+
 // Ready is poll.Handler's.
-func (c *conn) Ready(ended bool) {
-	p := &c.polls
+func (e *ear) Ready(ended bool) {
+	c, p := e.c, &e.c.polls
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.resting {
+	if !p.resting || p.by != e {
 		return
 	}
 	idle, err := c.act(reads, ended)
@@ -143,7 +151,8 @@ func (c *conn) wake() {
 	}
 }
 
-// watched has a poller tell what comes. It reports false if there is none.
+// watched has a poller tell what comes. It reports false if there is none. polls.mu is
+// held.
 func (c *conn) watched() bool {
 	p := &c.polls
 	c.mu.Lock()
@@ -152,11 +161,11 @@ func (c *conn) watched() bool {
 		return true // the goroutine has been woken
 	}
 	p.processors = runtime.GOMAXPROCS(0)
-	poller := p.choose()
-	if poller == nil || poller.Add(p.fd, c) != nil {
+	poller, by := p.choose(), &ear{c}
+	if poller == nil || poller.Add(p.fd, by) != nil {
 		return false
 	}
-	p.poller, c.turn = poller, &poller.turn
+	p.poller, p.by, c.turn = poller, by, &poller.turn
 	return true
 }
 

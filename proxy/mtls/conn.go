@@ -23,6 +23,8 @@ type Conn struct {
 	until  time.Time
 	client bool
 
+	protocol string
+
 	verified int64         // when the peer was, in Unix seconds
 	trust    atomic.Uint64 // the number of the roots that the peer hangs on
 
@@ -40,6 +42,9 @@ var (
 
 // Peer is the other end's SPIFFE ID.
 func (c *Conn) Peer() string { return c.peer }
+
+// Streams reports whether what is inside is streams of package mux.
+func (c *Conn) Streams() bool { return c.protocol == Streams }
 
 // Until is when the first of the two certificates ends that it was made with.
 func (c *Conn) Until() time.Time { return c.until }

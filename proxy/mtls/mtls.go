@@ -34,6 +34,11 @@ import (
 // there without TLS.
 const Protocol = "weir/1"
 
+// Streams is the ALPN between proxies that gather what they have for each other: inside
+// are streams of package mux, each with what would be there without any of it. Who offers
+// it offers Protocol, too.
+const Streams = "weir.mux/1"
+
 const (
 	// Timeout bounds a handshake.
 	Timeout = 5 * time.Second
@@ -109,20 +114,21 @@ func (id *Identity) Valid() error {
 	return nil
 }
 
-// Client shakes hands with the server of that SPIFFE ID. Errors are *reason.Error; the
-// connection is the caller's to close.
-func (h *Handshaker) Client(ctx context.Context, tcp *net.TCPConn, own *Identity, expected string) (*Conn, error) {
-	v := &verifier{own: own, usage: x509.ExtKeyUsageServerAuth, expected: expected}
+// Client shakes hands with the server of that SPIFFE ID, for Protocol, or one of those that
+// are better. Errors are *reason.Error; the connection is the caller's to close.
+func (h *Handshaker) Client(ctx context.Context, tcp *net.TCPConn, own *Identity, expected string, better ...string) (*Conn, error) {
+	v := &verifier{own: own, usage: x509.ExtKeyUsageServerAuth, expected: expected, protocols: append(better, Protocol)}
 	config := h.config(v)
 	// The name in a certificate is no host's: VerifyConnection does all there is to verify.
 	config.InsecureSkipVerify = true
 	return handshake(ctx, tcp, nil, v, func(w *wire) *tls.Conn { return tls.Client(w, config) })
 }
 
-// Server shakes hands with a client, of which some bytes were read already. Errors are
-// *reason.Error; the connection is the caller's to close.
-func (h *Handshaker) Server(ctx context.Context, tcp *net.TCPConn, own *Identity, first []byte) (*Conn, error) {
-	v := &verifier{own: own, usage: x509.ExtKeyUsageClientAuth}
+// Server shakes hands with a client, of which some bytes were read already, for Protocol,
+// or one of those that are better. Errors are *reason.Error; the connection is the
+// caller's to close.
+func (h *Handshaker) Server(ctx context.Context, tcp *net.TCPConn, own *Identity, first []byte, better ...string) (*Conn, error) {
+	v := &verifier{own: own, usage: x509.ExtKeyUsageClientAuth, protocols: append(better, Protocol)}
 	config := h.config(v)
 	// None is refused by VerifyConnection, which says so.
 	config.ClientAuth = tls.RequestClientCert
@@ -137,7 +143,7 @@ func (h *Handshaker) config(v *verifier) *tls.Config {
 	}
 	return &tls.Config{
 		MinVersion:       tls.VersionTLS13,
-		NextProtos:       []string{Protocol},
+		NextProtos:       v.protocols,
 		Certificates:     []tls.Certificate{*v.own.Certificate},
 		CurvePreferences: curves,
 		VerifyConnection: v.verify,
@@ -172,7 +178,7 @@ func handshake(ctx context.Context, tcp *net.TCPConn, first []byte, v *verifier,
 		return nil, v.explain(err)
 	}
 	w.nonblocking = true
-	c.peer, c.until, c.client, c.verified = v.peer, v.until, v.expected != "", v.verified
+	c.peer, c.until, c.client, c.verified, c.protocol = v.peer, v.until, v.expected != "", v.verified, v.protocol
 	c.trust.Store(v.own.Trust)
 	return c, nil
 }

@@ -24,6 +24,9 @@ type verifier struct {
 	usage    x509.ExtKeyUsage // that the peer's certificate is to have
 	expected string           // SPIFFE ID; empty: whoever it is
 
+	protocols []string // one of which is to be spoken
+	protocol  string   // which that is
+
 	offered *tls.ClientHelloInfo // of a server
 	peer    string               // SPIFFE ID
 	until   time.Time            // the end of the peer's certificate, or of the own
@@ -48,7 +51,7 @@ func (v *verifier) verify(state tls.ConnectionState) error {
 
 func (v *verifier) examine(state tls.ConnectionState) *reason.Error {
 	switch {
-	case state.NegotiatedProtocol != Protocol:
+	case !slices.Contains(v.protocols, state.NegotiatedProtocol):
 		return &reason.Error{Reason: reason.TLSProtocol, Err: errNoProtocol}
 	case len(state.PeerCertificates) == 0:
 		return &reason.Error{Reason: reason.CertMissing}
@@ -66,7 +69,7 @@ func (v *verifier) examine(state tls.ConnectionState) *reason.Error {
 	case v.expected != "" && id.String() != v.expected:
 		return &reason.Error{Reason: reason.PeerIdentity, Err: fmt.Errorf("%s, not %s", id, v.expected)}
 	}
-	v.peer, v.verified, v.until = id.String(), now.Unix(), leaf.NotAfter
+	v.peer, v.verified, v.until, v.protocol = id.String(), now.Unix(), leaf.NotAfter, state.NegotiatedProtocol
 	if own := v.own.Certificate.Leaf.NotAfter; own.Before(v.until) {
 		v.until = own
 	}

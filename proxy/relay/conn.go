@@ -12,7 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/http1"
+	"github.com/weirmesh/weir/proxy/http2"
 	"github.com/weirmesh/weir/proxy/mtls"
+	"github.com/weirmesh/weir/proxy/mux"
+	"github.com/weirmesh/weir/proxy/poll"
 	"github.com/weirmesh/weir/proxy/sock"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
@@ -31,15 +34,17 @@ var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 // It holds a buffer only while there are any: an idle one costs none. One
 // goroutine reads; another one may write.
 type conn struct {
-	*net.TCPConn
+	link
+	tcp    *net.TCPConn // nil: it is a stream
 	raw    syscall.RawConn
-	secure *mtls.Conn // what the bytes go through; nil: they go as they are
+	stream *mux.Stream // nil: it is a connection of its own
+	secure *mtls.Conn  // what the bytes go through; nil: they go as they are
 
 	lent *[bufferSize]byte // buf, if that is a buffer of the pool
 	buf  []byte            // nil: none is held
 	r, w int               // of buf, what is not passed on
 
-	socket   uintptr // good until who has the connection closes it
+	socket   uintptr // good until who has the connection closes it; of a stream none
 	full     bool    // the last read took as much as there was room for
 	eof      bool
 	err      error
@@ -52,17 +57,36 @@ type conn struct {
 	writing func(uintptr) bool // Write's, as fd
 }
 
+// link is what a connection is apart from its bytes: a *net.TCPConn, or a *mux.Stream.
+type link interface {
+	SetDeadline(time.Time) error
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+	SetLinger(sec int) error
+	CloseWrite() error
+}
+
 func newConn(tcp *net.TCPConn) (*conn, error) {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{TCPConn: tcp, raw: raw}
+	c := &conn{link: tcp, tcp: tcp, raw: raw}
 	c.fd, c.writing = c.readable, c.writable
 	return c, raw.Control(func(fd uintptr) { c.socket = fd })
 }
 
+// newStreamConn is of a stream that secure carries.
+func newStreamConn(stream *mux.Stream, secure *mtls.Conn) *conn {
+	c := &conn{link: stream, raw: stream, stream: stream, secure: secure}
+	c.fd, c.writing = c.readable, c.writable
+	return c
+}
+
 func newUpstreamConn(up *upstream.Conn) (*conn, error) {
+	if up.Stream != nil {
+		return newStreamConn(up.Stream, up.Secure), nil
+	}
 	c, err := newConn(up.TCPConn)
 	if err != nil {
 		return nil, err
@@ -73,7 +97,10 @@ func newUpstreamConn(up *upstream.Conn) (*conn, error) {
 
 // take is sock.Read of what comes, decrypted if it is encrypted.
 func (c *conn) take(fd uintptr, p []byte) (int, error) {
-	if c.secure != nil {
+	switch {
+	case c.stream != nil:
+		return c.stream.ReadNow(p)
+	case c.secure != nil:
 		return c.secure.ReadNow(p)
 	}
 	return sock.Read(fd, p)
@@ -81,7 +108,10 @@ func (c *conn) take(fd uintptr, p []byte) (int, error) {
 
 // give is sock.Write of what goes, encrypted if it is to be.
 func (c *conn) give(fd uintptr, p []byte) (int, error) {
-	if c.secure != nil {
+	switch {
+	case c.stream != nil:
+		return c.stream.WriteNow(p)
+	case c.secure != nil:
 		return c.secure.WriteNow(p)
 	}
 	return sock.Write(fd, p)
@@ -89,14 +119,14 @@ func (c *conn) give(fd uintptr, p []byte) (int, error) {
 
 // unsent reports whether something that was written is not with the socket: it goes
 // with the next write, even of nothing.
-func (c *conn) unsent() bool { return c.secure != nil && c.secure.Unsent() }
+func (c *conn) unsent() bool { return c.stream == nil && c.secure != nil && c.secure.Unsent() }
 
 // CloseWrite says that nothing follows.
 func (c *conn) CloseWrite() error {
-	if c.secure != nil {
+	if c.stream == nil && c.secure != nil {
 		return c.secure.CloseWrite()
 	}
-	return c.TCPConn.CloseWrite()
+	return c.link.CloseWrite()
 }
 
 // Write writes all of p. One goroutine at a time.
@@ -322,7 +352,10 @@ func (c *conn) silent(fd uintptr) (bool, error) {
 
 // peek is take that leaves the bytes where they are.
 func (c *conn) peek(fd uintptr, p []byte) (int, error) {
-	if c.secure != nil {
+	switch {
+	case c.stream != nil:
+		return c.stream.Peek(p)
+	case c.secure != nil:
 		return c.secure.Peek(p)
 	}
 	for {
@@ -336,12 +369,39 @@ func (c *conn) peek(fd uintptr, p []byte) (int, error) {
 // reset reports whether the peer has broken the connection off. One that has
 // only finished sending has not.
 func (c *conn) reset() bool {
-	var out bool
-	err := c.raw.Control(func(fd uintptr) {
-		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-		out = err != nil || errno != 0
-	})
-	return out || err != nil
+	var broken error
+	err := c.raw.Control(func(fd uintptr) { broken = c.broken(fd) })
+	return broken != nil || err != nil
+}
+
+// broken is why the peer is not there any more; nil: it may be.
+func (c *conn) broken(fd uintptr) error {
+	if c.stream != nil {
+		return c.stream.Broken()
+	}
+	errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+	if err == nil && errno != 0 {
+		err = os.NewSyscallError("half-closed", unix.Errno(errno))
+	}
+	return err
+}
+
+// polled has the poller tell h what comes, and reports whether it does. It may tell in vain.
+func (c *conn) polled(p *http2.Poller, h poll.Handler) bool {
+	if c.stream == nil {
+		return p.Add(int(c.socket), h) == nil
+	}
+	c.stream.Watch(h)
+	return true
+}
+
+// unpolled has it tell nobody.
+func (c *conn) unpolled(p *http2.Poller) {
+	if c.stream == nil {
+		p.Remove(int(c.socket))
+	} else {
+		c.stream.Watch(nil)
+	}
 }
 
 // readBy sets when reading fails. The zero time: never.

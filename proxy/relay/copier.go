@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -101,5 +100,3 @@ func (c *copier) release() {
 	}
 	c.large, c.lent = nil, nil
 }
-
-func (c *copier) source() syscall.RawConn { return c.src.raw }

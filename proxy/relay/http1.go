@@ -149,8 +149,8 @@ func (h *http1Conn) abort(reason.Reason, error) {
 	h.aborted.Store(true)
 	h.cancel()
 	past := time.Unix(1, 0)
-	_ = h.accepted.SetLinger(0)
-	_ = h.accepted.SetDeadline(past)
+	_ = h.client.SetLinger(0)
+	_ = h.client.SetDeadline(past)
 	if up := h.awaited.Load(); up != nil {
 		_ = up.SetDeadline(past)
 	}

@@ -93,6 +93,7 @@ func (b *bench) ended(t testing.TB) []*journal.Record {
 	b.handlers.Wait()
 	b.pool.Close()
 	b.streams.close()
+	b.sessions.close()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	slices.SortStableFunc(b.records, func(x, y *journal.Record) int {

@@ -61,7 +61,7 @@ func newHTTPUpstream(c *upstream.Conn, e route.Endpoint) (*httpUpstream, error) 
 func (u *httpUpstream) Close() error {
 	u.unwatch()
 	u.drop()
-	if u.secure != nil {
+	if u.secure != nil && u.stream == nil {
 		u.secure.Release()
 	}
 	return u.dialled.Close()
@@ -292,7 +292,7 @@ func (h *http1Conn) open(ctx context.Context, endpoint route.Endpoint, picked pi
 		ctx, cancel = context.WithDeadline(ctx, limit)
 		defer cancel()
 	}
-	c, err := h.reach(ctx, h.accepted, endpoint)
+	c, err := h.reachStream(ctx, endpoint)
 	if err != nil {
 		place.leave()
 		var failure *reason.Error

@@ -32,6 +32,9 @@ const prefaceTimeout = time.Second
 // client is silent: who speaks first decides, and a server that speaks first has
 // not waited for us. Servers of HTTP/2 do: what they say tells.
 func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d route.Destination, r *record) (int, error) {
+	if client.secure != nil && client.secure.Streams() {
+		return s.serveStreams(ctx, c, client.secure, d)
+	}
 	declared := d.Protocol
 	switch {
 	case s.Config.Opaque(c.Original.Port()), d.Routes != nil && d.Routes.Kind == route.TCPRoute:
@@ -65,7 +68,7 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 				early.Close()
 				picked.done(balance.Unknown)
 			}
-			err := s.meet(ctx, &c, client)
+			err := s.meet(ctx, &c, client, d)
 			r.met(c)
 			if err != nil {
 				return 0, err

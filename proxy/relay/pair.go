@@ -3,7 +3,6 @@ package relay
 import (
 	"errors"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,7 +39,7 @@ func (p *pair) join() (uint64, uint64, *reason.Error) {
 	}
 	done := make(chan uint64)
 	go p.upward(up, done)
-	received := p.direction(down, reason.UpstreamClosed, reason.ClientGone)
+	received := p.direction(down, p.upstream, reason.UpstreamClosed, reason.ClientGone)
 	sent := <-done
 	return sent, received, p.cause
 }
@@ -50,23 +49,25 @@ type mover interface {
 	// run moves them until the source ends, and half-closes the destination. It returns
 	// their number; with an error, whether it was the source that failed.
 	run() (uint64, bool, error)
-	source() syscall.RawConn
 }
 
 func (p *pair) upward(m mover, done chan<- uint64) {
-	done <- p.direction(m, reason.ClientGone, reason.UpstreamClosed)
+	done <- p.direction(m, p.client, reason.ClientGone, reason.UpstreamClosed)
 }
 
 func (p *pair) pump(dst, src *conn) (mover, error) {
 	var out mover = &copier{src: src, dst: dst}
 	if src.secure == nil && dst.secure == nil {
 		var err error
-		if out, err = newPump(dst.TCPConn, src.TCPConn, p.pipes); err != nil {
+		if out, err = newPump(dst.tcp, src.tcp, p.pipes); err != nil {
 			return nil, err
 		}
 	}
+	if src.stream != nil {
+		return out, nil
+	}
 	var failed error
-	err := out.source().Control(func(fd uintptr) {
+	err := src.raw.Control(func(fd uintptr) {
 		failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 	})
 	return out, errors.Join(err, failed)
@@ -74,7 +75,7 @@ func (p *pair) pump(dst, src *conn) (mover, error) {
 
 // direction moves bytes from one end to the other. When they have ended it stays
 // for a reset of its source, which nobody else would notice.
-func (p *pair) direction(m mover, sourceFailed, destinationFailed reason.Reason) uint64 {
+func (p *pair) direction(m mover, source *conn, sourceFailed, destinationFailed reason.Reason) uint64 {
 	moved, fromSource, err := m.run()
 	switch {
 	case err != nil && fromSource:
@@ -84,7 +85,7 @@ func (p *pair) direction(m mover, sourceFailed, destinationFailed reason.Reason)
 	case p.finish():
 		// The other direction waits in awaitReset.
 	default:
-		if err := awaitReset(m.source()); err != nil {
+		if err := source.awaitReset(); err != nil {
 			p.abort(sourceFailed, err)
 		}
 	}

@@ -203,20 +203,12 @@ func (p *pump) release() {
 	p.pipes.put(p.pipe)
 }
 
-func (p *pump) source() syscall.RawConn { return p.rawSrc }
-
 // awaitReset returns when a source that has ended is reset after all or lost, with
 // what happened, or when its read deadline passes, with nil.
-func awaitReset(source syscall.RawConn) error {
+func (c *conn) awaitReset() error {
 	var happened error
-	err := source.Read(func(fd uintptr) bool {
-		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-		switch {
-		case err != nil:
-			happened = err
-		case errno != 0:
-			happened = os.NewSyscallError("half-closed", unix.Errno(errno))
-		}
+	err := c.raw.Read(func(fd uintptr) bool {
+		happened = c.broken(fd)
 		return happened != nil
 	})
 	if err != nil {

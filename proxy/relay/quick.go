@@ -9,6 +9,7 @@ import (
 	"github.com/weirmesh/weir/proxy/balance"
 	"github.com/weirmesh/weir/proxy/http1"
 	"github.com/weirmesh/weir/proxy/http2"
+	"github.com/weirmesh/weir/proxy/mux"
 	"github.com/weirmesh/weir/proxy/route"
 	"github.com/weirmesh/weir/proxy/upstream"
 )
@@ -49,6 +50,7 @@ type pollers struct {
 	next    int
 	closed  bool
 	running sync.WaitGroup
+	turn    mux.Turn // of all of them, and of goroutines that do a poller's work
 }
 
 // choose returns one for a connection; nil if there is none.
@@ -64,7 +66,7 @@ func (p *pollers) get(processors int) *http2.Poller {
 	p.next++
 	at := p.next % processors
 	if at >= len(p.all) {
-		one, err := http2.NewPoller()
+		one, err := http2.NewPoller(p.turn.Flush)
 		if err != nil {
 			return nil
 		}
@@ -114,7 +116,7 @@ func (h *http1Conn) wait() step {
 		q.processors, q.poller = n, h.pollers.get(n)
 	}
 	q.mu.Lock()
-	if q.poller == nil || h.leaving() || h.aborted.Load() || q.poller.Add(int(h.client.socket), h) != nil {
+	if q.poller == nil || h.leaving() || h.aborted.Load() || !h.client.polled(q.poller, h) {
 		q.mu.Unlock()
 		return atHead
 	}
@@ -122,6 +124,7 @@ func (h *http1Conn) wait() step {
 	q.dueBy(time.Now().Add(keepAlive))
 	h.advance()
 	q.mu.Unlock()
+	h.pollers.turn.Flush()
 	for {
 		select {
 		case at := <-q.resume:
@@ -185,7 +188,7 @@ func (h *http1Conn) handOver(at step) {
 func (h *http1Conn) unwatch() {
 	if h.quick.watched {
 		h.quick.watched = false
-		h.quick.poller.Remove(int(h.client.socket))
+		h.client.unpolled(h.quick.poller)
 	}
 }
 
@@ -239,8 +242,9 @@ func (u *httpUpstream) watch(p *http2.Poller) bool {
 	if u.poller != p { // there were more processors, or less
 		u.forget()
 	}
-	if u.poller == nil && p.Add(int(u.socket), u) == nil {
+	if u.poller == nil && u.polled(p, u) {
 		u.poller = p
+		u.said.Store(u.stream != nil) // what was there already is not told of
 	}
 	return u.poller != nil
 }
@@ -253,7 +257,7 @@ func (u *httpUpstream) unwatch() {
 // forget has the poller tell nobody.
 func (u *httpUpstream) forget() {
 	if u.poller != nil {
-		u.poller.Remove(int(u.socket))
+		u.unpolled(u.poller)
 		u.poller = nil
 	}
 }

@@ -100,6 +100,7 @@ func newBench(t testing.TB, config *fakeConfig) *bench {
 	t.Cleanup(func() {
 		b.handlers.Wait() // as Serve does
 		b.streams.close()
+		b.sessions.close()
 		b.pollers.close()
 	})
 	return b

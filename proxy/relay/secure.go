@@ -55,7 +55,7 @@ var errConnected = errors.New("the client has nothing to say")
 
 // meet finds out whether an inbound connection is a proxy's, and if so, who its caller
 // is. One that is not has its bytes in client's buffer, if any came.
-func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn) error {
+func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn, d route.Destination) error {
 	mode := s.Config.Peers(c.Original.Port())
 	if s.TLS == nil && mode != route.Strict || mode == route.Disable && len(client.bytes()) == 0 {
 		return nil
@@ -72,7 +72,7 @@ func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn) error {
 	case err != nil:
 		return &reason.Error{Reason: reason.ClientGone, Err: err}
 	case hello == sniff.HelloOffers, hello == sniff.HelloOther && mode == route.Strict:
-		return s.accepts(ctx, c, client)
+		return s.accepts(ctx, c, client, d)
 	case mode != route.Strict:
 		return nil
 	case client.eof && len(client.bytes()) == 0:
@@ -108,7 +108,7 @@ func (s *Server) hello(client *conn, silence time.Duration) (sniff.Hello, error)
 }
 
 // accepts shakes hands with a client that said hello.
-func (s *Server) accepts(ctx context.Context, c *listen.Conn, client *conn) error {
+func (s *Server) accepts(ctx context.Context, c *listen.Conn, client *conn, d route.Destination) error {
 	if s.TLS == nil {
 		return errNoTLS
 	}
@@ -119,7 +119,7 @@ func (s *Server) accepts(ctx context.Context, c *listen.Conn, client *conn) erro
 	first := bytes.Clone(client.bytes())
 	client.drop()
 	began := time.Now()
-	secure, err := s.TLS.Server(ctx, c.TCPConn, own, first)
+	secure, err := s.TLS.Server(ctx, c.TCPConn, own, first, s.takes(*c, d)...)
 	c.Handshake = time.Since(began)
 	if err != nil {
 		return err
@@ -154,7 +154,7 @@ func (s *Server) shows(e route.Endpoint) bool {
 
 // dialSecure connects to an endpoint with mTLS. Errors are *reason.Error: the Dialer's,
 // mtls's, which are mtls.ErrOwn if it is not the endpoint's fault.
-func (s *Server) dialSecure(ctx context.Context, e route.Endpoint) (*upstream.Conn, error) {
+func (s *Server) dialSecure(ctx context.Context, e route.Endpoint, better ...string) (*upstream.Conn, error) {
 	if s.TLS == nil {
 		return nil, errNoTLS
 	}
@@ -171,7 +171,7 @@ func (s *Server) dialSecure(ctx context.Context, e route.Endpoint) (*upstream.Co
 			return nil, err
 		}
 		began := time.Now()
-		up.Secure, err = s.TLS.Client(ctx, up.TCPConn, own, e.Identity)
+		up.Secure, err = s.TLS.Client(ctx, up.TCPConn, own, e.Identity, better...)
 		if err == nil {
 			up.Handshake, up.Trust = time.Since(began), own.Trust
 			return up, nil
@@ -239,6 +239,8 @@ func (c *conn) refused(err error) bool {
 	if errors.Is(err, mtls.ErrRefused) {
 		return true
 	}
-	_, err = c.secure.Peek(make([]byte, 1))
+	if c.stream == nil {
+		_, err = c.secure.Peek(make([]byte, 1))
+	}
 	return errors.Is(err, mtls.ErrRefused)
 }

@@ -97,6 +97,7 @@ type Server struct {
 	pollers  pollers
 	pool     upstream.Pool[*httpUpstream]
 	streams  http2Clients
+	sessions sessions
 	lines    lines
 	draining atomic.Bool
 	mirrors  atomic.Int32 // under way
@@ -127,6 +128,7 @@ func (s *Server) Serve(ctx context.Context, listeners []*listen.Listener) error 
 	defer s.pollers.close()
 	defer s.pool.Close()
 	defer s.streams.close()
+	defer s.sessions.close()
 	accepting, stop := context.WithCancel(ctx)
 	defer stop()
 	// Handlers outlive ctx by the drain time.
@@ -211,6 +213,11 @@ func (s *Server) handle(ctx context.Context, c listen.Conn) {
 	if requests > 0 && err == nil {
 		return
 	}
+	s.log(r)
+}
+
+// log passes on what is known of a connection, or a request, that ended now.
+func (s *Server) log(r *record) {
 	for _, entry := range r.entries(time.Now()) {
 		s.Log(entry)
 	}
@@ -244,7 +251,7 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 	}
 	defer client.drop()
 	if c.Direction == listen.Inbound {
-		err := s.meet(ctx, &c, client)
+		err := s.meet(ctx, &c, client, destination)
 		r.met(c)
 		switch {
 		case errors.Is(err, errConnected):

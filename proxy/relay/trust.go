@@ -72,6 +72,7 @@ func (s *Server) closeOutdated() {
 	trust := s.TLS.Trust()
 	s.pool.CloseAll(func(k upstream.Key) bool { return k.Identity != "" && k.Trust != trust })
 	s.streams.review()
+	s.sessions.review(trust)
 }
 
 // review has connections that are outdated end with their streams.

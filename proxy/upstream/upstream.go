@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weirmesh/weir/proxy/mtls"
+	"github.com/weirmesh/weir/proxy/mux"
 	"github.com/weirmesh/weir/proxy/poll"
 	"github.com/weirmesh/weir/proxy/reason"
 	"github.com/weirmesh/weir/proxy/sock"
@@ -61,6 +62,9 @@ type Conn struct {
 	Secure    *mtls.Conn
 	Handshake time.Duration // Secure's
 	Trust     uint64
+	// Stream is the one that this is, of those that Secure carries; nil: it is the whole
+	// connection.
+	Stream *mux.Stream
 	// OnClose is called once, when it is closed; nil: nobody is interested. Set it
 	// before anybody else has the Conn.
 	OnClose func()
@@ -71,12 +75,21 @@ type Conn struct {
 	closed sync.Once
 }
 
-// Close closes the connection and forgets its addresses.
+// Of is one of the streams that the connection carries.
+func (c *Conn) Of(stream *mux.Stream) *Conn {
+	return &Conn{TCPConn: c.TCPConn, Local: c.Local, Remote: c.Remote, Secure: c.Secure, Trust: c.Trust, Stream: stream}
+}
+
+// Close closes the connection and forgets its addresses; of a stream only that.
 func (c *Conn) Close() error {
 	var err error
 	c.closed.Do(func() {
-		err = c.TCPConn.Close()
-		c.dialer.forget(c)
+		if c.Stream != nil {
+			err = c.Stream.Close()
+		} else {
+			err = c.TCPConn.Close()
+			c.dialer.forget(c)
+		}
 		if c.OnClose != nil {
 			c.OnClose()
 		}
