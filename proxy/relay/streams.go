@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -197,6 +198,8 @@ func (s *Server) serveStream(ctx context.Context, c listen.Conn, client *conn, d
 // sessions are the connections to other proxies that carry streams. The zero value is
 // ready for use; close it.
 type sessions struct {
+	look time.Duration // how often it is looked whether one is idle; 0: lookIdle
+
 	mu      sync.Mutex
 	by      map[sessionKey]*dialled
 	all     map[*session]struct{} // those on which no stream is opened any more among them
@@ -360,7 +363,7 @@ func (s *sessions) tend(key sessionKey, d *dialled) error {
 
 // awaitEnd returns when the connection has ended. One that has been idle does so soon.
 func (s *sessions) awaitEnd(key sessionKey, d *dialled) {
-	look := time.NewTicker(lookIdle)
+	look := time.NewTicker(cmp.Or(s.look, lookIdle))
 	defer look.Stop()
 	for idle := false; ; {
 		select {
