@@ -30,13 +30,19 @@ const (
 	crampedPort
 	untrackedPort
 	plentyPort
+	sharedPort
 )
+
+// plain are those of them whose every request under way has a connection of its own: by
+// mTLS one is all that two proxies need, as toShared shows.
+var plain = []int{scarcePort, crampedPort, untrackedPort, plentyPort}
 
 var (
 	toScarce    = declare("scarce", scarcePort, "http")
 	toCramped   = declare("cramped", crampedPort, "http")
 	toPlenty    = declare("plenty", plentyPort, "http")
 	toUntracked = declare("untracked", untrackedPort, "http")
+	toShared    = declare("shared", sharedPort, "http")
 )
 
 // waiting is how many connections there is no descriptor for.
@@ -54,16 +60,18 @@ func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
 	onNode(t)
 	t.Parallel()
 	proxy, before := proxyOf(t, starved), metrics(t)
+	shared := newSharing(t)
 	// One after the other: the proxy is the same.
-	t.Run("descriptors", func(t *testing.T) { withoutDescriptors(t, proxy) })
-	t.Run("local ports", withoutLocalPorts)
-	t.Run("places in the table of connections", withoutConntrack)
+	t.Run("descriptors", func(t *testing.T) { withoutDescriptors(t, proxy, shared) })
+	t.Run("local ports", func(t *testing.T) { withoutLocalPorts(t, shared) })
+	t.Run("places in the table of connections", func(t *testing.T) { withoutConntrack(t, shared) })
+	shared.end(t)
 	if now := proxyOf(t, starved); now != proxy {
 		t.Errorf("the proxy was process %d, and is %d", proxy, now)
 	}
 	requests := func(service, code, reason string) string {
-		tls := "none" // of what went nowhere
-		if reason == "" {
+		tls := "none"
+		if service == "shared" {
 			tls = "mutual"
 		}
 		return fmt.Sprintf(`weir_http_requests_total{%s,code=%q,grpc_status="",protocol="http1",reason=%q,route="",tls=%q}`,
@@ -73,12 +81,49 @@ func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
 		requests("scarce", "503", "overload"):           2,
 		requests("cramped", "503", "overload"):          1,
 		requests("plenty", "200", ""):                   1,
+		requests("shared", "200", ""):                   sharers + 3*sharers + 1,
 		requests("untracked", "503", "connect_timeout"): 1,
 		"weir_tcp_connections_closed_total{" + fromStarved("unknown", "unknown", "unknown") + `,reason="overload"}`: waiting,
 	})
 }
 
-func withoutDescriptors(t *testing.T, proxy int) {
+// sharing are clients whose requests go by one connection of mTLS, on which one of them
+// waits for its answer all the while.
+type sharing struct {
+	app     *holding
+	waiting *asking
+	others  []*asking
+}
+
+const sharers = 3
+
+func newSharing(t *testing.T) *sharing {
+	s := &sharing{app: holdRequests(t, sharedPort), waiting: ask(t, starved, toShared)}
+	s.waiting.send(t, "/hold")
+	s.app.await(t, 1)
+	for range sharers {
+		c := ask(t, starved, toShared)
+		c.expect(t, "/", 200, "")
+		s.others = append(s.others, c)
+	}
+	return s
+}
+
+// ask has them ask for something, which needs nothing that there is not.
+func (s *sharing) ask(t *testing.T) {
+	t.Helper()
+	for _, c := range s.others {
+		c.expect(t, "/", 200, "")
+	}
+}
+
+func (s *sharing) end(t *testing.T) {
+	t.Helper()
+	s.app.release(1)
+	s.waiting.answered(t, 200, "")
+}
+
+func withoutDescriptors(t *testing.T, proxy int, shared *sharing) {
 	app := holdRequests(t, scarcePort)
 	// Two clients are there, and one connection to the application, which one of them
 	// is using.
@@ -94,6 +139,7 @@ func withoutDescriptors(t *testing.T, proxy int) {
 	idle.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
 	idle.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
 
+	shared.ask(t)
 	// Nothing of these is known to the proxy before it has a descriptor for them.
 	var shed []net.Conn
 	for range waiting {
@@ -141,7 +187,7 @@ func withoutDescriptors(t *testing.T, proxy int) {
 	ask(t, starved, toScarce).expect(t, "/", 200, "")
 }
 
-func withoutLocalPorts(t *testing.T) {
+func withoutLocalPorts(t *testing.T, shared *sharing) {
 	app := holdRequests(t, crampedPort)
 	holdRequests(t, plentyPort)
 	const ports = 8
@@ -157,6 +203,7 @@ func withoutLocalPorts(t *testing.T) {
 	client, other := ask(t, starved, toCramped), ask(t, starved, toPlenty)
 	client.expect(t, "/", 503, "weir; error=connection_limit_reached; details=\"overload: ")
 	other.expect(t, "/", 200, "")
+	shared.ask(t)
 	app.release(ports)
 	for _, c := range busy {
 		c.answered(t, 200, "")
@@ -168,7 +215,7 @@ func withoutLocalPorts(t *testing.T) {
 // withoutConntrack has the kernel drop what begins a connection, which is what it does
 // when its table is full. That table's size is one for all network namespaces, and only
 // the first one can set it (net.netfilter.nf_conntrack_max, Linux 6.18).
-func withoutConntrack(t *testing.T) {
+func withoutConntrack(t *testing.T, shared *sharing) {
 	app := holdRequests(t, untrackedPort)
 	busy, client := ask(t, starved, toUntracked), ask(t, starved, toUntracked)
 	busy.expect(t, "/", 200, "")
@@ -179,6 +226,7 @@ func withoutConntrack(t *testing.T) {
 	nft(t, starved, fmt.Sprintf("table inet full { chain out { type filter hook output priority 0; tcp dport %d ct state new drop; }; }", untrackedPort))
 	restore := once(t, func() { nft(t, starved, "delete table inet full") })
 	client.expect(t, "/", 503, "weir; error=connection_timeout; details=\"connect_timeout: ")
+	shared.ask(t)
 	app.release(1)
 	busy.answered(t, 200, "")
 	client.expect(t, "/", 200, "") // by the connection that there is

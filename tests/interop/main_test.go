@@ -31,7 +31,7 @@ var (
 
 	// caller has the clients, called the servers.
 	caller = &pod.Pod{Namespace: namespace, Name: "caller", ContainerID: "caller"}
-	called = &pod.Pod{Namespace: namespace, Name: "called", ContainerID: "called"}
+	called = &pod.Pod{Namespace: namespace, Name: "called", ContainerID: "called", App: "called"}
 	// counted has clients of whose every connection it is known what becomes.
 	counted = &pod.Pod{Namespace: namespace, Name: "counted", ContainerID: "counted"}
 	// starved has clients whose proxy is left without what it needs.
@@ -55,7 +55,7 @@ func build(ctx context.Context, _ pod.Binaries) error {
 // ready starts the agent and the two pods. They end with the node.
 func ready(ctx context.Context, entered *pod.Node, found pod.Binaries) error {
 	node, programs = entered, found
-	if err := node.Write("called.yaml", pod.CapturedNamespace(namespace), called.Manifest()); err != nil {
+	if err := node.Write("called.yaml", pod.CapturedNamespace(namespace), called.Manifest(), pod.PlaintextPorts(namespace, called.App, plain...)); err != nil {
 		return err
 	}
 	chain, err := node.NewChain(programs.Folders(), nil)

@@ -62,6 +62,19 @@ func Plaintext(namespace string) any {
 	}
 }
 
+// PlaintextPorts has some ports of an app's pods called in plaintext.
+func PlaintextPorts(namespace, app string, ports ...int) any {
+	var modes []object
+	for _, port := range ports {
+		modes = append(modes, object{"port": port, "mode": "Disable"})
+	}
+	return object{
+		"apiVersion": "policy.weirmesh.io/v1alpha1", "kind": "PeerAuthentication",
+		"metadata": object{"namespace": namespace, "name": "plaintext-ports"},
+		"spec":     object{"podSelector": object{"matchLabels": object{"app": app}}, "ports": modes},
+	}
+}
+
 // Manifest is the pod as its owner wrote it, before it has addresses.
 func (p *Pod) Manifest() any {
 	return object{
