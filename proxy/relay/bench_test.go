@@ -3,6 +3,7 @@ package relay
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -83,35 +84,9 @@ func BenchmarkPair(b *testing.B) {
 			near.Log, far.Log = quiet, quiet
 			return near, far
 		}
-		b.Run("HTTP1/"+name, func(b *testing.B) {
-			answer := append([]byte("HTTP/1.1 200 OK\r\nContent-Length: 1024\r\n\r\n"), bytes.Repeat([]byte{'x'}, 1024)...)
-			near, far := pair(b, route.HTTP, scripted(b, func(c *net.TCPConn, r *bufio.Reader) {
-				_ = c.SetDeadline(time.Time{})
-				for {
-					for line := []byte{0}; line[0] != '\r'; {
-						var err error
-						if line, err = r.ReadSlice('\n'); err != nil {
-							return
-						}
-					}
-					_, _ = c.Write(answer)
-				}
-			}))
-			client := near.conn(b, listen.Outbound, vip)
-			_ = client.SetDeadline(time.Time{})
-			request, got := []byte(hello), make([]byte, len(answer))
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := client.Write(request); err != nil {
-					b.Fatal(err)
-				}
-				if _, err := io.ReadFull(client, got); err != nil {
-					b.Fatal(err)
-				}
-			}
-			client.Close()
-			over(b, near, far)
-		})
+		for _, size := range []int{1 << 10, 100 << 10, 10 << 20} {
+			b.Run(fmt.Sprint("HTTP1/", size, "/", name), func(b *testing.B) { benchmarkAnswer(b, size, pair) })
+		}
 		b.Run("TCP/"+name, func(b *testing.B) {
 			const block = 1 << 20
 			near, far := pair(b, route.Opaque, scripted(b, func(c *net.TCPConn, _ *bufio.Reader) {
@@ -136,4 +111,36 @@ func BenchmarkPair(b *testing.B) {
 			over(b, near, far)
 		})
 	}
+}
+
+// benchmarkAnswer is a request after the other, with answers of that many bytes.
+func benchmarkAnswer(b *testing.B, size int, pair func(*testing.B, route.Protocol, netip.AddrPort) (*bench, *far)) {
+	answer := append(fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n", size), bytes.Repeat([]byte{'x'}, size)...)
+	near, far := pair(b, route.HTTP, scripted(b, func(c *net.TCPConn, r *bufio.Reader) {
+		_ = c.SetDeadline(time.Time{})
+		for {
+			for line := []byte{0}; line[0] != '\r'; {
+				var err error
+				if line, err = r.ReadSlice('\n'); err != nil {
+					return
+				}
+			}
+			_, _ = c.Write(answer)
+		}
+	}))
+	client := near.conn(b, listen.Outbound, vip)
+	_ = client.SetDeadline(time.Time{})
+	request, got := []byte(hello), make([]byte, len(answer))
+	b.ReportAllocs()
+	b.SetBytes(int64(size))
+	for b.Loop() {
+		if _, err := client.Write(request); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(client, got); err != nil {
+			b.Fatal(err)
+		}
+	}
+	client.Close()
+	over(b, near, far)
 }

@@ -147,7 +147,7 @@ func TestAProxyThatIsToEndTakesNoNewStreams(t *testing.T) {
 	if len(old) != 1 {
 		t.Fatalf("%d connections with streams", len(old))
 	}
-	far.Server.drain()
+	far.drain()
 	waitUntil(t, "the caller is told", func() bool {
 		near.sessions.mu.Lock()
 		defer near.sessions.mu.Unlock()

@@ -223,6 +223,12 @@ func (r results) judge(out *report.Report) {
 		out.AtMost(fmt.Sprintf("CPU a request, %d connections, relative to GOMAXPROCS=1", c), cpu(laneWeir)/cpu(laneOne), 1.1, "×")
 		best := max(r.median(nameThroughput(laneNginx, c)), r.median(nameThroughput(laneHAProxy, c)))
 		out.AtLeast(fmt.Sprintf("throughput, %d connections, relative to the better of both", c), r.median(nameThroughput(laneWeir, c))/best, 1, "×")
+		// By mTLS, as it is where nobody says anything, beside peers in plaintext.
+		out.AtMost(fmt.Sprintf("CPU a request with mTLS, %d connections, relative to nginx in plaintext", c), cpu(laneWeirTLS)/cpu(laneNginx), 1, "×")
+		out.AtMost(fmt.Sprintf("CPU a request with mTLS, %d connections, relative to HAProxy in plaintext", c), cpu(laneWeirTLS)/cpu(laneHAProxy), 1.05, "×")
+		out.AtLeast(fmt.Sprintf("throughput with mTLS, %d connections, relative to the better of both in plaintext", c), r.median(nameThroughput(laneWeirTLS, c))/best, 1, "×")
+		best = max(r.median(nameThroughput(laneNginxTurned, c)), r.median(nameThroughput(laneHAProxyTurned, c)))
+		out.AtLeast(fmt.Sprintf("throughput, %d connections, relative to the better of both, captured", c), r.median(nameThroughput(laneWeir, c))/best, 1, "×")
 	}
 	for _, c := range connections {
 		cpu := func(l string) float64 { return r.median(nameCPU(l, atConnections(c))) }

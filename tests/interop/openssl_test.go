@@ -113,12 +113,10 @@ const closedInbound = `weir_tcp_connections_closed_total{destination_namespace="
 func beStrict(t *testing.T) {
 	t.Helper()
 	type object = map[string]any
-	// No pod here has labels.
-	everyPod := object{"matchExpressions": []object{{"key": "app", "operator": "DoesNotExist"}}}
 	if err := node.Write("strict.yaml", object{
 		"apiVersion": "policy.weirmesh.io/v1alpha1", "kind": "PeerAuthentication",
 		"metadata": object{"namespace": namespace, "name": "openssl"},
-		"spec":     object{"podSelector": everyPod, "ports": []object{{"port": openSSLPort, "mode": "Strict"}}},
+		"spec":     object{"podSelector": object{"matchLabels": object{"app": called.App}}, "ports": []object{{"port": openSSLPort, "mode": "Strict"}}},
 	}); err != nil {
 		t.Fatal(err)
 	}
