@@ -25,8 +25,7 @@ type Stream struct {
 
 	// Of session.mu.
 	view    []byte    // of the frame that is being told of, what is not read
-	behind  *[]byte   // what was not read when it was told of; nil: nothing
-	from    int       // of behind
+	behind  chunks    // what was not read when it was told of
 	credit  int       // bytes that may be sent
 	window  int       // bytes that the peer may have under way
 	room    int       // of these, what it has not sent
@@ -89,10 +88,7 @@ func (st *Stream) kept() {
 	if len(st.view) == 0 {
 		return
 	}
-	if st.behind == nil {
-		st.behind, st.from = lend(), 0
-	}
-	*st.behind = append(*st.behind, st.view...)
+	st.behind.add(st.view)
 	st.view = nil
 	st.reader.wake()
 }
@@ -100,10 +96,7 @@ func (st *Stream) kept() {
 // drop forgets what was not read.
 func (st *Stream) drop() {
 	st.view = nil
-	if st.behind != nil {
-		giveBack(st.behind)
-		st.behind = nil
-	}
+	st.behind.drop()
 }
 
 // Watch has h told of what comes from now on, as a poll.Poller would, by whoever reads the
@@ -119,7 +112,7 @@ func (st *Stream) Watch(h poll.Handler) bool {
 	st.handler.Store(&h)
 	st.session.mu.Lock()
 	defer st.session.mu.Unlock()
-	return st.behind != nil || len(st.view) > 0 || st.ended || st.session.failed != nil
+	return st.behind.n > 0 || len(st.view) > 0 || st.ended || st.session.failed != nil
 }
 
 // ReadNow is sock.Read of what has come. The error is unix.EAGAIN, or why it broke off.
@@ -168,26 +161,16 @@ func (s *Session) failure() error {
 }
 
 func (st *Stream) copy(p []byte) int {
-	n := 0
-	if st.behind != nil {
-		n = copy(p, (*st.behind)[st.from:])
-	}
+	n := st.behind.copy(p)
 	return n + copy(p[n:], st.view)
 }
 
 // skip says that n bytes were read, and gives credit for them once it is worth a frame.
 func (st *Stream) skip(n int) {
 	st.owed += n
-	if st.behind != nil {
-		m := min(n, len(*st.behind)-st.from)
-		st.from += m
-		n -= m
-		if st.from == len(*st.behind) {
-			giveBack(st.behind)
-			st.behind = nil
-		}
-	}
-	st.view = st.view[n:]
+	before := min(n, st.behind.n)
+	st.behind.skip(before)
+	st.view = st.view[n-before:]
 	if st.ended || st.owed < st.window/2 {
 		return
 	}
