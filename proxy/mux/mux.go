@@ -43,9 +43,11 @@ const (
 	maxGrown  = 4 << 20
 	// MaxStreams is how many of them a connection carries at a time.
 	MaxStreams = 256
-	// flushAt is how many bytes are gathered at most. Where the connection has no room for
-	// more, senders wait who have much to send; the others do at outCap. Of frames that
-	// are no stream's bytes so many are abuse.
+	// maxVain is how many streams more may have been opened for nothing than for something.
+	maxVain = 100
+	// flushAt is how many bytes are gathered before they are written. Where the connection
+	// takes no more, who has much to send waits from there on, and who has little from
+	// outCap on. Twice that is only what a peer makes this end say without reading it.
 	flushAt = 64 << 10
 	outCap  = 4 * flushAt
 	much    = 4 << 10
@@ -116,6 +118,7 @@ type Session struct {
 	crowded []*Stream // that wait for room in out
 	drains  bool      // a goroutine waits for the connection to take what it has
 	grown   int       // of all windows
+	vain    int       // streams of the peer's that ended without a byte, less the others
 	leaving bool      // this end opens, or takes, no more
 	left    bool      // the peer has said so
 	failed  error

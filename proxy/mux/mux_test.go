@@ -509,6 +509,10 @@ func said(id uint32, k kind, payload string) []byte {
 
 func TestWhatBreaksARuleEndsTheConnection(t *testing.T) {
 	opened := said(1, kindOpen, "")
+	var vain []byte
+	for id := range uint32(maxVain + 1) {
+		vain = append(append(vain, said(id+1, kindOpen, "")...), said(id+1, kindReset, "")...)
+	}
 	full := bytes.Repeat(said(1, kindData, string(make([]byte, maxData))), Window/maxData)
 	for name, text := range map[string][]byte{
 		"a kind that there is not":     said(1, 9, ""),
@@ -526,6 +530,7 @@ func TestWhatBreaksARuleEndsTheConnection(t *testing.T) {
 		"more than there is room for":  slices.Concat(opened, full, said(1, kindData, "x")),
 		"bytes behind the end":         slices.Concat(opened, said(1, kindEnd, ""), said(1, kindData, "x")),
 		"a stream by who has left":     slices.Concat(said(0, kindLeave, ""), opened),
+		"streams for nothing":          vain,
 		"a stream that leaves":         slices.Concat(opened, said(1, kindLeave, "")),
 	} {
 		t.Run(name, func(t *testing.T) {

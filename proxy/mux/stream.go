@@ -32,6 +32,7 @@ type Stream struct {
 	owed    int       // bytes that were read, for which it has no credit yet
 	given   time.Time // credit was
 	crowded bool      // in session.crowded
+	used    bool      // something has come
 
 	ended bool  // the peer sends no more
 	gone  error // it reads no more, either
@@ -50,6 +51,9 @@ func (st *Stream) take(k kind, payload []byte) error {
 		}
 		st.room -= len(payload)
 		st.view = payload
+		if !st.used && len(payload) > 0 {
+			st.used, st.session.vain = true, max(0, st.session.vain-1)
+		}
 		return nil
 	case kindEnd:
 		st.ended = true
@@ -68,6 +72,12 @@ func (st *Stream) take(k kind, payload []byte) error {
 		return nil
 	default:
 		return fmt.Errorf("%w: kind %d", errFrame, k)
+	}
+	if st.session.opened != nil && !st.used {
+		st.used = true // it counts once
+		if st.session.vain++; st.session.vain > maxVain {
+			return fmt.Errorf("%w: %d streams for nothing", errFrame, st.session.vain)
+		}
 	}
 	st.reader.wake()
 	st.writer.wake()

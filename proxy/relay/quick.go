@@ -244,7 +244,9 @@ func (u *httpUpstream) watch(p *http2.Poller) bool {
 	}
 	if u.poller == nil && u.polled(p, u) {
 		u.poller = p
-		u.said.Store(u.stream != nil) // what was there already is not told of
+		if u.stream != nil {
+			u.said.Store(true) // a poller tells of what is there already, a stream does not
+		}
 	}
 	return u.poller != nil
 }

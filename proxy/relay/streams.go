@@ -318,6 +318,7 @@ func (s *sessions) of(key sessionKey) (*dialled, bool) {
 	if d != nil && !d.old() {
 		return d, false
 	}
+	maps.DeleteFunc(s.by, func(_ sessionKey, d *dialled) bool { return d.old() })
 	if s.by == nil {
 		s.by = map[sessionKey]*dialled{}
 	}

@@ -56,6 +56,9 @@ type Target struct {
 	Held bool    `json:"held"`
 }
 
+// nothing is what is wanted of what is only told.
+const nothing = "–"
+
 // New starts a report.
 func New(name, title string) (*Report, error) {
 	var uts unix.Utsname
@@ -75,6 +78,11 @@ func (r *Report) AtMost(what string, got, want float64, unit string) {
 // AtLeast adds a target: got is to be no less than want.
 func (r *Report) AtLeast(what string, got, want float64, unit string) {
 	r.Targets = append(r.Targets, Target{What: what, Want: "≥ " + number(want), Got: got, Unit: unit, Held: got >= want})
+}
+
+// Beside adds what is told beside the targets.
+func (r *Report) Beside(what string, got float64, unit string) {
+	r.Targets = append(r.Targets, Target{What: what, Want: nothing, Got: got, Unit: unit, Held: true})
 }
 
 // ErrNotHeld says that a report has a target that was not held.
@@ -125,7 +133,11 @@ func (r *Report) Markdown() string {
 	if len(r.Targets) > 0 {
 		rows := [][]string{{"target", "wanted", "measured", "held"}}
 		for _, t := range r.Targets {
-			rows = append(rows, []string{t.What, t.Want + " " + t.Unit, number(t.Got) + " " + t.Unit, map[bool]string{true: "yes", false: "**no**"}[t.Held]})
+			want, held := t.Want+" "+t.Unit, map[bool]string{true: "yes", false: "**no**"}[t.Held]
+			if t.Want == nothing {
+				want, held = nothing, nothing
+			}
+			rows = append(rows, []string{t.What, want, number(t.Got) + " " + t.Unit, held})
 		}
 		table(&b, rows)
 	}

@@ -45,6 +45,7 @@ func TestAReportIsATableAndAFile(t *testing.T) {
 	}
 	r.AtMost("thing, p50", 2.346, 3, "ms")
 	r.AtLeast("ratio", 19.9, 20, "×")
+	r.Beside("another", 3, "×")
 	var out bytes.Buffer
 	dir := filepath.Join(t.TempDir(), "new")
 	if err := r.Publish(&out, dir); !errors.Is(err, ErrNotHeld) {
@@ -64,6 +65,7 @@ func TestAReportIsATableAndAFile(t *testing.T) {
 |------------|--------|----------|--------|
 | thing, p50 | ≤ 3 ms | 2.35 ms  | yes    |
 | ratio      | ≥ 20 × | 19.9 ×   | **no** |
+| another    | –      | 3 ×      | –      |
 
 A note.
 `, "\n")
