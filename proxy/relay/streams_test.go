@@ -329,8 +329,10 @@ func TestAConnectionWithoutStreamsEnds(t *testing.T) {
 	if got := near.try(t, 1); got != "200" {
 		t.Fatal(got)
 	}
-	near.pool.CloseAll(func(upstream.Key) bool { return true })
-	waitUntil(t, "it ends", func() bool { return len(far.carried()) == 0 })
+	waitUntil(t, "it ends", func() bool {
+		near.pool.CloseAll(func(upstream.Key) bool { return true }) // the request's is given back about now
+		return len(far.carried()) == 0
+	})
 	if got := near.try(t, 1); got != "200" {
 		t.Error(got)
 	}
