@@ -68,7 +68,7 @@ func (s *Server) identify(ctx context.Context, c listen.Conn, client *conn, d ro
 				early.Close()
 				picked.done(balance.Unknown)
 			}
-			err := s.meet(ctx, &c, client, d)
+			err := s.meet(ctx, &c, client)
 			r.met(c)
 			if err != nil {
 				return 0, err

@@ -55,7 +55,7 @@ var errConnected = errors.New("the client has nothing to say")
 
 // meet finds out whether an inbound connection is a proxy's, and if so, who its caller
 // is. One that is not has its bytes in client's buffer, if any came.
-func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn, d route.Destination) error {
+func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn) error {
 	mode := s.Config.Peers(c.Original.Port())
 	if s.TLS == nil && mode != route.Strict || mode == route.Disable && len(client.bytes()) == 0 {
 		return nil
@@ -72,7 +72,7 @@ func (s *Server) meet(ctx context.Context, c *listen.Conn, client *conn, d route
 	case err != nil:
 		return &reason.Error{Reason: reason.ClientGone, Err: err}
 	case hello == sniff.HelloOffers, hello == sniff.HelloOther && mode == route.Strict:
-		return s.accepts(ctx, c, client, d)
+		return s.accepts(ctx, c, client)
 	case mode != route.Strict:
 		return nil
 	case client.eof && len(client.bytes()) == 0:
@@ -108,7 +108,7 @@ func (s *Server) hello(client *conn, silence time.Duration) (sniff.Hello, error)
 }
 
 // accepts shakes hands with a client that said hello.
-func (s *Server) accepts(ctx context.Context, c *listen.Conn, client *conn, d route.Destination) error {
+func (s *Server) accepts(ctx context.Context, c *listen.Conn, client *conn) error {
 	if s.TLS == nil {
 		return errNoTLS
 	}
@@ -119,7 +119,7 @@ func (s *Server) accepts(ctx context.Context, c *listen.Conn, client *conn, d ro
 	first := bytes.Clone(client.bytes())
 	client.drop()
 	began := time.Now()
-	secure, err := s.TLS.Server(ctx, c.TCPConn, own, first, s.takes(*c, d)...)
+	secure, err := s.TLS.Server(ctx, c.TCPConn, own, first, s.takes(c.Original.Port())...)
 	c.Handshake = time.Since(began)
 	if err != nil {
 		return err

@@ -4,11 +4,12 @@
 // destination is. An inbound one goes to where it was going, which is the pod's own
 // application. What a connection carries is declared by its port, or told by its
 // first bytes (identify.go). What is for the application has to be allowed
-// (authorize.go). Requests of HTTP are served one by one (http1.go): each
-// by the route it meets (plan.go), at an endpoint of its own. Of anything else the
-// bytes move both ways (pair.go), inside the kernel unless an end is encrypted
-// (copier.go): a Service's connections go to one of its endpoints, and each end sees of the other what it would see without a
-// proxy: data, its end, a reset, an urgent byte; what cannot be connected is a reset.
+// (authorize.go). Requests of HTTP are served one by one (http1.go): each by the route
+// it meets (plan.go), at an endpoint of its own; those for one other proxy share a
+// connection (streams.go). Of anything else the bytes move both ways (pair.go), inside
+// the kernel unless an end is encrypted (copier.go): a Service's connections go to one
+// of its endpoints, and each end sees of the other what it would see without a proxy:
+// data, its end, a reset, an urgent byte; what cannot be connected is a reset.
 //
 // Every request leaves one access log record, and every connection that carried
 // none; what comes back to its own pod is handed over here and leaves two. What a
@@ -251,7 +252,7 @@ func (s *Server) serve(ctx context.Context, c listen.Conn, r *record) (int, erro
 	}
 	defer client.drop()
 	if c.Direction == listen.Inbound {
-		err := s.meet(ctx, &c, client, destination)
+		err := s.meet(ctx, &c, client)
 		r.met(c)
 		switch {
 		case errors.Is(err, errConnected):

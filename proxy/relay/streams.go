@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weirmesh/weir/proxy/http2"
 	"github.com/weirmesh/weir/proxy/listen"
 	"github.com/weirmesh/weir/proxy/mtls"
@@ -34,6 +36,10 @@ const (
 	lookIdle = 30 * time.Second
 	// parting is how long it may take to say that a connection ends.
 	parting = time.Second
+	// unheard is for how long a peer may leave what it is sent unacknowledged: one that has
+	// vanished is missed then, with all that waits for it and would wait for it anew
+	// (TCP_USER_TIMEOUT, tcp(7)). One that lives reads whatever comes.
+	unheard = 20 * time.Second
 )
 
 // session is a connection that carries streams, at either end.
@@ -65,16 +71,23 @@ func (s *session) beginBy(p *http2.Poller) error {
 		return os.ErrClosed
 	}
 	raw, err := s.secure.SyscallConn()
-	if err == nil {
-		err = raw.Control(func(fd uintptr) { s.fd = int(fd) })
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = p.Add(s.fd, s.Session)
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		s.fd = int(fd)
+		failed = os.NewSyscallError("setsockopt user_timeout",
+			unix.SetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unheard.Milliseconds())))
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return err
 	}
-	if err == nil {
-		s.poller, s.processors = p, runtime.GOMAXPROCS(0)
+	if err := p.Add(s.fd, s.Session); err != nil {
+		return err
 	}
-	return err
+	s.poller, s.processors = p, runtime.GOMAXPROCS(0)
+	return nil
 }
 
 // follow has the poller of another number of processors read it, if there are more, or
@@ -129,8 +142,8 @@ func (s *session) recheck(review *mtls.Review) {
 
 // takes is what an inbound connection may speak that is better than a proxy's least:
 // streams, where what comes is looked into.
-func (s *Server) takes(c listen.Conn, d route.Destination) []string {
-	if s.Config.Opaque(c.Original.Port()) || d.Protocol != route.HTTP && d.Protocol != route.Undeclared {
+func (s *Server) takes(port uint16) []string {
+	if s.Config.Opaque(port) {
 		return nil
 	}
 	return []string{mtls.Streams}
@@ -240,6 +253,9 @@ func (h *http1Conn) reachStream(ctx context.Context, e route.Endpoint) (*upstrea
 	poller := h.quick.poller
 	if h.TLS == nil || poller == nil || !h.shows(e) {
 		return h.reach(ctx, h.accepted, e)
+	}
+	if _, err := h.TLS.Own(ctx); err != nil { // without, nobody knows under which trust it will be
+		return nil, err
 	}
 	key := sessionKey{h.keyOf(upstream.Owner{}, e), poller}
 	for {

@@ -60,12 +60,11 @@ func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
 	onNode(t)
 	t.Parallel()
 	proxy, before := proxyOf(t, starved), metrics(t)
-	shared := newSharing(t)
+	shared := newSharing(t, proxy)
 	// One after the other: the proxy is the same.
 	t.Run("descriptors", func(t *testing.T) { withoutDescriptors(t, proxy, shared) })
 	t.Run("local ports", func(t *testing.T) { withoutLocalPorts(t, shared) })
 	t.Run("places in the table of connections", func(t *testing.T) { withoutConntrack(t, shared) })
-	shared.end(t)
 	if now := proxyOf(t, starved); now != proxy {
 		t.Errorf("the proxy was process %d, and is %d", proxy, now)
 	}
@@ -81,46 +80,50 @@ func TestWhatRunsOutIsShedAndCounted(t *testing.T) {
 		requests("scarce", "503", "overload"):           2,
 		requests("cramped", "503", "overload"):          1,
 		requests("plenty", "200", ""):                   1,
-		requests("shared", "200", ""):                   sharers + 3*sharers + 1,
+		requests("shared", "200", ""):                   1 + 2 + 4 + 6,
 		requests("untracked", "503", "connect_timeout"): 1,
 		"weir_tcp_connections_closed_total{" + fromStarved("unknown", "unknown", "unknown") + `,reason="overload"}`: waiting,
 	})
 }
 
-// sharing are clients whose requests go by one connection of mTLS, on which one of them
-// waits for its answer all the while.
+// sharing are clients whose requests go by one connection of mTLS.
 type sharing struct {
 	app     *holding
-	waiting *asking
-	others  []*asking
+	clients []*asking
+	asked   int
 }
 
-const sharers = 3
+const sharers = 6
 
-func newSharing(t *testing.T) *sharing {
-	s := &sharing{app: holdRequests(t, sharedPort), waiting: ask(t, starved, toShared)}
-	s.waiting.send(t, "/hold")
-	s.app.await(t, 1)
+func newSharing(t *testing.T, proxy int) *sharing {
+	s := &sharing{app: holdRequests(t, sharedPort)}
+	before := len(descriptors(t, proxy))
 	for range sharers {
-		c := ask(t, starved, toShared)
-		c.expect(t, "/", 200, "")
-		s.others = append(s.others, c)
+		s.clients = append(s.clients, ask(t, starved, toShared))
 	}
+	eventually(t, patience, "the clients are accepted", func() error {
+		if n := len(descriptors(t, proxy)); n < before+sharers {
+			return fmt.Errorf("%d descriptors, of %d", n, before+sharers)
+		}
+		return nil
+	})
+	s.clients[0].expect(t, "/", 200, "")
 	return s
 }
 
-// ask has them ask for something, which needs nothing that there is not.
+// ask has some of them ask at once, more than ever before: there is no connection yet that
+// could be theirs alone, and they need nothing that there is not.
 func (s *sharing) ask(t *testing.T) {
 	t.Helper()
-	for _, c := range s.others {
-		c.expect(t, "/", 200, "")
+	s.asked += 2
+	for _, c := range s.clients[:s.asked] {
+		c.send(t, "/hold")
 	}
-}
-
-func (s *sharing) end(t *testing.T) {
-	t.Helper()
-	s.app.release(1)
-	s.waiting.answered(t, 200, "")
+	s.app.await(t, s.asked)
+	s.app.release(s.asked)
+	for _, c := range s.clients[:s.asked] {
+		c.answered(t, 200, "")
+	}
 }
 
 func withoutDescriptors(t *testing.T, proxy int, shared *sharing) {
