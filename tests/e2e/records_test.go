@@ -110,14 +110,15 @@ func (x index) at(client string, r report.Result) []telemetry.Record {
 	return out
 }
 
-// during returns the record of what the proxy's connection carried for one of its
+// during returns the inbound record of what the proxy's connection carried for one of its
 // requests: the first that began within the request's time. One that follows on the
 // connection may begin before this one's record is closed. The nodes share a clock.
 func (x index) during(out telemetry.Record) []telemetry.Record {
 	ends := out.Timestamp.Add(time.Duration(out.TimeTotal * float64(time.Second)))
 	var in []telemetry.Record
 	for _, r := range x[out.UpstreamLocal] {
-		if r.Timestamp.Before(out.Timestamp) || r.Timestamp.After(ends) {
+		// The caller's own connection to a Service may have the same port as the proxy's.
+		if r.Direction != "inbound" || r.Timestamp.Before(out.Timestamp) || r.Timestamp.After(ends) {
 			continue
 		}
 		if len(in) == 0 || r.Timestamp.Before(in[0].Timestamp) {
@@ -143,8 +144,8 @@ func (x index) follow(r report.Result) (hop, error) {
 	}
 	out := outs[0]
 	ins := x.during(out)
-	if len(ins) != 1 || ins[0].Direction != "inbound" {
-		return hop{}, fmt.Errorf("the proxy's connection from %s has %d records, want one, inbound: %+v", out.UpstreamLocal, len(ins), ins)
+	if len(ins) != 1 {
+		return hop{}, fmt.Errorf("the proxy's connection from %s has %d inbound records, want one", out.UpstreamLocal, len(ins))
 	}
 	in := ins[0]
 	switch {
