@@ -119,7 +119,17 @@ func apiAway(t *testing.T) {
 
 	// The news flow again, to the agents that started without.
 	eventually(t, startLimit, "the agents", func() error { return bed.agentsReady(t.Context(), len(bed.Nodes)) })
-	expectCaptured(t, start(t, ns, onNode(labelled(appPod("back-later", "serve"), "app", "back"), 0)))
+	// The cluster's own way to the server is first: its Service has no endpoint before
+	// kube-proxy hears of one. Who watches asks again after up to a minute (client-go), so
+	// do the agents, and without them nobody knows the pod's probes.
+	for _, node := range bed.Nodes {
+		eventually(t, 2*startLimit, "the API server's Service on "+node.Name, func() error {
+			_, err := output(node.Command(t.Context(), "bash", "-c", "exec 3<>/dev/tcp/10.96.0.1/443"))
+			return err
+		})
+	}
+	added := create(t, ns, onNode(labelled(appPod("back-later", "serve"), "app", "back"), 0))
+	expectCaptured(t, waitPodFor(t, 2*startLimit, added, "to be ready", isReady))
 	eventually(t, startLimit, "an answer of the new pod", func() error {
 		if got := answeredBy(getLocally(t, front, "-n", "20", urlOf(back))); got["back-later"] == 0 {
 			return fmt.Errorf("answers came from %v", got)

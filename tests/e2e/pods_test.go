@@ -146,19 +146,26 @@ func fresh(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
 
 func waitReady(t *testing.T, pod *corev1.Pod) *corev1.Pod {
 	t.Helper()
-	return waitPod(t, pod, "to be ready", func(pod *corev1.Pod) bool {
-		for _, condition := range pod.Status.Conditions {
-			if condition.Type == corev1.PodReady {
-				return condition.Status == corev1.ConditionTrue
-			}
+	return waitPod(t, pod, "to be ready", isReady)
+}
+
+func isReady(pod *corev1.Pod) bool {
+	for _, condition := range pod.Status.Conditions {
+		if condition.Type == corev1.PodReady {
+			return condition.Status == corev1.ConditionTrue
 		}
-		return false
-	})
+	}
+	return false
 }
 
 func waitPod(t *testing.T, pod *corev1.Pod, what string, is func(*corev1.Pod) bool) *corev1.Pod {
 	t.Helper()
-	eventually(t, startLimit, "pod "+pod.Name+" "+what, func() error {
+	return waitPodFor(t, startLimit, pod, what, is)
+}
+
+func waitPodFor(t *testing.T, limit time.Duration, pod *corev1.Pod, what string, is func(*corev1.Pod) bool) *corev1.Pod {
+	t.Helper()
+	eventually(t, limit, "pod "+pod.Name+" "+what, func() error {
 		now, err := fresh(t.Context(), pod)
 		if err != nil {
 			return err
