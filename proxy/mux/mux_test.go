@@ -210,6 +210,12 @@ func echo(st *Stream) {
 	_, _ = st.readAll()
 }
 
+// linger reads nothing, and stays until the other end has gone.
+func linger(st *Stream) {
+	_ = st.Read(func(uintptr) bool { return st.Broken() != nil })
+	st.Close()
+}
+
 func TestBytesArriveAsTheyWereSent(t *testing.T) {
 	for _, room := range []int{100, 10_000, 1 << 20} {
 		client, _ := connect(t, room, echo)
@@ -271,8 +277,7 @@ func TestAStreamThatNobodyReadsHoldsUpNoOther(t *testing.T) {
 			echo(st)
 			return
 		}
-		_ = st.Read(func(uintptr) bool { return st.Broken() != nil })
-		st.Close()
+		linger(st)
 	})
 	stuck, other := open(t, client), open(t, client)
 	_ = stuck.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
@@ -534,10 +539,7 @@ func TestWhatBreaksARuleEndsTheConnection(t *testing.T) {
 		"a stream that leaves":         slices.Concat(opened, said(1, kindLeave, "")),
 	} {
 		t.Run(name, func(t *testing.T) {
-			client, server := connect(t, 1<<20, func(st *Stream) {
-				_ = st.Read(func(uintptr) bool { return st.Broken() != nil })
-				st.Close()
-			})
+			client, server := connect(t, 1<<20, linger)
 			_, _ = client.Write(text)
 			select {
 			case <-server.Done():
@@ -560,10 +562,7 @@ func TestWhatBreaksARuleEndsTheConnection(t *testing.T) {
 }
 
 func TestThereIsABoundToStreams(t *testing.T) {
-	client, server := connect(t, 1<<20, func(st *Stream) {
-		_ = st.Read(func(uintptr) bool { return st.Broken() != nil })
-		st.Close()
-	})
+	client, server := connect(t, 1<<20, linger)
 	var streams []*Stream
 	for range MaxStreams {
 		streams = append(streams, open(t, client))
@@ -593,10 +592,7 @@ func TestThereIsABoundToStreams(t *testing.T) {
 
 // TestWhoReadsNothingIsNotToldMuch: of each stream that is refused an answer waits.
 func TestWhoReadsNothingIsNotToldMuch(t *testing.T) {
-	client, server := connect(t, 1<<20, func(st *Stream) {
-		_ = st.Read(func(uintptr) bool { return st.Broken() != nil })
-		st.Close()
-	})
+	client, server := connect(t, 1<<20, linger)
 	client.mu.Lock()
 	client.room = 0
 	client.mu.Unlock()

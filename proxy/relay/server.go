@@ -206,15 +206,20 @@ func (s *Server) handle(ctx context.Context, c listen.Conn) {
 	defer records.Put(r)
 	r.reset(c)
 	requests, err := s.serve(ctx, c, r)
+	s.settle(c, r, requests, err)
+}
+
+// settle decides how a connection is to be closed, and leaves its record unless its
+// requests have left theirs.
+func (s *Server) settle(c interface{ SetLinger(int) error }, r *record, requests int, err error) {
 	if err != nil {
 		r.fail(err)
 		// Transparent to refusal: the client sees a reset, not an orderly end.
 		_ = c.SetLinger(0)
 	}
-	if requests > 0 && err == nil {
-		return
+	if requests == 0 || err != nil {
+		s.log(r)
 	}
-	s.log(r)
 }
 
 // log passes on what is known of a connection, or a request, that ended now.

@@ -54,6 +54,13 @@ type session struct {
 	processors int           // that were used when it was chosen
 }
 
+// newSession is the server's end if opened is not nil, as mux.New's.
+func (s *Server) newSession(secure *mtls.Conn, opened func(*mux.Stream)) *session {
+	one := &session{Session: mux.New(secure, &s.pollers.turn, opened), server: s, secure: secure}
+	one.Watched = one.follow
+	return one
+}
+
 // begin has a poller read it, behind what came with the handshake.
 func (s *session) begin(p *http2.Poller) error {
 	if err := s.beginBy(p); err != nil {
@@ -155,8 +162,7 @@ func (s *Server) serveStreams(ctx context.Context, c listen.Conn, secure *mtls.C
 	var mu sync.Mutex
 	requests := 0
 	var running sync.WaitGroup
-	one := &session{server: s, secure: secure}
-	one.Session = mux.New(secure, &s.pollers.turn, func(stream *mux.Stream) {
+	one := s.newSession(secure, func(stream *mux.Stream) {
 		accepted := c
 		accepted.Accepted = time.Now()
 		c.Handshake = 0 // it was the first one's
@@ -167,7 +173,6 @@ func (s *Server) serveStreams(ctx context.Context, c listen.Conn, secure *mtls.C
 			requests += n
 		})
 	})
-	one.Watched = one.follow
 	s.watch(one)
 	defer s.unwatch(one)
 	defer endsWith(secure, one.Leave)()
@@ -198,13 +203,7 @@ func (s *Server) serveStream(ctx context.Context, c listen.Conn, client *conn, d
 	if s.enter() {
 		requests, err = s.serveHTTP1(ctx, c, client, nil)
 	}
-	if err != nil {
-		r.fail(err)
-		_ = client.SetLinger(0)
-	}
-	if requests == 0 || err != nil {
-		s.log(r)
-	}
+	s.settle(client, r, requests, err)
 	return max(requests, 1) // it has left a record
 }
 
@@ -237,14 +236,19 @@ type dialled struct {
 	up      *upstream.Conn
 }
 
-// old reports whether it is time to ask again.
-func (d *dialled) old() bool {
+// isKnown reports whether that is closed.
+func (d *dialled) isKnown() bool {
 	select {
 	case <-d.known:
-		return !d.alone.IsZero() && time.Since(d.alone) > aloneFor
+		return true
 	default:
 		return false
 	}
+}
+
+// old reports whether it is time to ask again.
+func (d *dialled) old() bool {
+	return d.isKnown() && !d.alone.IsZero() && time.Since(d.alone) > aloneFor
 }
 
 // reachStream is reach for HTTP/1: where the endpoint has to show its identity, what it
@@ -302,9 +306,7 @@ func (h *http1Conn) dialStreams(ctx context.Context, key sessionKey, d *dialled,
 		d.alone = time.Now()
 		return up, nil
 	}
-	one := &session{server: h.Server, secure: up.Secure}
-	one.Session = mux.New(up.Secure, &h.pollers.turn, nil)
-	one.Watched = one.follow
+	one := h.newSession(up.Secure, nil)
 	stream, err := one.Open()
 	if err == nil {
 		err = one.begin(key.poller)
@@ -395,7 +397,7 @@ func (s *sessions) awaitEnd(key sessionKey, d *dialled) {
 	}
 }
 
-// review has no stream be opened any more where others roots are trusted by now.
+// review has no stream be opened any more where other roots are trusted by now.
 func (s *sessions) review(trust uint64) {
 	s.mu.Lock()
 	var old []*session
@@ -404,12 +406,8 @@ func (s *sessions) review(trust uint64) {
 			continue
 		}
 		delete(s.by, key)
-		select {
-		case <-d.known:
-			if d.session != nil {
-				old = append(old, d.session)
-			}
-		default: // it is found to be outdated
+		if d.isKnown() && d.session != nil { // or it will be found to be outdated
+			old = append(old, d.session)
 		}
 	}
 	s.mu.Unlock()
